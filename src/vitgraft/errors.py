@@ -1,0 +1,20 @@
+"""What vitgraft raises. Every message names the option, the value it got and what would work."""
+
+
+class GraftError(ValueError):
+    """A graft that cannot be made: wrong option, wrong model, or a model that is grafted already."""
+
+
+class NoGraftPointError(GraftError):
+    """Nothing in the model can carry a graft, or nothing matched what was asked for."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not belong to the model it was meant for."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"{package} is not installed. It comes with an extra: pip install 'vitgraft[{extra}]'")
