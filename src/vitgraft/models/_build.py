@@ -9,6 +9,7 @@ from timm.models import build_model_with_cfg
 from torch import nn
 
 from vitgraft.config import GraftConfig
+from vitgraft.errors import GraftError
 from vitgraft.models.surgery import graft
 
 __all__ = ["build_grafted", "grafted_cfgs"]
@@ -82,7 +83,10 @@ def build_grafted(
     Raises:
         GraftError: Impossible graft options.
     """
-    config = GraftConfig.make(graft_defaults, **dict(kwargs.pop("graft", None) or {}))
+    options = kwargs.pop("graft", None) or {}
+    if not isinstance(options, Mapping):
+        raise GraftError(f"graft={options!r} is not a mapping of GraftConfig's options, such as {{'levels': 2}}")
+    config = GraftConfig.make(graft_defaults, **options)
 
     def make(**options: Any) -> nn.Module:
         # "auto" levels are those of the ImageNet model at every img_size, so that its weights fit (section 3.2)

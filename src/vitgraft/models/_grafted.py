@@ -8,6 +8,7 @@ torch.export see plain calls.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +34,26 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_host"], name)
 
+
+class SuperStandIn(StandIn):
+    """For a method that calls super(), as a user's subclass does: super() takes what says that it is an instance."""
+
     @property
     def __class__(self) -> type:
-        # for a subclass that calls super().forward(...): super() accepts what says that it is an instance
-        return type(self.__dict__["_host"])
+        host = self.__dict__.get("_host")
+        return SuperStandIn if host is None else type(host)
+
+
+def _stand_in(host: nn.Module, method: str, replaced: dict[str, Any]) -> StandIn:
+    """The stand-in with which `method` of the host's original class runs."""
+    # only where it is needed: torch.compile does not trace an object that gives itself another class
+    kind = SuperStandIn if method in type(host)._graft_super else StandIn
+    return kind(host, **replaced)
+
+
+def _calls_super(cls: type, method: str) -> bool:
+    code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
+    return code is not None and "super" in code.co_names
 
 
 class _Blocks(list):
@@ -146,18 +163,18 @@ class GraftedBlock:
 
             replaced["attn"] = attention
         if graft is None:
-            return run(StandIn(self, **replaced), *args, **kwargs)
+            return run(_stand_in(self, "forward", replaced), *args, **kwargs)
 
         def grow(x0: torch.Tensor) -> torch.Tensor:
             return graft(self._to_grid(x0, grid))
 
         if self._graft_fused_last or point.adds == "":
-            out = run(StandIn(self, **replaced), *args, **kwargs)
+            out = run(_stand_in(self, "forward", replaced), *args, **kwargs)
             return self._add(out, grow(args[0]))
 
         if point.adds == "attns":
             branch = _Branch(lambda x: self._add(torch.zeros_like(x), grow(x)))
-            return run(StandIn(self, attns=[*self._modules["attns"], branch]), *args, **kwargs)
+            return run(_stand_in(self, "forward", {"attns": [*self._modules["attns"], branch]}), *args, **kwargs)
 
         seen: list[torch.Tensor] = [args[0]] if point.reads == "" else []
         added: list[bool] = []
@@ -179,7 +196,7 @@ class GraftedBlock:
         if point.reads:
             replaced[point.reads] = read
         replaced[point.adds] = add
-        return run(StandIn(self, **replaced), *args, **kwargs)
+        return run(_stand_in(self, "forward", replaced), *args, **kwargs)
 
 
 def _run_with_grid(self: nn.Module, method: str, x: Any, args: tuple, kwargs: dict) -> Any:
@@ -190,7 +207,7 @@ def _run_with_grid(self: nn.Module, method: str, x: Any, args: tuple, kwargs: di
         for block in getattr(self, source.blocks)
     )
     run = getattr(original_class(type(self)), method)
-    return run(StandIn(self, **{source.blocks: blocks}), x, *args, **kwargs)
+    return run(_stand_in(self, method, {source.blocks: blocks}), x, *args, **kwargs)
 
 
 class GraftedGridSource:
@@ -236,6 +253,7 @@ def grafted_class(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -
     mixins = {"block": GraftedBlock, "grid": GraftedGridSource, "model": GraftedModel}
     body: dict[str, Any] = {"_graft_original": cls, "__reduce__": _reduce, "__doc__": cls.__doc__}
     body["_graft_made_by"] = (cls, roles, methods)
+    body["_graft_super"] = frozenset(m for m in ("forward", *methods) if _calls_super(cls, m))
     body |= {name: _grid_method(name) for name in methods}
     if "model" in roles and hasattr(cls, "set_input_size"):
         body["set_input_size"] = _set_input_size

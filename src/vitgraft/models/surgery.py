@@ -67,7 +67,7 @@ def _input_size(model: nn.Module, img_size: int | Size | None) -> tuple[int, int
     cfg = cfg if isinstance(cfg, Mapping) else vars(cfg)
     channels, H, W = cfg.get("input_size") or (3, 224, 224)
     embed = getattr(model, "patch_embed", None)
-    built = getattr(embed, "img_size", None)
+    built = getattr(embed, "img_size", None) or getattr(model, "img_size", None)
     if img_size is not None:
         size = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
         if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
