@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitgraft.layers.attention import attend
+from vitgraft.layers.attention import attend, attend_qkv
 from vitgraft.layers.window import effective_window, pad_grid, window_partition, window_reverse
 from vitgraft.models._points import GraftPoint, GridSource
 
@@ -84,9 +84,11 @@ def window_attention(attn: nn.Module, x: torch.Tensor, grid: Size, window_size: 
     x = pad_grid(x.view(B, *grid, C), window)
     padded = x.shape[1], x.shape[2]
     x = window_partition(x, window)
-    N = x.shape[1]
-    q, k, v = attn.qkv(x).view(x.shape[0], N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).reshape(-1, N, C)
+    if isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity):
+        x = attend_qkv(attn.qkv(x), attn.num_heads)
+    else:
+        q, k, v = attn.qkv(x).view(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).flatten(2)
     x = attn.proj_drop(attn.proj(attn.norm(x)))
     x = window_reverse(x, window, padded)[:, : grid[0], : grid[1]]
     return x.reshape(B, tokens, C)

@@ -17,12 +17,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
+from vitgraft.layers.attention import attend_qkv
+from vitgraft.layers.window import into_windows, out_of_windows, pad_grid
 from vitgraft.models._build import build_grafted, grafted_cfgs
 
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
@@ -107,27 +108,25 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
         """(B, H, W, C), normed, to (B, H, W, C)."""
         _, H, W, C = x.shape
         rows, cols = self.window_size
-        pad_h, pad_w = -H % rows, -W % cols
-        if pad_h or pad_w:
-            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-        Hp, Wp = H + pad_h, W + pad_w
+        x = pad_grid(x, self.window_size)
+        Hp, Wp = x.shape[1], x.shape[2]
 
-        shift_h, shift_w = self.shift_size
-        shifted = (shift_h > 0 or shift_w > 0) and (rows < H or cols < W)
-        mask = None
-        if shifted:
-            x = torch.roll(x, (-shift_h, -shift_w), (1, 2))
-            mask = shift_mask(x, self.window_size, self.shift_size, (Hp, Wp))
+        shift = self.shift_size if H > rows or W > cols else (0, 0)
+        mask = shift_mask(x, self.window_size, shift, (Hp, Wp)) if any(shift) else None
+        x = into_windows(x, self.window_size, shift)  # (B * N, L, C)
+        x = self._window_attention(x, mask)
+        x = out_of_windows(x, self.window_size, shift, (Hp, Wp))
+        return x if (Hp, Wp) == (H, W) else x[:, :H, :W]
 
-        x = x.reshape(-1, Hp // rows, rows, Wp // cols, cols, C).transpose(2, 3)
-        x = self.attn(x.reshape(-1, rows * cols, C), mask=mask)  # (B * N, L, C)
-        x = x.reshape(-1, Hp // rows, Wp // cols, rows, cols, C).transpose(2, 3).reshape(-1, Hp, Wp, C)
-
-        if shifted:
-            x = torch.roll(x, (shift_h, shift_w), (1, 2))
-        if pad_h or pad_w:
-            x = x[:, :H, :W]
-        return x
+    def _window_attention(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """timm's WindowAttention on (B * N, L, C) with mask (N, L, L) or None, by the faster way on this device."""
+        attn = self.attn
+        if attn.attn_drop.p > 0 and self.training:
+            return attn(x, mask=mask)
+        bias = attn._get_rel_pos_bias()  # (1, heads, L, L)
+        if mask is not None:
+            bias = bias + mask[:, None]
+        return attn.proj_drop(attn.proj(attend_qkv(attn.qkv(x), attn.num_heads, bias)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
