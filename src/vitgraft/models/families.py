@@ -1,0 +1,1 @@
+NOT_GRAFTABLE: dict[str, str] = {}
