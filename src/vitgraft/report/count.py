@@ -51,7 +51,9 @@ def count_macs_by_module(model: nn.Module, input_size: Sequence[int], training: 
         real = torch.zeros(1, *input_size, device=tensor.device, dtype=tensor.dtype)
         counted = _count(copy.deepcopy(model), real, training)
     root = f"{type(model).__name__}."
-    modules = {name.removeprefix(root): sum(flops.values()) // 2 for name, flops in counted.items() if root in name}
+    modules = {
+        name.removeprefix(root): sum(flops.values()) // 2 for name, flops in counted.items() if name.startswith(root)
+    }
     return {"": sum(counted["Global"].values()) // 2, **modules}
 
 

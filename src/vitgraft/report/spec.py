@@ -111,8 +111,18 @@ def create_at(spec: ModelSpec, img_size: int | None, device: str | None = None, 
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    close += [other for other in known if name in other and other not in close][: 5 - len(close)]
+    matcher = difflib.SequenceMatcher(b=name)
+
+    def likeness(other: str) -> float:
+        # whole names, and beginnings: who types "deit_tny" means deit_tiny_patch16_224
+        scores = []
+        for text in (other, other[: len(name) + 1]):
+            matcher.set_seq1(text)
+            scores.append(matcher.ratio())
+        return max(scores)
+
+    close = sorted(known, key=lambda other: (-likeness(other), len(other)))[:5]
+    close = [other for other in close if likeness(other) > 0.6]
     hint = f"close names: {', '.join(close)}" if close else "timm.list_models() names all"
     return f"unknown model {name!r}; {hint}"
 
