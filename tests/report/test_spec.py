@@ -44,7 +44,8 @@ def test_unknown_names_and_options():
 def test_create_takes_options():
     model = create("vit_tiny_patch16_224:depth=2:img_size=64", num_classes=3, device="meta")
     assert len(model.blocks) == 2 and model.num_classes == 3 and model.patch_embed.img_size == (64, 64)
-    assert input_size_of(model) == (3, 224, 224) and input_size_of(model, 96) == (3, 96, 96)
+    assert input_size_of(model) == (3, 64, 64) and input_size_of(model, 96) == (3, 96, 96)
+    assert input_size_of(create("crossvit_9_240", "meta")) == (3, 240, 240)
 
 
 def test_img_size_where_the_model_has_no_such_option():

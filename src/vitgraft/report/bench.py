@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from vitgraft.report.count import count_macs, count_params
 from vitgraft.report.machine import cpu_peak_bytes, describe, matmul_rate, synchronize, timed
 from vitgraft.report.spec import ModelSpec, create_at, input_size_of
+from vitgraft.report.terminal import print_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = ("infer", "train")
@@ -273,8 +274,8 @@ def print_terminal(result: dict[str, Any], console) -> None:
         precision = "bfloat16 autocast" if dtype == "bfloat16" else dtype
         peak = rows[0]["matmul_peak_flops_per_second"]
         console.print(f"{what}, {precision}, batch {config['batch_size']}", style="bold", highlight=False)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("model", overflow="fold")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("model", no_wrap=True)
         for heading in ("images/s", "25-75 %", "ratio", "min-max", "memory\nMiB", "MAC\nG", "share\nof peak", "fused"):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
@@ -290,7 +291,7 @@ def print_terminal(result: dict[str, Any], console) -> None:
                 f"{row['share_of_matmul_peak']:.0%}",
                 row["fused_attn"],
             )
-        console.print(table)
+        print_whole(console, table)
         console.print(f"matmul peak in this run: {peak / 1e9:.4g} GFLOP/s ({dtype}); 1 MAC = 2 FLOP", style="dim")
         console.print()
     machine = result["machine"]

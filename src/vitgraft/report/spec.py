@@ -92,10 +92,15 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
 
 
 def input_size_of(model: nn.Module, img_size: int | None = None) -> tuple[int, int, int]:
-    """(channels, height, width) of the images a timm model is made for, or of a square `img_size`."""
-    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    """(channels, height, width) of the images a timm model was made for, or of a square `img_size`."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
     channels, height, width = cfg.get("input_size", (3, 224, 224))
-    return (channels, img_size, img_size) if img_size else (channels, height, width)
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if img_size is not None:
+        height = width = img_size
+    elif built is not None:  # a size given to the constructor is not in the configuration
+        height, width = (built, built) if isinstance(built, int) else built
+    return channels, height, width
 
 
 def create_at(spec: ModelSpec, img_size: int | None, device: str | None = None, **kwargs: Any) -> nn.Module:

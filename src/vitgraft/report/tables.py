@@ -16,6 +16,7 @@ from vitgraft.errors import ModelSpecError
 from vitgraft.report.count import count_macs, count_params
 from vitgraft.report.paper import TABLES, PaperRow, PaperTable
 from vitgraft.report.spec import ModelSpec, create, input_size_of
+from vitgraft.report.terminal import print_whole
 
 NOT_MEASURED = "not measured"
 NOT_AVAILABLE = "not available yet"
@@ -224,19 +225,16 @@ def print_terminal(counted: Mapping[str, list[Row]], console) -> None:
         table = TABLES[number]
         marks, notes = footnotes(rows)
         console.print(f"Table {number}: {table.caption}", style="bold", highlight=False)
-        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for index, heading in enumerate(headings(table)):
-            # two lines: what, and whose it is; the names may wrap, the numbers not
+            # two lines: what, and whose it is
             what = heading.replace("params (M) ", "params\n").replace("MAC (G) ", "MAC\n").replace("top-1 ", "top-1\n")
-            words = index <= len(table.columns) or heading == "top-1 here"
-            grid.add_column(
-                what, justify="right" if index else "left", no_wrap=not words, min_width=5 if words else None
-            )
+            grid.add_column(what, justify="right" if index else "left", no_wrap=True)
         for row, mark in zip(rows, marks, strict=True):
             style = "dim" if row.cost is None else ("" if row.within_tolerance else "yellow")
             texts = ("not yet" if text == NOT_AVAILABLE else text for text in cells(row, mark))
             grid.add_row(*(escape(text) for text in texts), style=style)
-        console.print(grid)
+        print_whole(console, grid)
         if any(row.cost is None for row in rows):
             notes = ["not yet: there is no model here for this row", *notes]
         notes = ["params in 10^6, MAC in 10^9 (the paper's FLOPs), top-1 in % on ImageNet-1K", *notes]

@@ -20,14 +20,29 @@ def console(**options):
     return Console(**options)
 
 
+def print_whole(out, table) -> None:
+    """Prints a rich table on a console without cutting or squeezing it: a narrower terminal wraps its lines."""
+    from rich.measure import Measurement
+
+    width = out.width
+    out.width = max(width, Measurement.get(out, out.options.update(max_width=1000), table).maximum)
+    out.print(table)
+    out.width = width
+
+
 class Progress:
-    """A progress bar on stderr: `with Progress(total) as step: step("what happens now")`. Without rich, none."""
+    """A progress bar on stderr: `with Progress(total) as step: step("what happens now")`.
+
+    None is shown without rich, or where stderr is no terminal.
+    """
 
     def __init__(self, total: int):
         self.total = total
         self.bar = None
 
     def __enter__(self) -> Callable[[str], None]:
+        if not sys.stderr.isatty():
+            return lambda text: None
         try:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         except ImportError:
