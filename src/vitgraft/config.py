@@ -124,7 +124,9 @@ class GraftConfig:
         unknown = [name for name in options if name not in known]
         if unknown:
             hints = {name: get_close_matches(str(name), known, n=1) for name in unknown}
-            said = ", ".join(f"{name!r}" + (f" (did you mean {hint[0]!r}?)" if hint else "") for name, hint in hints.items())
+            said = ", ".join(
+                f"{name!r}" + (f" (did you mean {hint[0]!r}?)" if hint else "") for name, hint in hints.items()
+            )
             raise GraftError(f"unknown graft option {said}; there are {', '.join(known)}")
         return cls(**options)
 

@@ -30,7 +30,9 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     fused = use_fused_attn() and (q.device.type != "cpu" or not torch.is_grad_enabled())
     if fused:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), scale=scale)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), scale=scale
+        )
     weights = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         weights = weights + bias

@@ -104,13 +104,13 @@ class GraftedBlock:
     def _to_grid(self, x: torch.Tensor, grid: Size | None) -> torch.Tensor:
         point = self._graft_point
         if point.to_grid is not None:
-            return point.to_grid(self, x)
+            return point.to_grid(self, x, grid or self._graft_feat_size)
         if x.dim() == 3:
             (H, W), prefix = _token_grid(self, x.shape[1], grid)
             return x[:, prefix:].reshape(x.shape[0], H, W, x.shape[2])
         return x.permute(0, 2, 3, 1) if point.maps else x
 
-    def _add(self, result: torch.Tensor, g: torch.Tensor, sign: int = 1) -> torch.Tensor:
+    def _add(self, result: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """The attention's result plus the graft's (B, H, W, C), in the result's layout."""
         point = self._graft_point
         if point.from_grid is not None:
@@ -146,7 +146,7 @@ class GraftedBlock:
         def grow(x0: torch.Tensor) -> torch.Tensor:
             return graft(self._to_grid(x0, grid))
 
-        if self._graft_fused_last:
+        if self._graft_fused_last or point.adds == "":
             out = run(StandIn(self, **replaced), *args, **kwargs)
             return self._add(out, grow(args[0]))
 
@@ -164,9 +164,6 @@ class GraftedBlock:
                 seen.append(x)
             return reader(x, *more, **named)
 
-        def read_and_add(x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
-            return self._add(reader(x, *more, **named), grow(x))
-
         def add(result: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
             # a drop_path may serve several branches: the graft belongs to the one that follows the reading
             if seen and not added:
@@ -174,12 +171,9 @@ class GraftedBlock:
                 result = self._add(result, grow(seen[0]))
             return adder(result, *more, **named)
 
-        if point.reads == point.adds:
-            replaced[point.reads] = read_and_add
-        else:
-            if point.reads:
-                replaced[point.reads] = read
-            replaced[point.adds] = add
+        if point.reads:
+            replaced[point.reads] = read
+        replaced[point.adds] = add
         return run(StandIn(self, **replaced), *args, **kwargs)
 
 

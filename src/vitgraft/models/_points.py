@@ -24,13 +24,15 @@ class GraftPoint:
 
     Args:
         reads: Child (module or method) whose first argument is X0; "" stands for the block's own input.
-        adds: Child (module or method) whose first argument is the attention's result. The same as `reads` where that
-            child *is* the attention branch: then the graft is added to what it returns.
+        adds: Child (module or method) whose first argument is the attention's result; "" stands for what the block
+            returns, where the block is nothing but the attention's residual.
         maps: X0 of four dimensions is (B, C, H, W); otherwise (B, H, W, C). Three dimensions are always tokens.
         maps_out: The same for the attention's result; None as `maps`.
         grid: Grid (H, W) of flat tokens from the block's arguments; None where its model has to say it.
         accepts: Tells whether this very block has an attention; None for always.
-        to_grid, from_grid: For a layout of its own: (block, X0) -> (B, H, W, C) and (block, graft, result) -> as result.
+        to_grid, from_grid: For a layout of its own: (block, X0, grid) -> (B, H, W, C) and (block, graft, result) -> as
+            the result.
+        plain: Whether the block maps one tensor to one tensor, as fusing after the feed-forward network needs.
     """
 
     reads: str = "norm1"
@@ -39,8 +41,9 @@ class GraftPoint:
     maps_out: bool | None = None
     grid: Callable[..., Size] | None = None
     accepts: Callable[[nn.Module], bool] | None = None
-    to_grid: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
+    to_grid: Callable[[nn.Module, torch.Tensor, Size | None], torch.Tensor] | None = None
     from_grid: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,28 @@ def _size_argument(x: torch.Tensor, size: Sequence[int] = (), **kwargs: Any) -> 
 
 
 def _has(child: str, *class_names: str) -> Callable[[nn.Module], bool]:
-    """Whether `child` is there and, where class names are given, of one of these classes."""
+    """Whether `child` is there and, where class names are given, is or holds a module of one of these classes."""
 
     def accepts(block: nn.Module) -> bool:
         module = getattr(block, child, None)
-        return module is not None and (not class_names or type(module).__name__ in class_names)
+        if module is None:
+            return False
+        return not class_names or any(type(m).__name__ in class_names for m in (module, *module.children()))
 
     return accepts
 
 
-def _from_nest(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _from_patch_parts(block: nn.Module, x: torch.Tensor, grid: Size | None) -> torch.Tensor:
+    """MobileViT v2's (B, C, P, N), N patches of P pixels -> (B * P, H, W, C): one grid per pixel of the patches"""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0] * x.shape[2], *grid, x.shape[1])
+
+
+def _to_patch_parts(block: nn.Module, g: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    B, C, P, N = result.shape
+    return g.reshape(B, P, N, C).permute(0, 3, 1, 2)
+
+
+def _from_nest(block: nn.Module, x: torch.Tensor, grid: Size | None) -> torch.Tensor:
     """(B, T, N, C), T windows of N tokens -> (B, H, W, C)"""
     from timm.models.nest import deblockify
 
@@ -128,9 +143,7 @@ POINTS: dict[str, GraftPoint] = {
         "cait.LayerScaleBlock": _one_drop_path,
         "coat.SerialBlock": GraftPoint(adds="drop_path", grid=_size_argument),
         "convit.Block": _one_drop_path,
-        "cpubone.ResidualBlock": GraftPoint(
-            reads="main", adds="drop_path", maps=True, accepts=_has("main", "ConvAttention")
-        ),
+        "cpubone.ResidualBlock": GraftPoint("main", "drop_path", maps=True, accepts=_has("main", "ConvAttention")),
         "csatv2.TransformerBlock": GraftPoint(grid=_of_first_argument, maps=True),
         "davit.ChannelBlock": GraftPoint(grid=_of_first_argument),
         "davit.SpatialBlock": GraftPoint(grid=_of_first_argument),
@@ -140,39 +153,34 @@ POINTS: dict[str, GraftPoint] = {
         "efficientformer_v2.EfficientFormerV2Block": GraftPoint(
             reads="token_mixer", maps=True, accepts=_has("token_mixer", "Attention2d")
         ),
-        "efficientvit_mit.ResidualBlock": GraftPoint(
-            reads="main", adds="main", maps=True, accepts=_has("main", "LiteMLA")
-        ),
-        "efficientvit_msra.ResidualDrop": GraftPoint(
-            reads="m", adds="m", maps=True, accepts=_has("m", "LocalWindowAttention")
-        ),
+        "efficientvit_mit.ResidualBlock": GraftPoint("", "", maps=True, accepts=_has("main", "LiteMLA")),
+        "efficientvit_msra.ResidualDrop": GraftPoint("", "", maps=True, accepts=_has("m", "LocalWindowAttention")),
         "eva.EvaBlock": _pre,
         "eva.EvaBlockPostNorm": _post,
         "fastvit.AttentionBlock": GraftPoint(reads="norm", maps=True),
         "gcvit.GlobalContextVitBlock": _pre,
         "gemma4_vit.Gemma4Block": _one_drop_path,
         "hieradet_sam2.MultiScaleBlock": _pre,
-        "iformer.Residual": GraftPoint(reads="m", adds="m", maps=True, accepts=_has("m", "SHMA")),
+        "iformer.Residual": GraftPoint("", "", maps=True, accepts=_has("module", "SHMA")),
         "levit.LevitBlock": GraftPoint(reads="attn", maps=True),
-        "lowformer.ResidualBlock": GraftPoint(
-            reads="main", adds="drop_path", maps=True, accepts=_has("main", "ConvAttention")
-        ),
+        "lowformer.ResidualBlock": GraftPoint("main", "drop_path", maps=True, accepts=_has("main", "ConvAttention")),
         "maxxvit.ParallelPartitionAttention": _pre,
         "maxxvit.PartitionAttention2d": GraftPoint(maps=True),
         "maxxvit.PartitionAttentionCl": _pre,
         "maxxvit.TransformerBlock2d": GraftPoint(maps=True),
         "metaformer.MetaFormerBlock": GraftPoint(maps=True, accepts=_has("token_mixer", "Attention")),
-        "mvitv2.MultiScaleBlock": GraftPoint(grid=_size_argument),
+        "mobilevit.LinearTransformerBlock": GraftPoint(to_grid=_from_patch_parts, from_grid=_to_patch_parts),
+        "mvitv2.MultiScaleBlock": GraftPoint(grid=_size_argument, plain=False),
         "nest.TransformerLayer": GraftPoint(to_grid=_from_nest, from_grid=_to_nest),
         "nextvit.NextTransformerBlock": GraftPoint(adds="mhsa_drop_path", maps=True),
         "pvt_v2.Block": GraftPoint(grid=_size_argument),
-        "shvit.Residual": GraftPoint(reads="m", adds="m", maps=True, accepts=_has("m", "SHSA")),
+        "shvit.Residual": GraftPoint("", "", maps=True, accepts=_has("m", "SHSA")),
         "swiftformer.Block": GraftPoint(reads="attn", adds="drop_path", maps=True),
         "swin_transformer.SwinTransformerBlock": _pre,
         "swin_transformer_v2.SwinTransformerV2Block": GraftPoint(reads="_attn"),
         "swin_transformer_v2_cr.SwinTransformerV2CrBlock": GraftPoint(reads="_shifted_window_attn"),
         "tiny_vit.TinyVitBlock": GraftPoint(reads=""),
-        "tnt.Block": GraftPoint(reads="norm_out", adds="drop_path"),
+        "tnt.Block": GraftPoint("norm_out", "drop_path", plain=False),
         "twins.Block": GraftPoint(grid=_size_argument),
         "visformer.Block": GraftPoint(adds="drop_path", maps=True, accepts=_has("attn")),
         "vision_transformer.Block": _pre,
@@ -193,6 +201,7 @@ _model_methods = ("forward_features", "forward_intermediates")
 GRIDS: dict[str, GridSource] = {
     _TIMM + "eva.Eva": GridSource("blocks", _model_methods, _patches),
     _TIMM + "mobilevit.MobileVitBlock": GridSource("transformer", ("forward",), _mobilevit),
+    _TIMM + "mobilevit.MobileVitV2Block": GridSource("transformer", ("forward",), _mobilevit),
     _TIMM + "pit.Transformer": GridSource("blocks", ("forward",), _pit),
     _TIMM + "vision_transformer.VisionTransformer": GridSource("blocks", _model_methods, _patches),
 }

@@ -74,9 +74,9 @@ def _input_size(model: nn.Module, img_size: int | Size | None) -> tuple[int, int
         H, W = (img_size, img_size) if isinstance(img_size, int) else img_size
     elif built is not None:
         H, W = (built, built) if isinstance(built, int) else tuple(built)[:2]
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None:
-        channels = first.in_channels * (1 if first.groups == 1 else first.groups // first.groups)
+    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if stem is not None and stem.in_channels in (1, 2, 4):  # built for other images than its default_cfg says
+        channels = stem.in_channels
     return channels, H, W
 
 
@@ -180,7 +180,7 @@ def _site(model: nn.Module, watch: _Watch, name: str, block: nn.Module, point: G
     x0 = notes["x0"][0][0] if "x0" in notes else args[0]
     result = notes["result"][0][0] if "result" in notes else x0
     if point.to_grid is not None:
-        x0 = point.to_grid(block, x0)
+        x0 = point.to_grid(block, x0, _source_grid(model, watch, name))
         return GraftSite(name, block, point, tuple(x0.shape[1:3]), x0.shape[3], _num_heads(block, x0.shape[3]), None)
     if x0.dim() == 4:
         dim, size = (x0.shape[1], x0.shape[2:]) if point.maps else (x0.shape[3], x0.shape[1:3])
@@ -196,18 +196,27 @@ def _site(model: nn.Module, watch: _Watch, name: str, block: nn.Module, point: G
     return GraftSite(name, block, point, tuple(size), dim, _num_heads(block, dim), tokens)
 
 
+def _source_grid(model: nn.Module, watch: _Watch, name: str) -> Size | None:
+    """Grid by the word of the nearest module above block `name` that knows it."""
+    parts = name.split(".")
+    for depth in range(len(parts), -1, -1):
+        parent_name = ".".join(parts[:depth])
+        parent = model.get_submodule(parent_name)
+        source = find_grid_source(parent)
+        if source is not None and "input" in watch.seen.get(parent_name, {}):
+            return source.grid(parent, watch.seen[parent_name]["input"][0][0])
+    return None
+
+
 def _token_size(
     model: nn.Module, watch: _Watch, name: str, point: GraftPoint, tokens: int, args: tuple, kwargs: dict
 ) -> Size | None:
     """Grid of `tokens` flat tokens: from the block's arguments, its grid source, the model's patch grid, or square."""
     if point.grid is not None:
         return point.grid(*args, **kwargs)
-    parts = name.split(".")
-    for depth in range(len(parts), -1, -1):
-        parent_name = ".".join(parts[:depth])
-        source = find_grid_source(model.get_submodule(parent_name))
-        if source is not None and "input" in watch.seen.get(parent_name, {}):
-            return source.grid(model.get_submodule(parent_name), watch.seen[parent_name]["input"][0][0])
+    size = _source_grid(model, watch, name)
+    if size is not None:
+        return size
     embed = getattr(model, "patch_embed", None)
     grid = getattr(embed, "grid_size", None)
     prefix_guess = getattr(model, "num_prefix_tokens", 0)
@@ -259,7 +268,9 @@ def _choose(config: GraftConfig, sites: list[GraftSite], levels: list[int]) -> l
     if isinstance(config.blocks, tuple):
         outside = [i for i in config.blocks if i >= len(sites)]
         if outside:
-            raise GraftError(f"blocks={config.blocks}: there is no block {outside[0]}; this model has blocks 0 to {len(sites) - 1}")
+            raise GraftError(
+                f"blocks={config.blocks}: there is no block {outside[0]}; this model has blocks 0 to {len(sites) - 1}"
+            )
         for i in config.blocks:
             if i not in able:
                 h, w = sites[i].feat_size
@@ -273,7 +284,9 @@ def _choose(config: GraftConfig, sites: list[GraftSite], levels: list[int]) -> l
     if config.blocks == "all_but_first":
         return able
     if config.blocks > len(able):
-        raise GraftError(f"blocks={config.blocks}: only {len(able)} blocks of this model can carry a graft; give at most {len(able)}")
+        raise GraftError(
+            f"blocks={config.blocks}: only {len(able)} blocks of this model can carry a graft; give at most {len(able)}"
+        )
     return able[len(able) - config.blocks :]
 
 
@@ -286,11 +299,10 @@ def _why_nothing(model: nn.Module, sites: list[GraftSite], config: GraftConfig) 
             f"{config.window_size} and blocks={config.blocks!r} (maps of {sizes} tokens); a smaller window_size or a "
             "tuple of levels would give some"
         )
-    from vitgraft.models.families import NOT_GRAFTABLE
-
-    family = type(model).__module__.rsplit(".", 1)[-1]
-    reason = NOT_GRAFTABLE.get(family, "none of its blocks is known to have the form x + attention(norm(x))")
-    return f"{name} ({family}) has no block that can carry a graft: {reason}. `vitgraft families` lists what can be grafted"
+    return (
+        f"{name} has no block that can carry a graft: none is known to have the form x + attention(norm(x)). "
+        "`vitgraft families` lists what can be grafted"
+    )
 
 
 def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
@@ -312,11 +324,18 @@ def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
 
 
 def _check_model(model: nn.Module) -> None:
+    from vitgraft.models.families import NOT_GRAFTABLE, family_of
+
+    family = family_of(model)
+    if family in NOT_GRAFTABLE:
+        raise NoGraftPointError(f"{type(model).__name__} ({family}) cannot be grafted: {NOT_GRAFTABLE[family]}")
     if is_grafted(model):
         raise GraftError(f"{type(model).__name__} is grafted already; vitgraft.strip(model) gives the backbone back")
     drop = getattr(model, "patch_drop", None)
     if drop is not None and not isinstance(drop, nn.Identity):
-        raise GraftError("patch_drop_rate > 0 drops tokens, and a graft needs the whole grid: create the model with patch_drop_rate=0")
+        raise GraftError(
+            "patch_drop_rate > 0 drops tokens, and a graft needs the whole grid: create the model with patch_drop_rate=0"
+        )
 
 
 def graft(
@@ -362,6 +381,13 @@ def graft(
         heads = config.num_heads
         if heads is not None and sites[i].dim % heads:
             raise GraftError(f"num_heads={heads} does not divide the {sites[i].dim} channels of {sites[i].name}")
+    if config.ffn == "separate":
+        for i in chosen:
+            if not sites[i].point.plain:
+                raise GraftError(
+                    f"ffn='separate' is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) maps "
+                    "several tensors at once: use ffn='shared'"
+                )
     made = {i: _make(config, sites[i], levels[i]) for i in chosen}
     # from here on the model changes, and nothing can fail
     for i, site in enumerate(sites):
@@ -420,12 +446,8 @@ def _attach_model(model: nn.Module, config: GraftConfig) -> None:
 
 def refresh_grids(model: nn.Module, img_size: int | Size | None) -> None:
     """Tells the grafted blocks the grids of another image size, after the backbone's `set_input_size`."""
-    if not isinstance(img_size, (int, tuple, list)):
-        img_size = None
-    config = model.graft_config
     blocks = {n: m for n, m in model.named_modules() if isinstance(m, GraftedBlock)}
-    watch = _run_once(model, img_size if img_size is None or isinstance(img_size, int) else tuple(img_size))
-    del config
+    watch = _run_once(model, img_size)
     for name, block, point in watch.blocks:
         if name not in blocks or "args" not in watch.seen.get(name, {}):
             continue
