@@ -28,7 +28,7 @@ def window_partition(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
     """
     B, H, W, C = x.shape
     h, w = window
-    if (H, W) == (h, w):
+    if (h, w) == (H, W):
         return x.reshape(B, H * W, C)
     x = x.reshape(B, H // h, h, W // w, w, C)
     return x.transpose(2, 3).reshape(-1, h * w, C)
@@ -39,7 +39,7 @@ def window_reverse(windows: torch.Tensor, window: tuple[int, int], size: tuple[i
     h, w = window
     H, W = size
     C = windows.shape[-1]
-    if (H, W) == (h, w):
+    if (h, w) == (H, W):
         return windows.reshape(-1, H, W, C)
     x = windows.reshape(-1, H // h, W // w, h, w, C)
     return x.transpose(2, 3).reshape(-1, H, W, C)

@@ -36,6 +36,8 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import nn
 
+from vitgraft.models._build import build_grafted, grafted_cfgs
+
 __all__ = ["CSWinBlock", "CSWinTransformer", "StripeAttention"]
 
 # B batch, H x W token grid, C channels, N stripes, L tokens in a stripe. Grids are (B, H, W, C).
@@ -124,10 +126,7 @@ class StripeAttention(nn.Module):
 
 
 class CSWinBlock(nn.Module):
-    """A transformer block with cross-shaped windows on a grid, with room for a graft.
-
-    `graft`, None unless one is assigned, maps the block's input (B, H, W, C) to (B, H, W, C) and is added to the
-    attention, before stochastic depth and the residual sum.
+    """A transformer block with cross-shaped windows on a grid.
 
     Args:
         dim: Channels.
@@ -179,7 +178,6 @@ class CSWinBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
         self.norm2 = norm_layer(dim, **dd)
-        self.graft = None
 
     def _attn(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -191,10 +189,7 @@ class CSWinBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        y = self._attn(self.norm1(x))
-        if self.graft is not None:
-            y = y + self.graft(x)
-        x = x + self.drop_path(y)
+        x = x + self.drop_path(self._attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -492,6 +487,17 @@ def _cfg(url: str = "", **kwargs) -> dict[str, Any]:
 _RELEASE = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0/"
 default_cfgs = generate_default_cfgs(
     {f"cswin_{size}_224.ms_in1k": _cfg(f"{_RELEASE}cswin_{size}_224.pth") for size in ("tiny", "small", "base")}
+    | {
+        tag: cfg
+        for size in ("tiny", "small", "base")
+        for tag, cfg in grafted_cfgs(
+            f"graft_cswin_{size}_224",
+            f"{_RELEASE}cswin_{size}_224.pth",
+            first_conv="stage1_conv_embed.0",
+            classifier="head",
+            pool_size=(7, 7),
+        ).items()
+    }
 )
 
 # Options of the published sizes: microsoft/CSWin-Transformer models/cswin.py
@@ -518,3 +524,34 @@ def cswin_small_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
 def cswin_base_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
     """CSWin-B, 78 M parameters, 15.0 GMAC at 224 x 224."""
     return create_cswin("cswin_base_224", pretrained, **{**VARIANTS["cswin_base_224"], **kwargs})
+
+
+def _create_graft_cswin(variant: str, pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """A published size with grafts; options of CSWinTransformer, and `graft` for those of GraftConfig."""
+    return build_grafted(
+        CSWinTransformer,
+        variant,
+        pretrained,
+        {},
+        checkpoint_filter_fn,
+        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
+    )
+
+
+@register_model
+def graft_cswin_tiny_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """CSWin-T + GrafT (table 1), with Swin's window attention in the grafts."""
+    return _create_graft_cswin("graft_cswin_tiny_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_cswin_small_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """CSWin-S + GrafT (not in the paper)."""
+    return _create_graft_cswin("graft_cswin_small_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_cswin_base_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """CSWin-B + GrafT (not in the paper)."""
+    return _create_graft_cswin("graft_cswin_base_224", pretrained, **kwargs)

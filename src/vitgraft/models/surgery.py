@@ -4,8 +4,6 @@ A grafted block is the backbone's block plus one child called `graft`; every par
 How a block is found and run is in `_points.py` and `_grafted.py`.
 """
 
-import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,7 @@ from torch import nn
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError, NoGraftPointError
-from vitgraft.layers.graft import GrafT, level_sizes
+from vitgraft.layers.graft import GrafT
 from vitgraft.models._grafted import (
     GraftedBlock,
     GraftedGridSource,

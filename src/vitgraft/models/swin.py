@@ -1,4 +1,4 @@
-"""Swin Transformer as its authors compute it at every input size, with room for grafts.
+"""Swin Transformer as its authors compute it at every input size, and Swin with grafts.
 
 timm's Swin pads a map *after* the cyclic shift. The authors' detection and segmentation code
 (SwinTransformer/Swin-Transformer-Object-Detection, mmdet/models/backbones/swin_transformer.py at c7b2011) pads right
@@ -19,9 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import swin_transformer as timm_swin
 from torch import nn
+
+from vitgraft.models._build import build_grafted, grafted_cfgs
 
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
 
@@ -73,15 +75,10 @@ def shift_mask(
 
 
 class SwinBlock(timm_swin.SwinTransformerBlock):
-    """timm's block with the authors' padding, a fixed window, and room for a graft.
-
-    `graft`, None unless one is assigned, maps the block's input (B, H, W, C) to (B, H, W, C) and is added to the
-    attention, before stochastic depth and the residual sum.
-    """
+    """timm's block with the authors' padding and a fixed window."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{**kwargs, "always_partition": True, "dynamic_mask": True})
-        self.graft = None
 
     @classmethod
     def from_timm(cls, block: timm_swin.SwinTransformerBlock) -> "SwinBlock":
@@ -100,7 +97,6 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
         for name, child in block.named_children():
             setattr(new, name, child)
         new.register_buffer("attn_mask", None, persistent=False)
-        new.graft = getattr(block, "graft", None)
         return new.train(block.training)
 
     @property
@@ -117,7 +113,7 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
         Hp, Wp = H + pad_h, W + pad_w
 
         shift_h, shift_w = self.shift_size
-        shifted = (shift_h > 0 or shift_w > 0) and (H > rows or W > cols)
+        shifted = (shift_h > 0 or shift_w > 0) and (rows < H or cols < W)
         mask = None
         if shifted:
             x = torch.roll(x, (-shift_h, -shift_w), (1, 2))
@@ -135,10 +131,7 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        y = self._attn(self.norm1(x))
-        if self.graft is not None:
-            y = y + self.graft(x)
-        x = x + self.drop_path1(y)
+        x = x + self.drop_path1(self._attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
@@ -230,3 +223,49 @@ def create_swin(variant: str, pretrained: bool = False, **kwargs) -> SwinTransfo
         feature_cfg={"out_indices": tuple(range(len(options["depths"]))), "feature_cls": "getter"},
         **options,
     )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        tag: cfg
+        for name in VARIANTS
+        for tag, cfg in grafted_cfgs(
+            f"graft_{name}",
+            f"timm/{name}.ms_in1k",
+            first_conv="patch_embed.proj",
+            classifier="head.fc",
+            pool_size=(7, 7),
+        ).items()
+    }
+)
+
+
+def _create_graft_swin(variant: str, pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """A published size with grafts; options of SwinTransformer, and `graft` for those of GraftConfig."""
+    return build_grafted(
+        SwinTransformer,
+        variant,
+        pretrained,
+        {},
+        timm_swin.checkpoint_filter_fn,
+        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
+    )
+
+
+@register_model
+def graft_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """Swin-T + GrafT (table 1): 3, 2, 1, 0 levels; 34 M parameters, 4.9 GMAC at 224 x 224."""
+    return _create_graft_swin("graft_swin_tiny_patch4_window7_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_swin_small_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """Swin-S + GrafT (table 1): 3, 2, 1, 0 levels; 64 M parameters, 9.6 GMAC at 224 x 224."""
+    return _create_graft_swin("graft_swin_small_patch4_window7_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_swin_base_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """Swin-B + GrafT, grafted as Swin-T and Swin-S are (not in the paper)."""
+    return _create_graft_swin("graft_swin_base_patch4_window7_224", pretrained, **kwargs)
