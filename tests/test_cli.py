@@ -10,7 +10,7 @@ from vitgraft import __version__
 from vitgraft.cli import main
 
 MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
-COMMANDS = ["info", "tables", "bench", "export"]
+COMMANDS = ["info", "tables", "bench", "export", "families"]
 
 
 def run(capsys, *words):
@@ -89,6 +89,23 @@ def test_info(capsys):
     assert code == 0 and "at 32 x 32" in out and "no grafts" in out and "M parameters" in out
 
 
+def test_info_of_a_grafted_model(capsys):
+    code, out, _ = run(capsys, "info", "graft_deit_tiny_patch16_224:graft.blocks=[3,5]")
+    assert code == 0 and "2 grafts" in out and "blocks.3  14 x 14" in out and "blocks.5  14 x 14" in out
+    code, _, err = run(capsys, "info", "graft_deit_tiny_patch16_224:graft.blox=3")
+    assert code == 2 and "did you mean 'blocks'?" in err
+
+
+def test_families(capsys, tmp_path):
+    code, out, _ = run(capsys, "families", "pit", "repvit")
+    assert code == 0 and "1 of 2 families grafted" in out and "convolutions and no attention" in out
+    path = tmp_path / "families.md"
+    assert run(capsys, "families", "repvit", "--output", str(path))[0] == 0
+    assert "| `repvit` |" in path.read_text()
+    code, _, err = run(capsys, "families", "reptil")
+    assert code == 2 and "unknown family reptil; there are beit," in err
+
+
 def test_bench(capsys, tmp_path):
     path = tmp_path / "bench.json"
     words = ["--rounds", "1", "--round-seconds", "0.001", "--batch-size", "1", "--img-size", "32", "--no-memory"]
@@ -97,9 +114,13 @@ def test_bench(capsys, tmp_path):
     assert json.loads(path.read_text())["results"][0]["model"] == MICRO
 
 
-def test_export(capsys, tmp_path):
+GRAFTED = "graft_deit_tiny_patch16_224:depth=2:embed_dim=48:num_heads=3:img_size=32:graft.window_size=1"
+
+
+@pytest.mark.parametrize("model", [MICRO, GRAFTED])
+def test_export(capsys, tmp_path, model):
     path = tmp_path / "micro.onnx"
-    code, out, _ = run(capsys, "export", MICRO, str(path), "--img-size", "32")
+    code, out, _ = run(capsys, "export", model, str(path))
     assert code == 0 and path.stat().st_size > 10_000
     assert "random weights" in out and all(f"batch {batch}: largest difference" in out for batch in (1, 2, 5))
     assert "(batch, 3, 32, 32)" in out and "TOO LARGE" not in out

@@ -14,6 +14,8 @@ from vitgraft._version import __version__
 from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, ModelSpecError
 from vitgraft.report.terminal import Progress, console, show, write
 
+FORMATS = ("terminal", "markdown", "json")
+
 MODEL_HELP = """\
 A MODEL is a name that timm knows, grafted or not, with options behind colons:
   graft_swin_tiny_patch4_window7_224                 the paper's model
@@ -62,8 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tables(commands)
     _add_bench(commands)
     _add_export(commands)
-    if _has("vitgraft.report.families"):
-        _add_families(commands)
+    _add_families(commands)
     if _has("vitgraft.demo"):
         _add_demo(commands)
     return parser
@@ -107,11 +108,10 @@ def _add_tables(commands) -> None:
         "the paper's tables beside our counts",
         "Prints the paper's tables with columns paper, here and difference. Parameters and MAC are counted\n"
         "now; accuracies come from the files in the results folder, and are 'not measured' without one.",
-        ["vitgraft tables", "vitgraft tables --table 2 5", "vitgraft tables --format markdown --output tables.md"],
+        ["vitgraft tables", "vitgraft tables --table 2 5", "vitgraft tables --output tables.md"],
     )
     parser.add_argument("--table", nargs="+", metavar="N", help="1, 2, 5, 6, 7 or A (default: all)")
-    parser.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    _add_format(parser)
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: ./results")
 
 
@@ -201,11 +201,20 @@ def _add_families(commands) -> None:
         "families",
         _families,
         "which of timm's transformer families can be grafted",
-        "Prints, for each transformer family of the installed timm, whether it can be grafted, or why not.",
-        ["vitgraft families", "vitgraft families --format markdown"],
+        "Grafts a small model of each transformer family of the installed timm, and checks that identity\n"
+        "grafts leave its output equal bit for bit; prints what became of each, or why it cannot be grafted.\n"
+        "Takes a few minutes for all of them.",
+        ["vitgraft families", "vitgraft families beit eva", "vitgraft families --output docs/families.md"],
     )
-    parser.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="names of timm's files (default: all)")
+    _add_format(parser)
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write to FILE (.md, .json, .txt), not the terminal"
+    )
 
 
 def _add_demo(commands) -> None:
@@ -256,12 +265,12 @@ def _tables(args: argparse.Namespace) -> int:
                 yield row
 
         counted = {number: tables.count_table(tables.TABLES[number], top1, rows) for number in wanted}
-    if args.format == "terminal":
-        show(args.output, lambda console: tables.print_terminal(counted, console))
-    elif args.format == "markdown":
-        write(args.output, tables.to_markdown(counted))
-    else:
-        write(args.output, json.dumps(tables.to_json(counted), indent=1) + "\n")
+    _print(
+        args,
+        lambda out: tables.print_terminal(counted, out),
+        lambda: tables.to_markdown(counted),
+        lambda: tables.to_json(counted),
+    )
     return 0
 
 
@@ -321,15 +330,47 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _families(args: argparse.Namespace) -> int:
-    from vitgraft.report import families
+    _check_output(args.output)
+    from dataclasses import asdict
 
-    return families.main(args)
+    from vitgraft.models.families import FAMILIES, NOT_GRAFTABLE, survey, to_markdown
+    from vitgraft.report.families import print_terminal
+
+    known = sorted({*FAMILIES, *NOT_GRAFTABLE})
+    unknown = [name for name in args.families if name not in known]
+    if unknown:
+        raise CommandError(f"unknown family {', '.join(unknown)}; there are {', '.join(known)}")
+    names = args.families or known
+    results = []
+    with Progress(len(names)) as step:
+        for name in names:
+            step(name)
+            results += survey([name])
+    _print(
+        args,
+        lambda out: print_terminal(results, out),
+        lambda: to_markdown(results),
+        lambda: {"kind": "families", "families": [{**asdict(result), "ok": result.ok} for result in results]},
+    )
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:
     from vitgraft.demo import main as demo
 
     return demo(args)
+
+
+def _print(args: argparse.Namespace, terminal: Callable, markdown: Callable, values: Callable) -> None:
+    """Writes what a command found in the asked format, to the terminal or to the file."""
+    suffixes = {".md": "markdown", ".json": "json"}
+    chosen = args.format or (suffixes.get(args.output.suffix, "terminal") if args.output else "terminal")
+    if chosen == "terminal":
+        show(args.output, terminal)
+    elif chosen == "markdown":
+        write(args.output, markdown())
+    else:
+        write(args.output, json.dumps(values(), indent=1) + "\n")
 
 
 def _check_output(path: Path | None) -> None:

@@ -273,7 +273,9 @@ def print_terminal(result: dict[str, Any], console) -> None:
         what = "inference" if mode == "infer" else f"training step ({config['optimizer']})"
         precision = "bfloat16 autocast" if dtype == "bfloat16" else dtype
         peak = rows[0]["matmul_peak_flops_per_second"]
-        console.print(f"{what}, {precision}, batch {config['batch_size']}", style="bold", highlight=False)
+        console.print(
+            f"{what}, {precision}, batch {config['batch_size']}", style="bold", highlight=False, soft_wrap=True
+        )
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)
         for heading in ("images/s", "25-75 %", "ratio", "min-max", "memory\nMiB", "MAC\nG", "share\nof peak", "fused"):
@@ -292,7 +294,9 @@ def print_terminal(result: dict[str, Any], console) -> None:
                 row["fused_attn"],
             )
         print_whole(console, table)
-        console.print(f"matmul peak in this run: {peak / 1e9:.4g} GFLOP/s ({dtype}); 1 MAC = 2 FLOP", style="dim")
+        console.print(
+            f"matmul peak in this run: {peak / 1e9:.4g} GFLOP/s ({dtype}); 1 MAC = 2 FLOP", style="dim", soft_wrap=True
+        )
         console.print()
     machine = result["machine"]
     used = f"{machine['device']} ({machine['device_name']}), {machine['threads']} of {machine['cpu_count']} CPU threads"

@@ -7,6 +7,7 @@ from torch import nn
 from vitgraft.layers.graft import level_sizes
 from vitgraft.models.surgery import grafts
 from vitgraft.report.count import count_macs_by_module, count_params
+from vitgraft.report.terminal import print_whole
 
 Size = tuple[int, int]
 
@@ -77,13 +78,13 @@ def print_terminal(title: str, info: ModelInfo, console) -> None:
     tree.add(f"backbone  {_cost(info.params - info.graft_params, info.macs - info.graft_macs)}")
     if not info.grafts:
         tree.add("no grafts")
-        console.print(tree)
+        print_whole(console, tree)
         return
     share = f"{info.graft_params / info.params:.1%} of the parameters, {info.graft_macs / info.macs:.1%} of the MAC"
     branch = tree.add(f"{len(info.grafts)} grafts  {_cost(info.graft_params, info.graft_macs)}  ({share})")
     groups: list[list[GraftInfo]] = []
     for graft in info.grafts:
-        if groups and _shape(groups[-1][-1]) == _shape(graft):
+        if groups and _follows(graft, groups[-1][-1]):
             groups[-1].append(graft)
         else:
             groups.append([graft])
@@ -99,11 +100,16 @@ def print_terminal(title: str, info: ModelInfo, console) -> None:
     options = tree.add("options")
     for name, value in info.config.items():
         options.add(escape(f"{name} = {value!r}"))
-    console.print(tree)
+    print_whole(console, tree)
 
 
-def _shape(graft: GraftInfo) -> tuple:
-    return graft.feat_size, graft.dim, graft.left, graft.levels
+def _follows(graft: GraftInfo, before: GraftInfo) -> bool:
+    """Whether a graft is like the one before it and on the very next block: blocks.4 after blocks.3."""
+    parent, _, index = graft.block.rpartition(".")
+    next_block = parent == before.block.rpartition(".")[0] and index.isdigit()
+    next_block = next_block and int(index) == int(before.block.rpartition(".")[2]) + 1
+    alike = (graft.feat_size, graft.dim, graft.left, graft.levels)
+    return next_block and alike == (before.feat_size, before.dim, before.left, before.levels)
 
 
 def _cost(params: int, macs: int) -> str:

@@ -51,9 +51,17 @@ class PaperTable:
 
 
 _SWIN_MACS = "the paper's FLOPs of Swin + GrafT are 1 to 5 % above the count; no reading gives all of them at once"
-_POOLFORMER = "the PoolFormer paper prints the FLOPs of another counter, which adds what is not a matrix product"
 _EIGHT = "8 grafts give the printed parameters, 11 do not; the last 8 blocks, which does not change the count"
-_FFN = "the paper does not print the graft's hidden ratio; 0.375 gives the printed parameters"
+_FFN = (
+    "the hidden ratio 0.375 gives the printed parameters; on all tokens such an FFN costs 0.06 G, on the level's own "
+    "7 x 7 map it would cost a quarter of that"
+)
+_CROSS_DOWN = (
+    "replaces the level's self-attention in 11 grafts, which gives the printed parameters; keys and values of all "
+    "14 x 14 tokens cost 0.15 G, which the printed FLOPs do not hold"
+)
+_LEFT = "open: no reading was found that gives 8.0 and 1.6 at once; 8 grafts here, as in the row 0, 1"
+_CSWIN = "with Swin's window attention in the graft; what would make it 29 is not known"
 
 _TABLE_1 = PaperTable(
     "1",
@@ -61,7 +69,7 @@ _TABLE_1 = PaperTable(
     (
         # smaller models, the left half of the printed table
         PaperRow("PVT-M", "44", "6.7", "81.2"),
-        PaperRow("PoolFormer-S36", "31", "5.2", "81.4", "poolformer_s36", note=_POOLFORMER),
+        PaperRow("PoolFormer-S36", "31", "5.2", "81.4", "poolformer_s36"),
         PaperRow("T2T_t-14", "22", "6.1", "81.7"),
         PaperRow("TNT-S", "24", "5.2", "81.5", "tnt_s_legacy_patch16_224"),
         PaperRow(
@@ -71,10 +79,10 @@ _TABLE_1 = PaperTable(
         PaperRow("RegionViT-S", "31", "5.3", "82.6"),
         PaperRow("Swin-T + GrafT", "34", "5.1", "82.7", GRAFT_SWIN, note=_SWIN_MACS),
         PaperRow("CSWin-T", "23", "4.3", "82.7", "cswin_tiny_224", note="22.3 M; the CSWin paper prints 23"),
-        PaperRow("CSWin-T + GrafT", "29", "4.7", "83.2", "graft_cswin_tiny_224"),
+        PaperRow("CSWin-T + GrafT", "29", "4.7", "83.2", "graft_cswin_tiny_224", note=_CSWIN),
         # larger models, the right half
         PaperRow("PVT-L", "61", "9.8", "81.7"),
-        PaperRow("PoolFormer-M36", "56", "9.1", "82.1", "poolformer_m36", note=_POOLFORMER),
+        PaperRow("PoolFormer-M36", "56", "9.1", "82.1", "poolformer_m36"),
         PaperRow("T2T_t-19", "39", "9.8", "82.2"),
         PaperRow("TNT-B", "66", "14.1", "82.9", "tnt_b_patch16_224"),
         PaperRow("Swin-S", "50", "8.7", "83", "swin_small_patch4_window7_224"),
@@ -103,7 +111,14 @@ _TABLE_5 = PaperTable(
     (
         PaperRow("down: linear projection", "8.5", "1.3", "75.2", GRAFT_DEIT, _LINEAR, ("2260",), _EIGHT),
         PaperRow(
-            "down: cross attention", "7.9", "1.2", "75.4", GRAFT_DEIT, {"downsample": "cross_attention"}, ("2834",)
+            "down: cross attention",
+            "7.9",
+            "1.2",
+            "75.4",
+            GRAFT_DEIT,
+            {"downsample": "cross_attention"},
+            ("2834",),
+            _CROSS_DOWN,
         ),
         PaperRow("down: average pooling", "7.9", "1.2", "76.1", GRAFT_DEIT, {"downsample": "avg_pool"}, ("3143",)),
         PaperRow(
@@ -163,8 +178,10 @@ _TABLE_A = PaperTable(
     "Grafting towards left (upscale from the backbone) or right (downscale)",
     (
         PaperRow("DeiT-T", "5.7", "1.3", "72.2", DEIT, {}, ("0", "0")),
-        PaperRow("DeiT-T + GrafT", "8.0", "1.6", "75.1", GRAFT_DEIT, {"left_levels": 1, "blocks": 8}, ("1", "1")),
-        PaperRow("DeiT-T + GrafT", "10.0", "1.3", "75.6", GRAFT_DEIT, {"levels": 2}, ("0", "2")),
+        PaperRow(
+            "DeiT-T + GrafT", "8.0", "1.6", "75.1", GRAFT_DEIT, {"left_levels": 1, "blocks": 8}, ("1", "1"), _LEFT
+        ),
+        PaperRow("DeiT-T + GrafT", "10.0", "1.3", "75.6", GRAFT_DEIT, {"levels": [2]}, ("0", "2")),
         PaperRow("DeiT-T + GrafT", "7.3", "1.2", "75.6", GRAFT_DEIT, {"blocks": 8}, ("0", "1"), _EIGHT),
     ),
     ("left levels", "right levels"),

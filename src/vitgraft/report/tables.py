@@ -224,7 +224,7 @@ def print_terminal(counted: Mapping[str, list[Row]], console) -> None:
     for number, rows in counted.items():
         table = TABLES[number]
         marks, notes = footnotes(rows)
-        console.print(f"Table {number}: {table.caption}", style="bold", highlight=False)
+        console.print(f"Table {number}: {table.caption}", style="bold", highlight=False, soft_wrap=True)
         grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for index, heading in enumerate(headings(table)):
             # two lines: what, and whose it is
@@ -239,7 +239,7 @@ def print_terminal(counted: Mapping[str, list[Row]], console) -> None:
             notes = ["not yet: there is no model here for this row", *notes]
         notes = ["params in 10^6, MAC in 10^9 (the paper's FLOPs), top-1 in % on ImageNet-1K", *notes]
         for note in notes:
-            console.print(escape(note), style="dim", highlight=False)
+            console.print(escape(note), style="dim", highlight=False, soft_wrap=True)
         console.print()
 
 

@@ -21,7 +21,7 @@ def console(**options):
 
 
 def print_whole(out, table) -> None:
-    """Prints a rich table on a console without cutting or squeezing it: a narrower terminal wraps its lines."""
+    """Prints a rich table or tree on a console without cutting or squeezing it: a narrower terminal wraps its lines."""
     from rich.measure import Measurement
 
     width = out.width
