@@ -94,7 +94,7 @@ class WindowAttention(nn.Module):
             self.relative_position_index.copy_(index)
 
     def bias(self, window: tuple[int, int]) -> torch.Tensor | None:
-        """Relative position bias (heads, N, N) of a window of h * w = N tokens, at most `window_size`."""
+        """Relative position bias (1, heads, N, N) of a window of h * w = N tokens, at most `window_size`."""
         if self.relative_position_bias_table is None:
             return None
         h, w = window
@@ -102,7 +102,8 @@ class WindowAttention(nn.Module):
         if window != self.window_size:
             index = index[:h, :w, :h, :w]
         bias = self.relative_position_bias_table[index.reshape(-1)]
-        return bias.view(h * w, h * w, -1).permute(2, 0, 1)
+        # of four dimensions and contiguous: the fused kernel takes no other mask on a CPU
+        return bias.view(h * w, h * w, -1).permute(2, 0, 1).contiguous()[None]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C), any H and W."""
