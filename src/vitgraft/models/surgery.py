@@ -69,12 +69,20 @@ def _input_size(model: nn.Module, img_size: int | Size | None) -> tuple[int, int
     embed = getattr(model, "patch_embed", None)
     built = getattr(embed, "img_size", None)
     if img_size is not None:
-        H, W = (img_size, img_size) if isinstance(img_size, int) else img_size
+        size = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise GraftError(f"img_size={img_size!r} is neither a number of pixels >= 1 nor a (height, width) of such")
+        H, W = size
     elif built is not None:
         H, W = (built, built) if isinstance(built, int) else tuple(built)[:2]
-    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if stem is not None and stem.in_channels in (1, 2, 4):  # built for other images than its default_cfg says
-        channels = stem.in_channels
+    # where timm's builder did not make the model, the first convolution counts, whatever its name
+    stems = (cfg["first_conv"] or ()) if "first_conv" in cfg else ("",)
+    stems = (stems,) if isinstance(stems, str) else stems
+    for name, module in model.named_modules():
+        # a feature wrapper puts its own name before, a linear stem has another kind of layer there
+        if isinstance(module, nn.Conv2d) and any(not stem or f".{name}".endswith(f".{stem}") for stem in stems):
+            channels = module.in_channels  # built with in_chans, which the configuration does not know
+            break
     return channels, H, W
 
 
@@ -324,6 +332,8 @@ def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
 def _check_model(model: nn.Module) -> None:
     from vitgraft.models.families import NOT_GRAFTABLE, family_of
 
+    if not isinstance(model, nn.Module):
+        raise GraftError(f"graft() takes an nn.Module, such as timm.create_model(name) makes; got {model!r:.80}")
     family = family_of(model)
     if family in NOT_GRAFTABLE:
         raise NoGraftPointError(f"{type(model).__name__} ({family}) cannot be grafted: {NOT_GRAFTABLE[family]}")
@@ -367,6 +377,8 @@ def graft(
     """
     config = GraftConfig.make(config, **options)
     _check_model(model)
+    if not any(find_point(m) for m in model.modules()):
+        raise NoGraftPointError(_why_nothing(model, [], config))
     sites = find_sites(model, img_size)
     windows_only = config.blocks == () and config.backbone_attention == "window"
     levels = _levels(config, sites) if sites else []
