@@ -144,14 +144,14 @@ class WindowCrossAttention(nn.Module):
 
     The paper's table 5 tries it for down- and upsampling. The two levels differ by a factor of 2: a window of M x M
     tokens of the coarse level lies over 2M x 2M of the fine one. Both grids are zero-padded to whole windows, and
-    padded keys are masked.
+    padded keys are masked. Only queries are projected; keys and values are the context itself: the reading that gives
+    table 5's parameters and cost.
 
     Args:
         dim: Channels C of both levels, a multiple of `num_heads`.
         num_heads: Heads.
         window_size: Window (height, width) on the coarse level.
-        project_values: True: keys and values are projections of the context and the result is projected (downsampling).
-            False: the context itself is keys and values (upsampling, where it has been channel-mixed already).
+        out_proj: Whether the result is projected too.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class WindowCrossAttention(nn.Module):
         dim: int,
         num_heads: int,
         window_size: tuple[int, int],
-        project_values: bool = True,
+        out_proj: bool = False,
         device=None,
         dtype=None,
     ):
@@ -168,13 +168,12 @@ class WindowCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.q = nn.Linear(dim, dim, **dd)
-        self.kv = nn.Linear(dim, 2 * dim, **dd) if project_values else None
-        self.proj = nn.Linear(dim, dim, **dd) if project_values else None
+        self.proj = nn.Linear(dim, dim, **dd) if out_proj else None
         self.init_weights()
 
     def init_weights(self) -> None:
         """Swin's start values: truncated normal of standard deviation 0.02, biases zero."""
-        for linear in (self.q, self.kv, self.proj):
+        for linear in (self.q, self.proj):
             if linear is not None:
                 trunc_normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
@@ -205,16 +204,12 @@ class WindowCrossAttention(nn.Module):
             inside = whole(context.new_ones(1, *context_size, 1), context_unit)
             inside = window_partition(inside, context_unit)[..., 0]  # (num_windows, L)
             mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(x.dtype).min)
-            mask = mask[:, None, None, :].repeat(x.shape[0], 1, 1, 1)  # (B * num_windows, 1, 1, L)
+            mask = mask[:, None, None, :]  # (num_windows, 1, 1, L)
         x = whole(x, x_unit)
         padded = x.shape[1], x.shape[2]
         q = self._heads(self.q(window_partition(x, x_unit)))
-        context = window_partition(whole(context, context_unit), context_unit)
-        if self.kv is None:
-            k = v = self._heads(context)
-        else:
-            k, v = (self._heads(part) for part in self.kv(context).chunk(2, dim=-1))
-        out = attend(q, k, v, mask).transpose(1, 2).flatten(2)
+        kv = self._heads(window_partition(whole(context, context_unit), context_unit))
+        out = attend(q, kv, kv, mask).transpose(1, 2).flatten(2)
         if self.proj is not None:
             out = self.proj(out)
         out = window_reverse(out, x_unit, padded)

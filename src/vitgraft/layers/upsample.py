@@ -79,7 +79,7 @@ class Upsample(nn.Module):
             self.anti_alias = nn.Parameter(torch.zeros(*feat_size, dim, **dd))
         elif mode == "cross_attention":
             self.fine_norm = nn.LayerNorm(dim, **dd)
-            self.attn = WindowCrossAttention(dim, num_heads, window_size, project_values=False, **dd)
+            self.attn = WindowCrossAttention(dim, num_heads, window_size, **dd)
         self.init_weights()
 
     def init_weights(self) -> None:

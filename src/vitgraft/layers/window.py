@@ -8,7 +8,15 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-__all__ = ["effective_window", "into_windows", "out_of_windows", "pad_grid", "relative_position_index", "window_partition", "window_reverse"]
+__all__ = [
+    "effective_window",
+    "into_windows",
+    "out_of_windows",
+    "pad_grid",
+    "relative_position_index",
+    "window_partition",
+    "window_reverse",
+]
 
 
 def effective_window(size: tuple[int, int], window_size: tuple[int, int]) -> tuple[int, int]:
