@@ -29,16 +29,23 @@ __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mas
 
 
 def _shift_mask(
-    height: int, width: int, window_size: tuple[int, int], shift_size: tuple[int, int], device: torch.device, dtype
+    windows_h: int,
+    windows_w: int,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     regions = []
-    for size, window, shift in zip((height, width), window_size, shift_size, strict=True):
-        # After the shift the last window of an axis holds two strips that are not neighbours: 1 and 2.
-        position = torch.arange(size, device=device)
-        regions.append((position >= size - window).long() + (position >= size - shift).long() * (shift > 0))
-    regions = regions[0][:, None] * 3 + regions[1]  # (H, W)
-    (rows, cols) = window_size
-    regions = regions.view(height // rows, rows, width // cols, cols).transpose(1, 2).reshape(-1, rows * cols)
+    for windows, window, shift in zip((windows_h, windows_w), window_size, shift_size, strict=True):
+        # Only the last window of an axis holds tokens that the shift has made neighbours: its last `shift` ones came
+        # from the other end of the map.
+        last = torch.arange(windows, device=device) == windows - 1
+        wrapped = torch.arange(window, device=device) >= window - shift
+        regions.append((last[:, None] & wrapped).long())  # (windows, window)
+    rows, cols = regions
+    regions = rows[:, None, :, None] * 2 + cols[None, :, None, :]  # (windows_h, windows_w, M, M)
+    regions = regions.reshape(windows_h * windows_w, -1)
     apart = regions[:, None, :] != regions[:, :, None]
     return apart.to(dtype) * -100.0  # the authors' value; an infinite one would change nothing that can be seen
 
@@ -52,7 +59,7 @@ def _cached_shift_mask(*key) -> torch.Tensor:
 
 
 def shift_mask(
-    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], padded_size: tuple[int, int]
+    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], windows: tuple[int, int]
 ) -> torch.Tensor:
     """Mask that keeps tokens apart which only the cyclic shift has brought into one window.
 
@@ -61,12 +68,12 @@ def shift_mask(
 
     Args:
         x: Any tensor of the wanted device and dtype.
-        padded_size: Height and width of the map, multiples of the window.
+        windows: Number of windows down and across the padded map.
 
     Returns:
         (N, L, L), 0 or -100, for the N windows in row-major order.
     """
-    args = (*padded_size, window_size, shift_size, x.device, x.dtype)
+    args = (*windows, window_size, shift_size, x.device, x.dtype)
     if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
         return _shift_mask(*args)
     return _cached_shift_mask(*args)
@@ -109,29 +116,29 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
 
     def _attn(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C), normed, to (B, H, W, C)."""
-        _, H, W, C = x.shape
+        B, H, W, C = x.shape
         rows, cols = self.window_size
-        pad_h, pad_w = -H % rows, -W % cols
-        if pad_h or pad_w:
-            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-        Hp, Wp = H + pad_h, W + pad_w
+        # Sizes are multiples of the window by construction, so that symbolic shapes (torch.compile) need no proof.
+        windows_h, windows_w = (H + rows - 1) // rows, (W + cols - 1) // cols
+        Hp, Wp = windows_h * rows, windows_w * cols
+        padded = Hp > H or Wp > W
+        if padded:
+            x = F.pad(x, (0, 0, 0, Wp - W, 0, Hp - H))
 
         shift_h, shift_w = self.shift_size
-        shifted = (shift_h > 0 or shift_w > 0) and (H > rows or W > cols)
+        shifted = (shift_h > 0 or shift_w > 0) and (windows_h > 1 or windows_w > 1)
         mask = None
         if shifted:
             x = torch.roll(x, (-shift_h, -shift_w), (1, 2))
-            mask = shift_mask(x, self.window_size, self.shift_size, (Hp, Wp))
+            mask = shift_mask(x, self.window_size, self.shift_size, (windows_h, windows_w))
 
-        x = x.reshape(-1, Hp // rows, rows, Wp // cols, cols, C).transpose(2, 3)
-        x = self.attn(x.reshape(-1, rows * cols, C), mask=mask)  # (B * N, L, C)
-        x = x.reshape(-1, Hp // rows, Wp // cols, rows, cols, C).transpose(2, 3).reshape(-1, Hp, Wp, C)
+        x = x.reshape(B, windows_h, rows, windows_w, cols, C).transpose(2, 3)
+        x = self.attn(x.reshape(B * windows_h * windows_w, rows * cols, C), mask=mask)  # (B * N, L, C)
+        x = x.reshape(B, windows_h, windows_w, rows, cols, C).transpose(2, 3).reshape(B, Hp, Wp, C)
 
         if shifted:
             x = torch.roll(x, (shift_h, shift_w), (1, 2))
-        if pad_h or pad_w:
-            x = x[:, :H, :W]
-        return x
+        return x[:, :H, :W] if padded else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
