@@ -26,8 +26,10 @@ def effective_window(size: tuple[int, int], window_size: tuple[int, int]) -> tup
 
 def pad_grid(x: torch.Tensor, multiple: tuple[int, int]) -> torch.Tensor:
     """Zero-pads (B, H, W, C) at the bottom and right to multiples of `multiple`; returns x itself where it fits."""
-    bottom = -x.shape[1] % multiple[0]
-    right = -x.shape[2] % multiple[1]
+    H, W = x.shape[1], x.shape[2]
+    # multiples by construction, so that symbolic shapes (torch.compile) need no proof of it
+    bottom = (H + multiple[0] - 1) // multiple[0] * multiple[0] - H
+    right = (W + multiple[1] - 1) // multiple[1] * multiple[1] - W
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 

@@ -99,6 +99,15 @@ def window_attention(attn: nn.Module, x: torch.Tensor, grid: Size, window_size: 
     return x.reshape(B, tokens, C)
 
 
+def authors_swin_attention(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The shifted window attention of a timm Swin block with the authors' padding, (B, H, W, C) -> (B, H, W, C)."""
+    from vitgraft.models.swin import SwinBlock  # which is built on this file
+
+    attend_windows = functools.partial(SwinBlock._window_attention, block)
+    shift = tuple(min(s, w // 2) for s, w in zip(block.target_shift_size, block.window_size, strict=True))
+    return SwinBlock._attn(StandIn(block, shift_size=shift, _window_attention=attend_windows), x)
+
+
 class GraftedBlock:
     """A backbone's block with a child `graft` (and, on request, window attention). Mixed into the block's class."""
 
@@ -107,6 +116,7 @@ class GraftedBlock:
     _graft_tokens: int | None
     _graft_window: Size | None
     _graft_fused_last: bool
+    _graft_authors_padding: bool
 
     def _to_grid(self, x: torch.Tensor, grid: Size | None) -> torch.Tensor:
         point = self._graft_point
@@ -147,6 +157,8 @@ class GraftedBlock:
                 return window_attention(attn, x, window_grid, self._graft_window)
 
             replaced["attn"] = attention
+        if self._graft_authors_padding:
+            replaced["_attn"] = functools.partial(authors_swin_attention, self)
         if graft is None:
             return run(StandIn(self, **replaced), *args, **kwargs)
 

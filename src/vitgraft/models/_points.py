@@ -196,7 +196,7 @@ POINTS: dict[str, GraftPoint] = {
         "xcit.XCABlock": GraftPoint(grid=lambda x, H, W: (H, W)),
     }.items()
 }
-POINTS["vitgraft.models.cswin.CSWinBlock"] = _one_drop_path
+POINTS["vitgraft.models._cswin_blocks.CSWinBlock"] = _one_drop_path
 
 _model_methods = ("forward_features", "forward_intermediates")
 GRIDS: dict[str, GridSource] = {

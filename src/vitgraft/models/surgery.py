@@ -311,6 +311,22 @@ def _why_nothing(model: nn.Module, sites: list[GraftSite], config: GraftConfig) 
     )
 
 
+def _changes_backbone(config: GraftConfig) -> bool:
+    """Whether every block computes something else, also those without a graft."""
+    return config.backbone_attention == "window" or config.swin_padding == "authors"
+
+
+def _check_swin(sites: list[GraftSite]) -> None:
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    for site in sites:
+        if not isinstance(site.block, SwinTransformerBlock):
+            raise GraftError(
+                f"swin_padding='authors' is for timm's Swin (v1) blocks; {site.name} is a {type(site.block).__name__}. "
+                "Use swin_padding='timm'"
+            )
+
+
 def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
     from timm.layers import Attention
 
@@ -380,13 +396,15 @@ def graft(
     if not any(find_point(m) for m in model.modules()):
         raise NoGraftPointError(_why_nothing(model, [], config))
     sites = find_sites(model, img_size)
-    windows_only = config.blocks == () and config.backbone_attention == "window"
+    windows_only = config.blocks == () and _changes_backbone(config)
     levels = _levels(config, sites) if sites else []
     chosen = _choose(config, sites, levels) if sites else []
     if not sites or (not chosen and not windows_only):
         raise NoGraftPointError(_why_nothing(model, sites, config))
     if config.backbone_attention == "window":
         _check_window_attention(model, sites)
+    if config.swin_padding == "authors":
+        _check_swin(sites)
     for i in chosen:
         heads = config.num_heads
         if heads is not None and sites[i].dim % heads:
@@ -401,7 +419,7 @@ def graft(
     made = {i: _make(config, sites[i], levels[i]) for i in chosen}
     # from here on the model changes, and nothing can fail
     for i, site in enumerate(sites):
-        if i in made or config.backbone_attention == "window":
+        if i in made or _changes_backbone(config):
             _attach(site, made.get(i), config)
     _attach_model(model, config)
     return model
@@ -435,6 +453,7 @@ def _attach(site: GraftSite, module: GrafT | None, config: GraftConfig) -> None:
     side = config.backbone_window_size or config.window_size
     block._graft_window = (side, side) if config.backbone_attention == "window" else None
     block._graft_fused_last = config.ffn == "separate"
+    block._graft_authors_padding = config.swin_padding == "authors"
     if module is not None:
         block.graft = module
     block.__class__ = grafted_class(type(block), ("block",), ())

@@ -32,16 +32,23 @@ __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mas
 
 
 def _shift_mask(
-    height: int, width: int, window_size: tuple[int, int], shift_size: tuple[int, int], device: torch.device, dtype
+    windows_h: int,
+    windows_w: int,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     regions = []
-    for size, window, shift in zip((height, width), window_size, shift_size, strict=True):
-        # After the shift the last window of an axis holds two strips that are not neighbours: 1 and 2.
-        position = torch.arange(size, device=device)
-        regions.append((position >= size - window).long() + (position >= size - shift).long() * (shift > 0))
-    regions = regions[0][:, None] * 3 + regions[1]  # (H, W)
-    (rows, cols) = window_size
-    regions = regions.view(height // rows, rows, width // cols, cols).transpose(1, 2).reshape(-1, rows * cols)
+    for windows, window, shift in zip((windows_h, windows_w), window_size, shift_size, strict=True):
+        # Only the last window of an axis holds tokens that the shift has made neighbours: its last `shift` ones came
+        # from the other end of the map.
+        last = torch.arange(windows, device=device) == windows - 1
+        wrapped = torch.arange(window, device=device) >= window - shift
+        regions.append((last[:, None] & wrapped).long())  # (windows, window)
+    rows, cols = regions
+    regions = rows[:, None, :, None] * 2 + cols[None, :, None, :]  # (windows_h, windows_w, M, M)
+    regions = regions.reshape(windows_h * windows_w, -1)
     apart = regions[:, None, :] != regions[:, :, None]
     return apart.to(dtype) * -100.0  # the authors' value; an infinite one would change nothing that can be seen
 
@@ -55,7 +62,7 @@ def _cached_shift_mask(*key) -> torch.Tensor:
 
 
 def shift_mask(
-    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], padded_size: tuple[int, int]
+    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], windows: tuple[int, int]
 ) -> torch.Tensor:
     """Mask that keeps tokens apart which only the cyclic shift has brought into one window.
 
@@ -64,12 +71,12 @@ def shift_mask(
 
     Args:
         x: Any tensor of the wanted device and dtype.
-        padded_size: Height and width of the map, multiples of the window.
+        windows: Number of windows down and across the padded map.
 
     Returns:
         (N, L, L), 0 or -100, for the N windows in row-major order.
     """
-    args = (*padded_size, window_size, shift_size, x.device, x.dtype)
+    args = (*windows, window_size, shift_size, x.device, x.dtype)
     if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
         return _shift_mask(*args)
     return _cached_shift_mask(*args)
@@ -106,13 +113,14 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
 
     def _attn(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C), normed, to (B, H, W, C)."""
-        _, H, W, C = x.shape
+        _, H, W, _ = x.shape
         rows, cols = self.window_size
         x = pad_grid(x, self.window_size)
         Hp, Wp = x.shape[1], x.shape[2]
 
-        shift = self.shift_size if H > rows or W > cols else (0, 0)
-        mask = shift_mask(x, self.window_size, shift, (Hp, Wp)) if any(shift) else None
+        windows = Hp // rows, Wp // cols
+        shift = self.shift_size if windows[0] > 1 or windows[1] > 1 else (0, 0)
+        mask = shift_mask(x, self.window_size, shift, windows) if any(shift) else None
         x = into_windows(x, self.window_size, shift)  # (B * N, L, C)
         x = self._window_attention(x, mask)
         x = out_of_windows(x, self.window_size, shift, (Hp, Wp))
