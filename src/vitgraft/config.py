@@ -54,9 +54,9 @@ class GraftConfig:
         backbone_attention: "keep" the backbone's own, or replace it by "window" attention without shift, as the paper
             does in DeiT (plain ViTs only).
         backbone_window_size: Window of the latter; None takes `window_size`.
-        swin_padding: For timm's Swin models. "timm" keeps timm's function; "authors" pads maps before the shift, as the Swin
-            authors do, which differs wherever the window does not divide the map (the registered graft_swin_* models
-            always do).
+        swin_padding: For timm's Swin models. "timm" keeps timm's function; "authors" pads maps before the shift, as the
+            Swin authors do, which differs wherever the window does not divide the map. (The registered graft_swin_*
+            models always do.)
         init: "paper": random start values. "identity": the grafted model computes what the backbone computed.
 
     Raises:

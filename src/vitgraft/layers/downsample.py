@@ -31,7 +31,8 @@ class Downsample(nn.Module):
     Args:
         dim: Channels C.
         mode: "avg_pool", the paper's choice: rho averages 2 x 2 tokens, nothing learned. "linear": 2 x 2 tokens are
-            concatenated and projected from 4C to C. "cross_attention": the averaged tokens ask the finer ones (table 5).
+            concatenated and projected from 4C to C. "cross_attention": the averaged tokens ask the finer ones
+            (table 5).
         num_heads: Heads, for "cross_attention" only.
         window_size: Window (height, width) on the coarser grid, for "cross_attention" only.
     """

@@ -102,7 +102,7 @@ class LeftLevel(nn.Module):
 
     def forward(self, x: torch.Tensor, finer: nn.ModuleList | list) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C), through 2H x 2W and the levels in `finer` above it."""
-        B, H, W, C = x.shape
+        B, H, W, _ = x.shape
         x = self.up(x, x.new_empty(B, 2 * H, 2 * W, 0))
         z = x + self.attn(self.norm(x))
         if len(finer):

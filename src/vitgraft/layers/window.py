@@ -106,7 +106,7 @@ def _permutes(x: torch.Tensor, shift: tuple[int, int]) -> bool:
 
 
 def into_windows(x: torch.Tensor, window: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> torch.Tensor:
-    """Shifts a grid cyclically up and left by `shift`, then partitions it: (B, H, W, C) -> (B * num_windows, h * w, C)."""
+    """Shifts a grid cyclically up and left, then partitions it: (B, H, W, C) -> (B * num_windows, h * w, C)."""
     if not any(shift):
         return window_partition(x, window)
     if _permutes(x, shift):

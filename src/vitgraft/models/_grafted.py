@@ -76,8 +76,9 @@ def _token_grid(block: nn.Module, tokens: int, grid: Size | None) -> tuple[Size,
         grid = block._graft_feat_size
         if tokens != block._graft_tokens:
             raise ValueError(
-                f"{type(block).__name__} was grafted for a {grid[0]} x {grid[1]} grid ({block._graft_tokens} tokens) and "
-                f"got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with img_size="
+                f"{type(block).__name__} was grafted for a {grid[0]} x {grid[1]} grid ({block._graft_tokens} tokens) "
+                f"and got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with "
+                "img_size="
             )
     return grid, tokens - grid[0] * grid[1]
 

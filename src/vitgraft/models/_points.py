@@ -70,7 +70,10 @@ def _pit(stage: nn.Module, x: Sequence[torch.Tensor]) -> Size:
     H, W = x[0].shape[-2:]
     if stage.pool is not None:
         conv = stage.pool.conv
-        H, W = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip((H, W), conv.padding, conv.kernel_size, conv.stride))
+        H, W = (
+            (n + 2 * p - k) // s + 1
+            for n, p, k, s in zip((H, W), conv.padding, conv.kernel_size, conv.stride, strict=True)
+        )
     return H, W
 
 

@@ -281,8 +281,9 @@ def _choose(config: GraftConfig, sites: list[GraftSite], levels: list[int]) -> l
             if i not in able:
                 h, w = sites[i].feat_size
                 raise GraftError(
-                    f"blocks={config.blocks}: block {i} ({sites[i].name}) has a {h} x {w} map, which gets no level with "
-                    f"levels={config.levels!r} and window_size={config.window_size}; give levels as a tuple or a smaller window"
+                    f"blocks={config.blocks}: block {i} ({sites[i].name}) has a {h} x {w} map, which gets no level "
+                    f"with levels={config.levels!r} and window_size={config.window_size}; give levels as a tuple or "
+                    "a smaller window"
                 )
         return sorted(config.blocks)
     # the paper leaves the first layer alone: its features are not encoded enough (section 3.3)
@@ -340,8 +341,8 @@ def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
         H, W = site.feat_size
         if site.tokens != H * W:
             raise GraftError(
-                f"backbone_attention='window': {site.tokens - H * W} prefix token(s) cannot live in windows; create the "
-                "model with class_token=False, reg_tokens=0, global_pool='avg', or use backbone_attention='keep'"
+                f"backbone_attention='window': {site.tokens - H * W} prefix token(s) cannot live in windows; create "
+                "the model with class_token=False, reg_tokens=0, global_pool='avg', or use backbone_attention='keep'"
             )
 
 
@@ -358,7 +359,8 @@ def _check_model(model: nn.Module) -> None:
     drop = getattr(model, "patch_drop", None)
     if drop is not None and not isinstance(drop, nn.Identity):
         raise GraftError(
-            "patch_drop_rate > 0 drops tokens, and a graft needs the whole grid: create the model with patch_drop_rate=0"
+            "patch_drop_rate > 0 drops tokens, and a graft needs the whole grid: create the model with "
+            "patch_drop_rate=0"
         )
 
 
@@ -413,8 +415,8 @@ def graft(
         for i in chosen:
             if not sites[i].point.plain:
                 raise GraftError(
-                    f"ffn='separate' is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) maps "
-                    "several tensors at once: use ffn='shared'"
+                    f"ffn='separate' is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) "
+                    "maps several tensors at once: use ffn='shared'"
                 )
     made = {i: _make(config, sites[i], levels[i]) for i in chosen}
     # from here on the model changes, and nothing can fail
