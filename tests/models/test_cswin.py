@@ -45,8 +45,11 @@ def test_official_vector(compare):
     assert sorted(maps) == sorted(meta["intermediates"])
     for name, grid in maps.items():
         assert compare.check_intermediate(grid.numpy(), "cswin_tiny_224", name) < 5e-5, name
-    np.testing.assert_allclose(model.forward_head(model.norm(stages[-1].permute(0, 2, 3, 1)), pre_logits=True).numpy(),
-                               reference["features"], atol=1e-5)
+    np.testing.assert_allclose(
+        model.forward_head(model.norm(stages[-1].permute(0, 2, 3, 1)), pre_logits=True).numpy(),
+        reference["features"],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("direction", ["vertical", "horizontal", "full"])
@@ -143,8 +146,16 @@ def test_layer_decay_groups():
     groups = param_groups_layer_decay(model, layer_decay=0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     of = {name: scale[id(p)] for name, p in model.named_parameters()}
-    order = ["stage1_conv_embed.0.weight", "stage1.0.qkv.weight", "merge1.conv.weight", "stage2.1.qkv.weight",
-             "merge2.conv.weight", "stage3.1.qkv.weight", "stage4.0.qkv.weight", "head.weight"]
+    order = [
+        "stage1_conv_embed.0.weight",
+        "stage1.0.qkv.weight",
+        "merge1.conv.weight",
+        "stage2.1.qkv.weight",
+        "merge2.conv.weight",
+        "stage3.1.qkv.weight",
+        "stage4.0.qkv.weight",
+        "head.weight",
+    ]
     values = [of[name] for name in order]
     assert values == sorted(values) and len(set(values)) == len(values)
     assert of["merge1.conv.weight"] == of["stage2.0.qkv.weight"] and of["norm.weight"] == of["stage4.0.qkv.weight"]
@@ -194,7 +205,7 @@ def test_default_configuration():
 
 @pytest.mark.slow
 def test_compile_fullgraph():
-    model, x = small(), torch.randn(2, 3, 44, 36)
+    model = small(depths=(1, 1, 1), num_heads=(2, 2, 4), split_sizes=(1, 2, 7))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for size in [(44, 36), (64, 64)]:
@@ -205,10 +216,17 @@ def test_compile_fullgraph():
 @pytest.mark.slow
 def test_onnx_with_a_dynamic_batch(tmp_path):
     ort = pytest.importorskip("onnxruntime")
-    model, path = small(), tmp_path / "model.onnx"
+    model, path = small(depths=(1, 1, 1), num_heads=(2, 2, 4), split_sizes=(1, 2, 7)), tmp_path / "model.onnx"
     batch = torch.export.Dim("batch")
-    torch.onnx.export(model, (torch.randn(2, 3, 44, 36),), path, dynamo=True, dynamic_shapes=({0: batch},),
-                      input_names=["x"], verbose=False)
+    torch.onnx.export(
+        model,
+        (torch.randn(2, 3, 44, 36),),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: batch},),
+        input_names=["x"],
+        verbose=False,
+    )
     x = torch.randn(5, 3, 44, 36)
     (y,) = ort.InferenceSession(path).run(None, {"x": x.numpy()})
     np.testing.assert_allclose(y, model(x).detach().numpy(), atol=1e-4)

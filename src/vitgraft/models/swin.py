@@ -23,6 +23,8 @@ from timm.models import build_model_with_cfg
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
+from vitgraft.models._compile import one_graph_per_size
+
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
 
 # B batch, H x W token grid, C channels, M window side, N windows, L = M * M tokens. Grids are (B, H, W, C).
@@ -118,7 +120,6 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
         """(B, H, W, C), normed, to (B, H, W, C)."""
         B, H, W, C = x.shape
         rows, cols = self.window_size
-        # Sizes are multiples of the window by construction, so that symbolic shapes (torch.compile) need no proof.
         windows_h, windows_w = (H + rows - 1) // rows, (W + cols - 1) // cols
         Hp, Wp = windows_h * rows, windows_w * cols
         padded = Hp > H or Wp > W
@@ -154,6 +155,10 @@ class AnySizePatchEmbed(PatchEmbed):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{**kwargs, "strict_img_size": False, "dynamic_img_pad": True})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one_graph_per_size(x)
+        return super().forward(x)
 
     def _init_img_size(self, img_size):
         img_size, grid_size, num_patches = super()._init_img_size(img_size)
