@@ -120,13 +120,14 @@ def test_no_fake_tensor_is_kept():
 
     model = small()
     swin._cached_shift_mask.cache_clear()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model(torch.randn(1, 3, 40, 52))
-    assert torch.isfinite(model(torch.randn(1, 3, 40, 52))).all()
+    model, x = small(), torch.randn(1, 3, 40, 52)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model(mode.from_tensor(x)).shape == (1, 7)
+    assert torch.isfinite(model(x)).all()
 
 
 def test_pickle_deepcopy_checkpointing():
-    model, x = small(), torch.randn(1, 3, 40, 52)
+    model, x = small(drop_path_rate=0.0), torch.randn(1, 3, 40, 52)
     want = model(x)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(other(x), want, rtol=0, atol=0)
@@ -157,10 +158,10 @@ def test_bad_arguments():
 
 @pytest.mark.slow
 def test_compile_fullgraph():
-    model = small()
+    model = small(depths=(2, 2), num_heads=(1, 2))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for size in [(40, 52), (64, 64), (100, 36)]:
+    for size in [(40, 52), (64, 36), (40, 52)]:
         x = torch.randn(2, 3, *size)
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -168,7 +169,7 @@ def test_compile_fullgraph():
 @pytest.mark.slow
 def test_onnx_with_a_dynamic_batch(tmp_path):
     ort = pytest.importorskip("onnxruntime")
-    model, path = small(), tmp_path / "model.onnx"
+    model, path = small(depths=(2, 2), num_heads=(1, 2)), tmp_path / "model.onnx"
     batch = torch.export.Dim("batch")
     torch.onnx.export(
         model,

@@ -61,7 +61,6 @@ class StripeAttention(nn.Module):
         """(B, H, W, 3, C), query, key and value of every token, to (B, H, W, C)."""
         B, H, W, _, C = qkv.shape
         n = self.stripe_size
-        # Sizes are multiples of n by construction, so that symbolic shapes (torch.compile) need no proof of it.
         stripes_h = (H + n - 1) // n if self.direction == "horizontal" else 1
         stripes_w = (W + n - 1) // n if self.direction == "vertical" else 1
         rows = n if self.direction == "horizontal" else H

@@ -33,6 +33,7 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._compile import one_graph_per_size
 from vitgraft.models._cswin_blocks import ChannelsLast, CSWinBlock, MergeBlock, StripeAttention
 
 __all__ = ["CSWinBlock", "CSWinTransformer", "StripeAttention"]
@@ -219,6 +220,7 @@ class CSWinTransformer(nn.Module):
         intermediates = []
         last = self.num_stages - 1
         depth = max_index + 1 if stop_early else self.num_stages
+        one_graph_per_size(x)
         x = self.stage1_conv_embed(x)
         for i, (merge, blocks) in enumerate(self._stages(depth)):
             x = self._stage(x, merge, blocks)
@@ -260,6 +262,7 @@ class CSWinTransformer(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to normed features (B, H / 32, W / 32, num_features)."""
+        one_graph_per_size(x)
         x = self.stage1_conv_embed(x)
         for merge, blocks in self._stages(self.num_stages):
             x = self._stage(x, merge, blocks)

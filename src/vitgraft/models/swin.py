@@ -25,6 +25,7 @@ from torch import nn
 from vitgraft.layers.attention import attend_qkv
 from vitgraft.layers.window import into_windows, out_of_windows, pad_grid
 from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._compile import one_graph_per_size
 
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
 
@@ -147,6 +148,10 @@ class AnySizePatchEmbed(PatchEmbed):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{**kwargs, "strict_img_size": False, "dynamic_img_pad": True})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one_graph_per_size(x)
+        return super().forward(x)
 
     def _init_img_size(self, img_size):
         img_size, grid_size, num_patches = super()._init_img_size(img_size)
