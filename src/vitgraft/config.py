@@ -16,6 +16,7 @@ Downsampling = Literal["avg_pool", "linear", "cross_attention"]
 Upsampling = Literal["w_bilinear", "bilinear", "nearest", "cross_attention"]
 Attention = Literal["keep", "window"]
 Init = Literal["paper", "identity"]
+Padding = Literal["timm", "authors"]
 Ffn = Literal["shared", "separate"]
 
 
@@ -53,6 +54,9 @@ class GraftConfig:
         backbone_attention: "keep" the backbone's own, or replace it by "window" attention without shift, as the paper
             does in DeiT (plain ViTs only).
         backbone_window_size: Window of the latter; None takes `window_size`.
+        swin_padding: For timm's Swin models. "timm" keeps timm's function; "authors" pads maps before the shift, as the
+            Swin authors do, which differs wherever the window does not divide the map. (The registered graft_swin_*
+            models always do.)
         init: "paper": random start values. "identity": the grafted model computes what the backbone computed.
 
     Raises:
@@ -70,6 +74,7 @@ class GraftConfig:
     left_levels: int = 0
     backbone_attention: Attention = "keep"
     backbone_window_size: int | None = None
+    swin_padding: Padding = "timm"
     init: Init = "paper"
 
     def __post_init__(self) -> None:
@@ -103,6 +108,7 @@ class GraftConfig:
         errors += _choice("upsample", self.upsample, Upsampling)
         errors += _choice("ffn", self.ffn, Ffn)
         errors += _choice("backbone_attention", self.backbone_attention, Attention)
+        errors += _choice("swin_padding", self.swin_padding, Padding)
         errors += _choice("init", self.init, Init)
         if errors:
             raise GraftError("GraftConfig: " + "; ".join(errors))

@@ -61,7 +61,7 @@ def test_window_attention_gradcheck():
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
 def test_cross_attention_equals_the_loops(size, window, up):
-    module = randomized(WindowCrossAttention(4, 2, window, project_values=not up))
+    module = randomized(WindowCrossAttention(4, 2, window, out_proj=not up))
     fine = grid(2, *size, 4)
     coarse = grid(2, -(-size[0] // 2), -(-size[1] // 2), 4, seed=2)
     x, context = (fine, coarse) if up else (coarse, fine)
@@ -71,7 +71,7 @@ def test_cross_attention_equals_the_loops(size, window, up):
 
 @pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
 def test_cross_attention_gradcheck(up):
-    module = randomized(WindowCrossAttention(2, 1, (2, 2), project_values=not up))
+    module = randomized(WindowCrossAttention(2, 1, (2, 2), out_proj=not up))
     fine, coarse = grid(1, 3, 5, 2).requires_grad_(), grid(1, 2, 3, 2, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(module, (fine, coarse) if up else (coarse, fine))
 

@@ -12,12 +12,12 @@ def test_pooling_equals_the_loops(size):
     assert_same(pool_grid(x), operators.pool(x))
 
 
-@pytest.mark.parametrize("mode", ["avg_pool", "linear"])
+@pytest.mark.parametrize("mode", ["avg_pool", "linear", "cross_attention"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_downsample_equals_the_loops(size, mode):
-    module = randomized(Downsample(4, mode))
+    module = randomized(Downsample(4, mode, num_heads=2, window_size=(3, 3)))
     x = grid(2, *size, 4)
-    assert_same(module(x).detach(), operators.downsample(x, module.state_dict(), mode))
+    assert_same(module(x).detach(), operators.downsample(x, module.state_dict(), mode, 2, (3, 3)))
 
 
 def test_a_constant_stays_constant_on_odd_grids():

@@ -51,14 +51,15 @@ def test_levels_above_the_backbone_equal_the_loops(left, right):
     assert_same(module(x).detach(), expected)
 
 
-def test_a_separate_ffn_is_a_residual_of_the_graft():
+def test_a_separate_ffn_is_a_residual_of_the_finest_level():
     module = randomized(GrafT(8, 2, (4, 4), 1, (3, 3), ffn_ratio=0.375))
     x = grid(1, 4, 4, 8)
     p = module.state_dict()
-    g = operators.graft(x, p, 1, 2, (3, 3))
     assert p["ffn.1.weight"].shape == (3, 8)
-    hidden = operators.gelu(operators.linear(operators.layer_norm(g, p, "ffn.0"), p, "ffn.1"))
-    assert_same(module(x).detach(), g + operators.linear(hidden, p, "ffn.3"))
+    z = operators.graft(x, p, 1, 2, (3, 3), upsampled=False)
+    hidden = operators.gelu(operators.linear(operators.layer_norm(z, p, "ffn.0"), p, "ffn.1"))
+    z = z + operators.linear(hidden, p, "ffn.3")
+    assert_same(module(x).detach(), operators.upsample(z, x, operators.sub(p, "levels.0.up"), "w_bilinear", 2, (3, 3)))
 
 
 @pytest.mark.parametrize("options", [{}, {"left_levels": 1}, {"downsample": "cross_attention"}, {"ffn_ratio": 0.5}])
@@ -117,8 +118,8 @@ def test_parameter_counts_of_each_option():
     default = norm + norm + attention + norm + C * C + C + 7 * 7 * C
     assert count() == default
     assert count(downsample="linear") - default == 4 * C * C + C
-    # one query and two context projections for qkv, another norm, no relative positions
-    assert count(downsample="cross_attention") - default == norm - 13 * 13 * 2
+    # a projection of the queries and one of the result
+    assert count(downsample="cross_attention") - default == 2 * (C * C + C)
     assert count(upsample="bilinear") == default
     assert count(upsample="nearest") - default == -7 * 7 * C
     # about one C x C projection more than nearest

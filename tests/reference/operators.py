@@ -97,11 +97,8 @@ def cross_attention(x, context, p, num_heads, window_size, x_is_fine):
                     ]
                 )
                 q = linear(x[b, y, x_][None], p, "q")
-                k = v = keys
-                if "kv.weight" in p:
-                    k, v = linear(keys, p, "kv").split(C, dim=1)
                 parts = [slice(i * d, (i + 1) * d) for i in range(num_heads)]
-                result = torch.cat([softmax_attention(q[:, s], k[:, s], v[:, s]) for s in parts], dim=1)
+                result = torch.cat([softmax_attention(q[:, s], keys[:, s], keys[:, s]) for s in parts], dim=1)
                 out[b, y, x_] = (linear(result, p, "proj") if "proj.weight" in p else result)[0]
     return out
 
@@ -198,29 +195,29 @@ def upsample(z, fine, p, mode, num_heads, window_size):
     return z[:, : fine.shape[1], : fine.shape[2]]
 
 
-def downsample(x, p, mode):
+def downsample(x, p, mode, num_heads=1, window_size=(7, 7)):
     """Equation 1."""
     x = gelu(layer_norm(x, p, "norm"))
+    if mode == "cross_attention":
+        return cross_attention(pool(x), x, sub(p, "attn"), num_heads, window_size, False)
     return linear_down(x, p) if mode == "linear" else pool(x)
 
 
-def graft(x, p, levels, num_heads, window_size, down="avg_pool", up="w_bilinear"):
-    """Equations 1 to 3, and the term up(Z1) of equation 4."""
+def graft(x, p, levels, num_heads, window_size, down="avg_pool", up="w_bilinear", upsampled=True):
+    """Equations 1 to 3: Z1, and, if `upsampled`, the term up(Z1) of equation 4."""
     grids = [x]
     for b in range(levels):
-        grids.append(downsample(grids[-1], sub(p, f"levels.{b}.down"), down))
+        grids.append(downsample(grids[-1], sub(p, f"levels.{b}.down"), down, num_heads, window_size))
     above = None
     for b in range(levels, 0, -1):
         q = sub(p, f"levels.{b - 1}")
         normed = layer_norm(grids[b], q, "norm")
-        if down == "cross_attention":
-            context = layer_norm(grids[b - 1], q, "context_norm")
-            attended = cross_attention(normed, context, sub(q, "attn"), num_heads, window_size, False)
-        else:
-            attended = window_attention(normed, sub(q, "attn"), num_heads, window_size)
+        attended = window_attention(normed, sub(q, "attn"), num_heads, window_size)
         z = grids[b] + attended
         if above is not None:
             z = z + above
+        if b == 1 and not upsampled:
+            return z
         above = upsample(z, grids[b - 1], sub(q, "up"), up, num_heads, window_size)
     return above
 

@@ -21,8 +21,8 @@ NOMINAL_SIZE = 224
 def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, **more: Any) -> dict[str, dict]:
     """Default configurations of a grafted name, for timm's `generate_default_cfgs`.
 
-    Without a tag there are no weights: none were published and none are measured yet. The tag `backbone` loads the weights
-    of timm's (or the authors') backbone, under their own names, and leaves the grafts at their start values.
+    Without a tag there are no weights: none were published and none are measured yet. The tag `backbone` loads the
+    weights of timm's (or the authors') backbone, under their own names, and leaves the grafts at their start values.
 
     Args:
         variant: Registered name.

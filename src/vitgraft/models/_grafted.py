@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitgraft.layers.attention import attend
+from vitgraft.layers.attention import attend, attend_qkv
 from vitgraft.layers.window import effective_window, pad_grid, window_partition, window_reverse
 from vitgraft.models._points import GraftPoint, GridSource
 
@@ -93,8 +93,9 @@ def _token_grid(block: nn.Module, tokens: int, grid: Size | None) -> tuple[Size,
         grid = block._graft_feat_size
         if tokens != block._graft_tokens:
             raise ValueError(
-                f"{type(block).__name__} was grafted for a {grid[0]} x {grid[1]} grid ({block._graft_tokens} tokens) and "
-                f"got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with img_size="
+                f"{type(block).__name__} was grafted for a {grid[0]} x {grid[1]} grid ({block._graft_tokens} tokens) "
+                f"and got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with "
+                "img_size="
             )
     return grid, tokens - grid[0] * grid[1]
 
@@ -106,12 +107,23 @@ def window_attention(attn: nn.Module, x: torch.Tensor, grid: Size, window_size: 
     x = pad_grid(x.view(B, *grid, C), window)
     padded = x.shape[1], x.shape[2]
     x = window_partition(x, window)
-    N = x.shape[1]
-    q, k, v = attn.qkv(x).view(x.shape[0], N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).reshape(-1, N, C)
+    if isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity):
+        x = attend_qkv(attn.qkv(x), attn.num_heads)
+    else:
+        q, k, v = attn.qkv(x).view(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).flatten(2)
     x = attn.proj_drop(attn.proj(attn.norm(x)))
     x = window_reverse(x, window, padded)[:, : grid[0], : grid[1]]
     return x.reshape(B, tokens, C)
+
+
+def authors_swin_attention(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The shifted window attention of a timm Swin block with the authors' padding, (B, H, W, C) -> (B, H, W, C)."""
+    from vitgraft.models.swin import SwinBlock  # which is built on this file
+
+    attend_windows = functools.partial(SwinBlock._window_attention, block)
+    shift = tuple(min(s, w // 2) for s, w in zip(block.target_shift_size, block.window_size, strict=True))
+    return SwinBlock._attn(StandIn(block, shift_size=shift, _window_attention=attend_windows), x)
 
 
 class GraftedBlock:
@@ -122,6 +134,7 @@ class GraftedBlock:
     _graft_tokens: int | None
     _graft_window: Size | None
     _graft_fused_last: bool
+    _graft_authors_padding: bool
 
     def _to_grid(self, x: torch.Tensor, grid: Size | None) -> torch.Tensor:
         point = self._graft_point
@@ -162,6 +175,8 @@ class GraftedBlock:
                 return window_attention(attn, x, window_grid, self._graft_window)
 
             replaced["attn"] = attention
+        if self._graft_authors_padding:
+            replaced["_attn"] = functools.partial(authors_swin_attention, self)
         if graft is None:
             return run(_stand_in(self, "forward", replaced), *args, **kwargs)
 

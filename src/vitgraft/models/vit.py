@@ -12,6 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._compile import one_graph_per_size
 
 __all__: list[str] = []
 
@@ -27,6 +28,25 @@ default_cfgs = generate_default_cfgs(
         ).items()
     }
 )
+
+
+class GraftDeiT(VisionTransformer):
+    """timm's VisionTransformer, with its tokens laid out row by row in memory.
+
+    Without a class token timm hands on a transposed view of the patch embedding, and every sum after it inherits that
+    layout: each LayerNorm would then copy its input (5 % of the time on a CPU).
+    """
+
+    def forward_features(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        one_graph_per_size(x)
+        return super().forward_features(x, *args, **kwargs)
+
+    def forward_intermediates(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        one_graph_per_size(x)
+        return super().forward_intermediates(x, *args, **kwargs)
+
+    def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+        return super()._pos_embed(x).contiguous()
 
 
 def without_class_token(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,7 +76,7 @@ def _create_graft_deit(variant: str, pretrained: bool = False, **kwargs: Any) ->
         "dynamic_img_pad": True,
     }
     return build_grafted(
-        VisionTransformer,
+        GraftDeiT,
         variant,
         pretrained,
         {"backbone_attention": "window"},
