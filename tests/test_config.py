@@ -40,6 +40,7 @@ def test_defaults_are_the_papers_final_model():
         "backbone_attention": "keep",
         "backbone_window_size": None,
         "init": "paper",
+        "swin_padding": "timm",
     }
 
 
@@ -98,6 +99,7 @@ BAD = [
     ("backbone_attention", "full"),
     ("backbone_window_size", 0),
     ("init", "zero"),
+    ("swin_padding", "left"),
 ]
 
 
