@@ -1,0 +1,286 @@
+"""Scenes of real handwritten digits of very different sizes: the data set that is always there.
+
+One large digit and a few small ones lie far apart on a textured canvas. The digits are scikit-learn's 1797 scans (8 x 8
+pixels, 16 grey levels, `sklearn.datasets.load_digits`); nothing is downloaded. One generator serves three tasks:
+
+- classification: small digits of one class lie on the left, of another class on the right, and the large digit between
+  them says which side counts: 0 the left, 1 the right. The label is the class of that side, so it needs a shape that
+  spans half of the canvas and shapes of a few pixels far away from it, at once;
+- detection with instance masks: boxes, masks and category ids of every digit;
+- semantic segmentation: one map with 0 for the canvas and 1 + class for the ink of a digit.
+
+A scene is a function of (seed, split, index) and of the `SceneConfig`, of nothing else: no generator has a history, so
+workers, order and resumption change nothing. Train and test scenes are made of different digit scans.
+
+Shapes: H x W canvas in pixels, N digits of a scene. Images are uint8 (H, W, 3), boxes float32 (N, 4) as x0, y0, x1, y1
+in pixels with the right and the bottom edge exclusive.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vitgraft.errors import MissingExtraError
+
+NUM_DIGITS = 10
+SPLITS = ("train", "test")
+# A pixel belongs to a digit where at least this share of its colour is ink; below it the stroke can't be seen.
+INK_THRESHOLD = 0.35
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What the scenes look like.
+
+    Args:
+        size: Side of the square canvas, pixels; a multiple of 4.
+        large: Smallest and largest side of the large digit, pixels; at most half of the canvas and a little.
+        small: Smallest and largest side of the small digits, pixels; at most a quarter of the canvas.
+        copies: Small digits on each side, 1 to 4.
+        jitter: How far the large digit's centre may lie from the canvas's, pixels in x and in y.
+
+    Raises:
+        ValueError: Sizes for which there is no room.
+    """
+
+    size: int = 64
+    large: tuple[int, int] = (26, 32)
+    small: tuple[int, int] = (11, 14)
+    copies: int = 4
+    jitter: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("large", "small"):
+            low, high = getattr(self, name)
+            if not 4 <= low <= high:
+                raise ValueError(f"{name}={(low, high)}: give (least, most), 4 <= least <= most; smaller is unreadable")
+        if self.size % 4 or self.small[1] > self.size // 4:
+            raise ValueError(f"size={self.size}: give a multiple of 4, at least 4 x {self.small[1]} (the small digits)")
+        if self.large[1] > self.size // 2:
+            raise ValueError(f"large={self.large}: a digit over {self.size // 2} pixels would cover the small ones")
+        if not 1 <= self.copies <= 4:
+            raise ValueError(f"copies={self.copies}: there is room for 1 to 4 small digits on a side")
+        if not self.jitter >= 0:
+            raise ValueError(f"jitter={self.jitter}: give 0 or more pixels")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classification labels: the digits."""
+        return NUM_DIGITS
+
+    @property
+    def class_names(self) -> list[str]:
+        """What each label reads."""
+        return [str(digit) for digit in range(NUM_DIGITS)]
+
+
+class Scene(NamedTuple):
+    """One scene. The first digit is the large one."""
+
+    image: np.ndarray  # uint8 (H, W, 3)
+    label: int  # index into SceneConfig.class_names
+    boxes: np.ndarray  # float32 (N, 4)
+    masks: np.ndarray  # bool (N, H, W); they never overlap
+    category_ids: np.ndarray  # int64 (N,), digit classes 0 to 9
+    semantic_mask: np.ndarray  # uint8 (H, W): 0 canvas, 1 + class for ink
+
+
+@functools.lru_cache(maxsize=1)
+def _digit_scans() -> tuple[np.ndarray, np.ndarray]:
+    """All scans as ink shares in 0 to 1, float32 (1797, 8, 8), and their classes, int64 (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "train") from error
+    digits = load_digits()
+    return digits.images.astype(np.float32) / 16, digits.target.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def digit_instances(split: str) -> tuple[np.ndarray, ...]:
+    """Indices into scikit-learn's scans that a split may draw, one array for each class 0 to 9.
+
+    Every fifth scan of a class is for tests, so both splits hold every class and share no scan.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
+    _, classes = _digit_scans()
+    instances = []
+    for digit in range(NUM_DIGITS):
+        of_class = np.flatnonzero(classes == digit)
+        is_test = np.arange(len(of_class)) % 5 == 4
+        instances.append(of_class[is_test if split == "test" else ~is_test])
+    return tuple(instances)
+
+
+@functools.lru_cache(maxsize=256)
+def _resize_matrix(source: int, target: int) -> np.ndarray:
+    """Bilinear interpolation along one axis, half-pixel centres, as a matrix (target, source)."""
+    centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(source))).astype(np.float32)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resize of (h, w) to (height, width)."""
+    return _resize_matrix(image.shape[0], height) @ image @ _resize_matrix(image.shape[1], width).T
+
+
+def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A canvas (size, size, 3) in 0 to 1: clouds at three scales, a grating, grain, in two colours of one family."""
+    pattern = np.zeros((size, size), dtype=np.float32)
+    for cells, weight in ((3, 0.5), (8, 0.35), (size // 2, 0.3)):
+        pattern += weight * _resize(rng.standard_normal((cells, cells), dtype=np.float32), size, size)
+    angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 14), rng.uniform(0, 2 * np.pi)
+    axis = np.arange(size, dtype=np.float32)
+    wave = axis[None] * np.float32(np.cos(angle)) + axis[:, None] * np.float32(np.sin(angle))
+    pattern += np.float32(rng.uniform(0.1, 0.5)) * np.sin(wave * np.float32(2 * np.pi / period) + np.float32(phase))
+    blend = 1 / (1 + np.exp(-1.5 * pattern))
+    dark = rng.uniform(0.05, 0.2, 3).astype(np.float32)
+    light = dark + rng.uniform(0.05, 0.25, 3).astype(np.float32)
+    return dark + blend[..., None] * (light - dark)
+
+
+def _place(rng: np.random.Generator, config: SceneConfig) -> list[tuple[int, int, int, int]]:
+    """Boxes (x, y, width, height) that never overlap: the large digit, then those on the left, then on the right.
+
+    The canvas has 4 x 4 cells. The large digit lies about the middle, on the four inner cells; each small digit has a
+    cell of the outer column of its side for itself.
+    """
+    cell = config.size // 4
+    cells = [(row, column) for column in (0, 3) for row in rng.permutation(4)[: config.copies]]
+    placed = []
+    for number, (row, column) in enumerate([(0, 0), *cells]):
+        low, high = config.small if number else config.large
+        height = int(rng.integers(low, high + 1))
+        # Handwriting is wider or narrower than the 8 x 8 frame it was scanned into.
+        width = min(high, round(height * rng.uniform(0.85, 1.15)))
+        room, x0, y0 = (cell, int(column) * cell, int(row) * cell) if number else (config.size, 0, 0)
+        jitter = 2 if number else config.jitter
+        x, y = (
+            start + min(max((room - side) // 2 + int(rng.integers(-jitter, jitter + 1)), 0), room - side)
+            for start, side in ((x0, width), (y0, height))
+        )
+        placed.append((x, y, width, height))
+    return placed
+
+
+def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneConfig | None = None) -> Scene:
+    """Draw one scene.
+
+    Args:
+        index: which scene, 0 or more; there is no end.
+        seed: which world of scenes, 0 or more.
+        split: 'train' or 'test': which digit scans may be used.
+        config: sizes and classes; None is the default `SceneConfig()`.
+
+    Raises:
+        ValueError: for an unknown split, a negative index or seed, or sizes for which there is no room.
+        MissingExtraError: where scikit-learn is not installed.
+    """
+    config = config or SceneConfig()
+    instances = digit_instances(split)
+    if index < 0 or seed < 0:
+        raise ValueError(f"index={index}, seed={seed}: both count from 0")
+    scans, classes = _digit_scans()
+    rng = np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
+    side = int(rng.integers(2))
+    left, right = (int(digit) for digit in rng.permutation(NUM_DIGITS)[:2])
+    digits = [side] + [left] * config.copies + [right] * config.copies
+    places = _place(rng, config)
+    canvas = _texture(rng, config.size)
+
+    boxes, masks, category_ids = [], [], []
+    semantic_mask = np.zeros((config.size, config.size), dtype=np.uint8)
+    for digit, (x, y, width, height) in zip(digits, places, strict=True):
+        scan = int(rng.choice(instances[digit]))
+        ink = _resize(scans[scan], height, width)[..., None] * np.float32(rng.uniform(0.8, 1.0))  # (h, w, 1)
+        colour = rng.uniform(0.8, 1.0, 3).astype(np.float32)
+        window = canvas[y : y + height, x : x + width]
+        window += ink * (colour - window)
+        mask = np.zeros((config.size, config.size), dtype=bool)
+        mask[y : y + height, x : x + width] = ink[..., 0] >= INK_THRESHOLD
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        masks.append(mask)
+        category_ids.append(int(classes[scan]))
+        semantic_mask[mask] = 1 + category_ids[-1]
+    return Scene(
+        image=(np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8),
+        label=right if side else left,
+        boxes=np.array(boxes, dtype=np.float32),
+        masks=np.stack(masks),
+        category_ids=np.array(category_ids, dtype=np.int64),
+        semantic_mask=semantic_mask,
+    )
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W), standardised: what the classifiers are fed.
+
+    Each colour of an image has mean 0, the image as a whole standard deviation 1, so that the canvas's colour and
+    contrast, which say nothing of the label, need not be unlearned first.
+    """
+    tensor = torch.from_numpy(image).movedim(-1, -3).float()
+    tensor = tensor - tensor.mean((-2, -1), keepdim=True)
+    return tensor / tensor.std((-3, -2, -1), keepdim=True).clamp_min(1e-6)
+
+
+class DigitScenes(Dataset):
+    """The scenes 0 to `length` - 1 of a split as (image, label): standardised float32 (3, H, W), and an int.
+
+    `scene(index)` gives everything that is known of a scene, for the dense tasks.
+
+    Args:
+        length: number of scenes.
+        seed: as in `make_scene`.
+        split: as in `make_scene`.
+        config: as in `make_scene`.
+        cache: draw all images now (about 5,000 a second on one core) and keep them in memory, H * W * 3 bytes each.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        split: str = "train",
+        config: SceneConfig | None = None,
+        cache: bool = False,
+    ):
+        if length < 1:
+            raise ValueError(f"length={length}: give at least 1 scene")
+        self.length, self.seed, self.split, self.config = length, seed, split, config or SceneConfig()
+        digit_instances(split)  # an unknown split or a missing scikit-learn shows here, not in a worker
+        self.images: torch.Tensor | None = None  # uint8 (length, H, W, 3)
+        self.labels: torch.Tensor | None = None  # int64 (length,)
+        if cache:
+            scenes = [self.scene(index) for index in range(length)]
+            self.images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
+            self.labels = torch.tensor([scene.label for scene in scenes])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scene(self, index: int) -> Scene:
+        """Everything that is known of one scene."""
+        return make_scene(index, self.seed, self.split, self.config)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index}: there are {self.length} scenes")
+        if self.images is not None:
+            return to_tensor(self.images[index].numpy()), int(self.labels[index])
+        scene = self.scene(index)
+        return to_tensor(scene.image), scene.label
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        """A batch at once; torch's DataLoader prefers this to one call for each image."""
+        if self.images is None:
+            return [self[index] for index in indices]
+        images = to_tensor(self.images[indices].numpy())
+        return list(zip(images, self.labels[indices].tolist(), strict=True))
