@@ -1,0 +1,286 @@
+"""Scenes of real handwritten digits of very different sizes: the data set that is always there.
+
+One large digit and a few small ones lie far apart on a textured canvas. The digits are scikit-learn's 1797 scans (8 x 8
+pixels, 16 grey levels, `sklearn.datasets.load_digits`); nothing is downloaded. One generator serves three tasks:
+
+- classification: the label is the number whose tens are the large digit and whose units are the small ones (they
+  share one class), so the label needs a shape that spans the canvas and shapes of a few pixels, at once;
+- detection with instance masks: boxes, masks and category ids of every digit;
+- semantic segmentation: one map with 0 for the canvas and 1 + class for the ink of a digit.
+
+A scene is a function of (seed, split, index) and of the `SceneConfig`, of nothing else: no generator has a history, so
+workers, order and resumption change nothing. Train and test scenes are made of different digit scans.
+
+Shapes: H x W canvas in pixels, N digits of a scene. Images are uint8 (H, W, 3), boxes float32 (N, 4) as x0, y0, x1, y1
+in pixels with the right and the bottom edge exclusive.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vitgraft.errors import MissingExtraError
+
+NUM_DIGITS = 10
+SPLITS = ("train", "test")
+# A pixel belongs to a digit where at least this share of its colour is ink; below it the stroke can't be seen.
+INK_THRESHOLD = 0.35
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What the scenes look like.
+
+    Args:
+        size: side of the square canvas, pixels.
+        large: smallest and largest side of the large digit, pixels.
+        small: smallest and largest side of the small digits, pixels.
+        num_small: fewest and most small digits.
+        gap: least distance between the boxes of two digits, pixels.
+        tens: classes that the large digit is drawn from.
+        units: classes that the small digits are drawn from.
+    """
+
+    size: int = 48
+    large: tuple[int, int] = (24, 32)
+    small: tuple[int, int] = (8, 10)
+    num_small: tuple[int, int] = (2, 3)
+    gap: int = 1
+    tens: tuple[int, ...] = tuple(range(NUM_DIGITS))
+    units: tuple[int, ...] = tuple(range(NUM_DIGITS))
+
+    def __post_init__(self) -> None:
+        for name in ("large", "small", "num_small"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ValueError(f"{name}={(low, high)}: give (least, most) with 1 <= least <= most")
+        if self.small[0] < 4:
+            raise ValueError(f"small={self.small}: a digit under 4 pixels has no readable shape")
+        for name in ("tens", "units"):
+            classes = getattr(self, name)
+            if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(range(NUM_DIGITS)):
+                raise ValueError(f"{name}={classes}: give distinct digit classes out of 0 to {NUM_DIGITS - 1}")
+        if self.large[1] + self.small[1] + self.gap > self.size:
+            raise ValueError(
+                f"size={self.size}: no room for a digit of {self.large[1]} pixels beside one of {self.small[1]}; "
+                f"give at least {self.large[1] + self.small[1] + self.gap}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classification labels: one for each pair of a large and a small class."""
+        return len(self.tens) * len(self.units)
+
+    @property
+    def class_names(self) -> list[str]:
+        """What each label reads: '73' is a large 7 with small 3s."""
+        return [f"{ten}{unit}" for ten in self.tens for unit in self.units]
+
+
+class Scene(NamedTuple):
+    """One scene. The first digit is the large one."""
+
+    image: np.ndarray  # uint8 (H, W, 3)
+    label: int  # index into SceneConfig.class_names
+    boxes: np.ndarray  # float32 (N, 4)
+    masks: np.ndarray  # bool (N, H, W); they never overlap
+    category_ids: np.ndarray  # int64 (N,), digit classes 0 to 9
+    semantic_mask: np.ndarray  # uint8 (H, W): 0 canvas, 1 + class for ink
+
+
+@functools.lru_cache(maxsize=1)
+def _digit_scans() -> tuple[np.ndarray, np.ndarray]:
+    """All scans as ink shares in 0 to 1, float32 (1797, 8, 8), and their classes, int64 (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "train") from error
+    digits = load_digits()
+    return digits.images.astype(np.float32) / 16, digits.target.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def digit_instances(split: str) -> tuple[np.ndarray, ...]:
+    """Indices into scikit-learn's scans that a split may draw, one array for each class 0 to 9.
+
+    Every fifth scan of a class is for tests, so both splits hold every class and share no scan.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
+    _, classes = _digit_scans()
+    instances = []
+    for digit in range(NUM_DIGITS):
+        of_class = np.flatnonzero(classes == digit)
+        is_test = np.arange(len(of_class)) % 5 == 4
+        instances.append(of_class[is_test if split == "test" else ~is_test])
+    return tuple(instances)
+
+
+@functools.lru_cache(maxsize=256)
+def _resize_matrix(source: int, target: int) -> np.ndarray:
+    """Bilinear interpolation along one axis, half-pixel centres, as a matrix (target, source)."""
+    centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(source))).astype(np.float32)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resize of (h, w) to (height, width)."""
+    return _resize_matrix(image.shape[0], height) @ image @ _resize_matrix(image.shape[1], width).T
+
+
+def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A canvas (size, size, 3) in 0 to 1: clouds at three scales, a grating, grain, in two colours of one family."""
+    pattern = np.zeros((size, size), dtype=np.float32)
+    for cells, weight in ((3, 0.5), (8, 0.35), (size // 2, 0.3)):
+        pattern += weight * _resize(rng.standard_normal((cells, cells), dtype=np.float32), size, size)
+    angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 14), rng.uniform(0, 2 * np.pi)
+    axis = np.arange(size, dtype=np.float32)
+    wave = axis[None] * np.float32(np.cos(angle)) + axis[:, None] * np.float32(np.sin(angle))
+    pattern += np.float32(rng.uniform(0.1, 0.5)) * np.sin(wave * np.float32(2 * np.pi / period) + np.float32(phase))
+    blend = 1 / (1 + np.exp(-1.5 * pattern))
+    dark = rng.uniform(0.05, 0.3, 3).astype(np.float32)
+    light = dark + rng.uniform(0.05, 0.3, 3).astype(np.float32)
+    return dark + blend[..., None] * (light - dark)
+
+
+def _place(rng: np.random.Generator, config: SceneConfig) -> list[tuple[int, int, int, int]]:
+    """Boxes (x, y, width, height) that keep their distance: the large digit first, then the small ones."""
+    count = rng.integers(config.num_small[0], config.num_small[1] + 1)
+    for _attempt in range(1000):
+        placed: list[tuple[int, int, int, int]] = []
+        for low, high in [config.large] + [config.small] * count:
+            for _try in range(20):
+                height = int(rng.integers(low, high + 1))
+                # Handwriting is wider or narrower than the 8 x 8 frame it was scanned into.
+                width = int(np.clip(round(height * rng.uniform(0.8, 1.15)), 4, high))
+                x, y = (int(rng.integers(0, config.size - side + 1)) for side in (width, height))
+                gap = config.gap
+                if all(
+                    x + width + gap <= px or px + pw + gap <= x or y + height + gap <= py or py + ph + gap <= y
+                    for px, py, pw, ph in placed
+                ):
+                    placed.append((x, y, width, height))
+                    break
+            else:
+                break
+        if len(placed) == count + 1:
+            return placed
+    raise ValueError(
+        f"size={config.size}: {count} small digits of up to {config.small[1]} pixels found no room beside a large one "
+        f"of up to {config.large[1]}; give a larger size or a smaller num_small={config.num_small}"
+    )
+
+
+def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneConfig | None = None) -> Scene:
+    """Draw one scene.
+
+    Args:
+        index: which scene, 0 or more; there is no end.
+        seed: which world of scenes, 0 or more.
+        split: 'train' or 'test': which digit scans may be used.
+        config: sizes and classes; None is the default `SceneConfig()`.
+
+    Raises:
+        ValueError: for an unknown split, a negative index or seed, or sizes for which there is no room.
+        MissingExtraError: where scikit-learn is not installed.
+    """
+    config = config or SceneConfig()
+    instances = digit_instances(split)
+    if index < 0 or seed < 0:
+        raise ValueError(f"index={index}, seed={seed}: both count from 0")
+    scans, classes = _digit_scans()
+    rng = np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
+    ten, unit = int(rng.integers(len(config.tens))), int(rng.integers(len(config.units)))
+    places = _place(rng, config)
+    canvas = _texture(rng, config.size)
+
+    boxes, masks, category_ids = [], [], []
+    semantic_mask = np.zeros((config.size, config.size), dtype=np.uint8)
+    for number, (x, y, width, height) in enumerate(places):
+        digit = config.tens[ten] if number == 0 else config.units[unit]
+        scan = int(rng.choice(instances[digit]))
+        ink = _resize(scans[scan], height, width)[..., None] * np.float32(rng.uniform(0.8, 1.0))  # (h, w, 1)
+        colour = rng.uniform(0.7, 1.0, 3).astype(np.float32)
+        window = canvas[y : y + height, x : x + width]
+        window += ink * (colour - window)
+        mask = np.zeros((config.size, config.size), dtype=bool)
+        mask[y : y + height, x : x + width] = ink[..., 0] >= INK_THRESHOLD
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        masks.append(mask)
+        category_ids.append(int(classes[scan]))
+        semantic_mask[mask] = 1 + category_ids[-1]
+    return Scene(
+        image=(np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8),
+        label=ten * len(config.units) + unit,
+        boxes=np.array(boxes, dtype=np.float32),
+        masks=np.stack(masks),
+        category_ids=np.array(category_ids, dtype=np.int64),
+        semantic_mask=semantic_mask,
+    )
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W) in -1 to 1: what the classifiers are fed."""
+    return torch.from_numpy(image).movedim(-1, -3).float().div_(127.5).sub_(1)
+
+
+class DigitScenes(Dataset):
+    """The scenes 0 to `length` - 1 of a split as (image, label): float32 (3, H, W) in -1 to 1, and an int.
+
+    `scene(index)` gives everything that is known of a scene, for the dense tasks.
+
+    Args:
+        length: number of scenes.
+        seed: as in `make_scene`.
+        split: as in `make_scene`.
+        config: as in `make_scene`.
+        cache: draw all images now (about 5,000 a second on one core) and keep them in memory, H * W * 3 bytes each.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        split: str = "train",
+        config: SceneConfig | None = None,
+        cache: bool = False,
+    ):
+        if length < 1:
+            raise ValueError(f"length={length}: give at least 1 scene")
+        self.length, self.seed, self.split, self.config = length, seed, split, config or SceneConfig()
+        digit_instances(split)  # an unknown split or a missing scikit-learn shows here, not in a worker
+        self.images: torch.Tensor | None = None  # uint8 (length, H, W, 3)
+        self.labels: torch.Tensor | None = None  # int64 (length,)
+        if cache:
+            scenes = [self.scene(index) for index in range(length)]
+            self.images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
+            self.labels = torch.tensor([scene.label for scene in scenes])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scene(self, index: int) -> Scene:
+        """Everything that is known of one scene."""
+        return make_scene(index, self.seed, self.split, self.config)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index}: there are {self.length} scenes")
+        if self.images is not None:
+            return to_tensor(self.images[index].numpy()), int(self.labels[index])
+        scene = self.scene(index)
+        return to_tensor(scene.image), scene.label
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        """A batch at once; torch's DataLoader prefers this to one call for each image."""
+        if self.images is None:
+            return [self[index] for index in indices]
+        images = to_tensor(self.images[indices].numpy())
+        return list(zip(images, self.labels[indices].tolist(), strict=True))
