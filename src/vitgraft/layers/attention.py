@@ -1,0 +1,202 @@
+"""L-MSA: attention inside windows, of the Swin kind, and its cross form between two levels.
+
+B batch, H x W token grid, C channels, M window side, h heads, d channels of a head. Grids are (B, H, W, C).
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_, use_fused_attn
+from torch import nn
+
+from vitgraft.layers.window import (
+    effective_window,
+    pad_grid,
+    relative_position_index,
+    window_partition,
+    window_reverse,
+)
+
+__all__ = ["WindowAttention", "WindowCrossAttention", "attend"]
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None, scale: float | None = None
+) -> torch.Tensor:
+    """softmax(scale * q k^T + bias) v for q (B, h, N, d), k and v (B, h, L, d), bias broadcastable to (B, h, N, L).
+
+    `scaled_dot_product_attention` or its written-out form, whichever is faster there: on a CPU the fused kernel
+    wins while no gradient is wanted and loses where the bias needs one, since it then falls back to a slow path.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    fused = use_fused_attn() and (q.device.type != "cpu" or not torch.is_grad_enabled())
+    if fused:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), scale=scale
+        )
+    weights = (q * scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        weights = weights + bias
+    return weights.softmax(dim=-1).to(v.dtype) @ v
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows: Swin's L-MSA without the shift (section 2.2, equation 3).
+
+    A grid under the window is one window of its own size; other grids are zero-padded right and bottom to a
+    multiple of the window, and the padded tokens take part, as in the Swin authors' dense-task code.
+
+    Args:
+        dim: Channels C, a multiple of `num_heads`.
+        num_heads: Heads.
+        window_size: Window (height, width) in tokens.
+        qkv_bias: Whether the query-key-value projection has a bias.
+        rel_pos: Whether a learned relative position bias is added to the attention weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        qkv_bias: bool = True,
+        rel_pos: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        if rel_pos:
+            rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads, **dd))
+            index = relative_position_index(window_size, device=device)
+            self.register_buffer("relative_position_index", index, persistent=False)
+        else:
+            self.relative_position_bias_table = None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Swin's start values: truncated normal of standard deviation 0.02, biases zero."""
+        for linear in (self.qkv, self.proj):
+            trunc_normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        if self.relative_position_bias_table is not None:
+            trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def _init_buffers(self) -> None:
+        """Fills the index again after construction on the meta device (timm's convention)."""
+        if self.relative_position_bias_table is not None:
+            index = relative_position_index(self.window_size, device=self.relative_position_index.device)
+            self.relative_position_index.copy_(index)
+
+    def bias(self, window: tuple[int, int]) -> torch.Tensor | None:
+        """Relative position bias (1, heads, N, N) of a window of h * w = N tokens, at most `window_size`."""
+        if self.relative_position_bias_table is None:
+            return None
+        h, w = window
+        index = self.relative_position_index
+        if window != self.window_size:
+            index = index[:h, :w, :h, :w]
+        bias = self.relative_position_bias_table[index.reshape(-1)]
+        # of four dimensions and contiguous: the fused kernel takes no other mask on a CPU
+        return bias.view(h * w, h * w, -1).permute(2, 0, 1).contiguous()[None]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> (B, H, W, C), any H and W."""
+        _, H, W, C = x.shape
+        window = effective_window((H, W), self.window_size)
+        x = pad_grid(x, window)
+        padded = x.shape[1], x.shape[2]
+        x = window_partition(x, window)  # (B * num_windows, N, C)
+        N = window[0] * window[1]
+        q, k, v = self.qkv(x).view(-1, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        x = attend(q, k, v, self.bias(window))
+        x = self.proj(x.transpose(1, 2).reshape(-1, N, C))
+        x = window_reverse(x, window, padded)
+        return x if padded == (H, W) else x[:, :H, :W]
+
+
+class WindowCrossAttention(nn.Module):
+    """Attention of one level's windows to the windows of another level that cover the same region.
+
+    The paper's table 5 tries it for down- and upsampling. The two levels differ by a factor of 2: a window of M x M
+    tokens of the coarse level lies over 2M x 2M of the fine one. Both grids are zero-padded to whole windows, and
+    padded keys are masked.
+
+    Args:
+        dim: Channels C of both levels, a multiple of `num_heads`.
+        num_heads: Heads.
+        window_size: Window (height, width) on the coarse level.
+        project_values: True: keys and values are projections of the context and the result is projected (downsampling).
+            False: the context itself is keys and values (upsampling, where it has been channel-mixed already).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        project_values: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.q = nn.Linear(dim, dim, **dd)
+        self.kv = nn.Linear(dim, 2 * dim, **dd) if project_values else None
+        self.proj = nn.Linear(dim, dim, **dd) if project_values else None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Swin's start values: truncated normal of standard deviation 0.02, biases zero."""
+        for linear in (self.q, self.kv, self.proj):
+            if linear is not None:
+                trunc_normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+
+    def _heads(self, windows: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, heads, N, d)"""
+        B, N, C = windows.shape
+        return windows.view(B, N, self.num_heads, C // self.num_heads).transpose(1, 2)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Queries (B, H, W, C), context (B, H', W', C) one level finer or coarser -> (B, H, W, C)."""
+        fine_first = x.shape[1] > context.shape[1] or x.shape[2] > context.shape[2]
+        coarse, fine = (context, x) if fine_first else (x, context)
+        window = effective_window((coarse.shape[1], coarse.shape[2]), self.window_size)
+        double = 2 * window[0], 2 * window[1]
+        rows = -(-coarse.shape[1] // window[0])
+        cols = -(-coarse.shape[2] // window[1])
+
+        def whole(grid: torch.Tensor, unit: tuple[int, int]) -> torch.Tensor:
+            bottom, right = rows * unit[0] - grid.shape[1], cols * unit[1] - grid.shape[2]
+            return F.pad(grid, (0, 0, 0, right, 0, bottom)) if bottom or right else grid
+
+        x_unit, context_unit = (double, window) if fine is x else (window, double)
+        H, W = x.shape[1], x.shape[2]
+        mask = None
+        context_size = context.shape[1], context.shape[2]
+        if context_size != (rows * context_unit[0], cols * context_unit[1]):
+            inside = whole(context.new_ones(1, *context_size, 1), context_unit)
+            inside = window_partition(inside, context_unit)[..., 0]  # (num_windows, L)
+            mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(x.dtype).min)
+            mask = mask[:, None, None, :].repeat(x.shape[0], 1, 1, 1)  # (B * num_windows, 1, 1, L)
+        x = whole(x, x_unit)
+        padded = x.shape[1], x.shape[2]
+        q = self._heads(self.q(window_partition(x, x_unit)))
+        context = window_partition(whole(context, context_unit), context_unit)
+        if self.kv is None:
+            k = v = self._heads(context)
+        else:
+            k, v = (self._heads(part) for part in self.kv(context).chunk(2, dim=-1))
+        out = attend(q, k, v, mask).transpose(1, 2).flatten(2)
+        if self.proj is not None:
+            out = self.proj(out)
+        out = window_reverse(out, x_unit, padded)
+        return out[:, :H, :W]

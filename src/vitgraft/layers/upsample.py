@@ -1,0 +1,123 @@
+"""Right-left pathway (equation 2): from one level of the graft to the next finer one.
+
+B batch, H x W token grid, C channels, M window side. Grids are (B, H, W, C).
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import nn
+
+from vitgraft.layers.attention import WindowCrossAttention
+from vitgraft.layers.window import effective_window, window_partition, window_reverse
+
+__all__ = ["Upsample", "bilinear_upsample", "window_bilinear_upsample"]
+
+
+def bilinear_upsample(x: torch.Tensor) -> torch.Tensor:
+    """Doubles a grid bilinearly (align_corners False, edges repeated): (B, H, W, C) -> (B, 2H, 2W, C)."""
+    # an NHWC grid seen as NCHW is in channels_last order, for which the kernel needs no copy
+    x = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2.0, mode="bilinear", align_corners=False)
+    return x.permute(0, 2, 3, 1)
+
+
+def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
+    """W-Bilinear, Phi of equation 2: each window is doubled by itself and never reads its neighbour.
+
+    (B, H, W, C) -> (B, 2H, 2W, C). Windows start at the top left; those cut off by the bottom or right border end
+    there.
+    """
+    B, H, W, C = x.shape
+    h, w = effective_window((H, W), window_size)
+    if (h, w) == (H, W):
+        return bilinear_upsample(x)
+    bottom, right = -H % h, -W % w
+    if bottom or right:
+        # repeating the border makes the cut-off window's interpolation end at the border, then the rest is cropped
+        x = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate").permute(0, 2, 3, 1)
+    padded = x.shape[1], x.shape[2]
+    x = window_partition(x, (h, w)).view(-1, h, w, C)
+    x = bilinear_upsample(x).reshape(-1, 4 * h * w, C)
+    x = window_reverse(x, (2 * h, 2 * w), (2 * padded[0], 2 * padded[1]))
+    return x[:, : 2 * H, : 2 * W] if bottom or right else x
+
+
+class Upsample(nn.Module):
+    """T(Z) = Phi(E_aa * alpha(Z)), equation 2: channel mixing alpha, anti-aliasing gate E_aa, interpolation Phi.
+
+    alpha is LayerNorm, GELU and a linear layer; E_aa the sigmoid of a learned embedding of the level's shape, resized
+    (its logits, bilinearly) where the actual grid has another size.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads, for mode "cross_attention" only.
+        feat_size: Grid (height, width) of the level that is upsampled, the shape of the embedding.
+        window_size: Attention window (height, width) on that level.
+        mode: "w_bilinear", the paper's choice: inside each window. "bilinear": over the whole grid. "nearest": without
+            E_aa. "cross_attention": the finer grid asks the coarser one (table 5).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        feat_size: tuple[int, int],
+        window_size: tuple[int, int],
+        mode: str = "w_bilinear",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.mode = mode
+        self.window_size = window_size
+        self.norm = nn.LayerNorm(dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.anti_alias = None
+        self.fine_norm = self.attn = None
+        if mode in ("w_bilinear", "bilinear"):
+            self.anti_alias = nn.Parameter(torch.zeros(*feat_size, dim, **dd))
+        elif mode == "cross_attention":
+            self.fine_norm = nn.LayerNorm(dim, **dd)
+            self.attn = WindowCrossAttention(dim, num_heads, window_size, project_values=False, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linear layer as Swin's; the embedding at zero, hence a gate of one half everywhere."""
+        self.norm.reset_parameters()
+        trunc_normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)
+        if self.anti_alias is not None:
+            nn.init.zeros_(self.anti_alias)
+        if self.attn is not None:
+            self.fine_norm.reset_parameters()
+            self.attn.init_weights()
+
+    def init_identity(self) -> None:
+        """Makes the output zero (and its gradient not), by a zero projection in alpha."""
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def gate(self, size: tuple[int, int]) -> torch.Tensor:
+        """E_aa for a grid of `size`: (h, w, C), between 0 and 1."""
+        logits = self.anti_alias
+        if tuple(logits.shape[:2]) != size:
+            logits = F.interpolate(logits.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
+            logits = logits[0].permute(1, 2, 0)
+        return logits.sigmoid()
+
+    def forward(self, z: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
+        """Level output z (B, h, w, C) and the next finer level's grid (B, H, W, C) -> (B, H, W, C)."""
+        z = self.proj(F.gelu(self.norm(z)))
+        if self.attn is not None:
+            return self.attn(self.fine_norm(fine), z)
+        if self.anti_alias is not None:
+            z = z * self.gate((z.shape[1], z.shape[2])).to(z.dtype)
+        if self.mode == "w_bilinear":
+            z = window_bilinear_upsample(z, self.window_size)
+        elif self.mode == "bilinear":
+            z = bilinear_upsample(z)
+        else:
+            z = z.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+        H, W = fine.shape[1], fine.shape[2]
+        return z if (z.shape[1], z.shape[2]) == (H, W) else z[:, :H, :W]

@@ -1,0 +1,100 @@
+"""How the registered grafted models are built: a backbone's class, its options, a graft on top. Plumbing."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg
+from torch import nn
+
+from vitgraft.config import GraftConfig
+from vitgraft.models.surgery import graft
+
+__all__ = ["build_grafted", "grafted_cfgs"]
+
+# Grids, and so levels, of the registered names: the paper's models at their ImageNet size
+NOMINAL_SIZE = 224
+
+
+def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, **more: Any) -> dict[str, dict]:
+    """Default configurations of a grafted name, for timm's `generate_default_cfgs`.
+
+    Without a tag there are no weights: none were published and none are measured yet. The tag `backbone` loads the weights
+    of timm's (or the authors') backbone, under their own names, and leaves the grafts at their start values.
+
+    Args:
+        variant: Registered name.
+        backbone: Hub id of the backbone's weights, or their URL.
+    """
+    cfg = {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, NOMINAL_SIZE, NOMINAL_SIZE),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": first_conv,
+        "classifier": classifier,
+        "license": "apache-2.0",
+        **more,
+    }
+    where = "url" if backbone.startswith("https://") else "hf_hub_id"
+    return {f"{variant}.untrained": cfg, f"{variant}.backbone": {**cfg, where: backbone}}
+
+
+def _with_grafts(filter_fn: Callable) -> Callable:
+    """A checkpoint filter that gives a backbone's weights the grafts' present values, so that it loads strictly."""
+
+    def filtered(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+        state_dict = filter_fn(state_dict, model)
+        if not any(".graft." in name for name in state_dict):
+            own = model.state_dict()
+            state_dict = {**state_dict, **{name: own[name] for name in own if ".graft." in name}}
+        return state_dict
+
+    return filtered
+
+
+def build_grafted(
+    model_cls: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    graft_defaults: Mapping[str, Any],
+    filter_fn: Callable,
+    feature_cfg: Mapping[str, Any],
+    **kwargs: Any,
+) -> nn.Module:
+    """Builds a registered grafted model through timm's builder.
+
+    Args:
+        model_cls: The backbone's class.
+        variant: Registered name.
+        pretrained: Load weights of the name's tag (`name.backbone`: the backbone's).
+        graft_defaults: Options of GraftConfig that belong to the name.
+        filter_fn: The backbone's checkpoint filter.
+        feature_cfg: timm's configuration of `features_only`.
+        kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults.
+
+    Raises:
+        GraftError: Impossible graft options.
+    """
+    config = GraftConfig.make(graft_defaults, **dict(kwargs.pop("graft", None) or {}))
+
+    def make(**options: Any) -> nn.Module:
+        # "auto" levels are those of the ImageNet model at every img_size, so that its weights fit (section 3.2)
+        size = None if config.levels == "global" else NOMINAL_SIZE
+        return graft(model_cls(**options), config, img_size=size)
+
+    make.__name__ = model_cls.__name__
+    return build_model_with_cfg(
+        make,
+        variant,
+        pretrained,
+        pretrained_filter_fn=_with_grafts(filter_fn),
+        feature_cfg=dict(feature_cfg),
+        **kwargs,
+    )

@@ -1,0 +1,255 @@
+"""What a module becomes when it carries a graft. Plumbing of `surgery.py`.
+
+A grafted block keeps its class's own `forward` and runs it with a *stand-in* for `self`, on which two children are
+replaced for this one call: the one that reads X0 and the one that the attention's result goes through. The same trick
+hands the grid of flat tokens from a model to its blocks. So no formula of a backbone is written again here, nothing
+is stored between calls (gradient checkpointing may run a block again whenever it likes), and torch.compile and
+torch.export see plain calls.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitgraft.layers.attention import attend
+from vitgraft.layers.window import effective_window, pad_grid, window_partition, window_reverse
+from vitgraft.models._points import GraftPoint, GridSource
+
+__all__ = ["GraftedBlock", "GraftedGridSource", "GraftedModel", "StandIn", "grafted_class", "original_class"]
+
+Size = tuple[int, int]
+
+
+class StandIn:
+    """Everything that `host` is, with some attributes replaced. Holds for one call; `host` itself never changes."""
+
+    def __init__(self, host: nn.Module, **replaced: Any):
+        self.__dict__.update(replaced)
+        self.__dict__["_host"] = host
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_host"], name)
+
+
+class _Blocks(list):
+    """A list of blocks that runs like the nn.Sequential or ModuleList for which it stands in."""
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        for block in self:
+            x = block(x, *args, **kwargs)
+        return x
+
+    def __getitem__(self, index: Any) -> Any:
+        item = super().__getitem__(index)
+        return _Blocks(item) if isinstance(index, slice) else item
+
+
+class _Branch:
+    """A graft as one more of the parallel attention branches of a ParallelThingsBlock."""
+
+    def __init__(self, graft: Callable[[torch.Tensor], torch.Tensor]):
+        self.graft = graft
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.graft(x)
+
+    def norm(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    ls = drop_path = norm
+
+    def attn(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
+        return self.graft(x)
+
+
+def _token_grid(block: nn.Module, tokens: int, grid: Size | None) -> tuple[Size, int]:
+    """Grid and number of prefix tokens of flat tokens, by what is known: the caller's word, or the built size."""
+    if grid is None:
+        grid = block._graft_feat_size
+        if tokens != block._graft_tokens:
+            raise ValueError(
+                f"{type(block).__name__} was grafted for a {grid[0]} x {grid[1]} grid ({block._graft_tokens} tokens) and "
+                f"got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with img_size="
+            )
+    return grid, tokens - grid[0] * grid[1]
+
+
+def window_attention(attn: nn.Module, x: torch.Tensor, grid: Size, window_size: Size) -> torch.Tensor:
+    """The attention of a plain ViT block on (B, H * W, C) tokens inside windows without shift, on its own weights."""
+    B, tokens, C = x.shape
+    window = effective_window(grid, window_size)
+    x = pad_grid(x.view(B, *grid, C), window)
+    padded = x.shape[1], x.shape[2]
+    x = window_partition(x, window)
+    N = x.shape[1]
+    q, k, v = attn.qkv(x).view(x.shape[0], N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).reshape(-1, N, C)
+    x = attn.proj_drop(attn.proj(attn.norm(x)))
+    x = window_reverse(x, window, padded)[:, : grid[0], : grid[1]]
+    return x.reshape(B, tokens, C)
+
+
+class GraftedBlock:
+    """A backbone's block with a child `graft` (and, on request, window attention). Mixed into the block's class."""
+
+    _graft_point: GraftPoint
+    _graft_feat_size: Size
+    _graft_tokens: int | None
+    _graft_window: Size | None
+    _graft_fused_last: bool
+
+    def _to_grid(self, x: torch.Tensor, grid: Size | None) -> torch.Tensor:
+        point = self._graft_point
+        if point.to_grid is not None:
+            return point.to_grid(self, x, grid or self._graft_feat_size)
+        if x.dim() == 3:
+            (H, W), prefix = _token_grid(self, x.shape[1], grid)
+            return x[:, prefix:].reshape(x.shape[0], H, W, x.shape[2])
+        return x.permute(0, 2, 3, 1) if point.maps else x
+
+    def _add(self, result: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """The attention's result plus the graft's (B, H, W, C), in the result's layout."""
+        point = self._graft_point
+        if point.from_grid is not None:
+            return result + point.from_grid(self, g, result)
+        if result.dim() == 3:
+            g = g.reshape(g.shape[0], -1, g.shape[3])
+            prefix = result.shape[1] - g.shape[1]
+            if prefix:
+                return torch.cat((result[:, :prefix], result[:, prefix:] + g), dim=1)
+            return result + g
+        maps_out = point.maps if point.maps_out is None else point.maps_out
+        return result + (g.permute(0, 3, 1, 2) if maps_out else g)
+
+    def forward(self, *args: Any, graft_grid: Size | None = None, **kwargs: Any) -> Any:
+        point = self._graft_point
+        grid = graft_grid
+        if grid is None and point.grid is not None:
+            grid = point.grid(*args, **kwargs)
+        graft = self._modules.get("graft")
+        run = original_class(type(self)).forward
+        replaced: dict[str, Any] = {}
+        if self._graft_window is not None:
+            attn = self._modules["attn"]
+
+            def attention(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+                window_grid, _prefix = _token_grid(self, x.shape[1], grid)
+                return window_attention(attn, x, window_grid, self._graft_window)
+
+            replaced["attn"] = attention
+        if graft is None:
+            return run(StandIn(self, **replaced), *args, **kwargs)
+
+        def grow(x0: torch.Tensor) -> torch.Tensor:
+            return graft(self._to_grid(x0, grid))
+
+        if self._graft_fused_last or point.adds == "":
+            out = run(StandIn(self, **replaced), *args, **kwargs)
+            return self._add(out, grow(args[0]))
+
+        if point.adds == "attns":
+            branch = _Branch(lambda x: self._add(torch.zeros_like(x), grow(x)))
+            return run(StandIn(self, attns=[*self._modules["attns"], branch]), *args, **kwargs)
+
+        seen: list[torch.Tensor] = [args[0]] if point.reads == "" else []
+        added: list[bool] = []
+        reader = replaced.get(point.reads) or (getattr(self, point.reads) if point.reads else None)
+        adder = getattr(self, point.adds)
+
+        def read(x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+            if not seen:
+                seen.append(x)
+            return reader(x, *more, **named)
+
+        def add(result: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+            # a drop_path may serve several branches: the graft belongs to the one that follows the reading
+            if seen and not added:
+                added.append(True)
+                result = self._add(result, grow(seen[0]))
+            return adder(result, *more, **named)
+
+        if point.reads:
+            replaced[point.reads] = read
+        replaced[point.adds] = add
+        return run(StandIn(self, **replaced), *args, **kwargs)
+
+
+def _run_with_grid(self: nn.Module, method: str, x: Any, args: tuple, kwargs: dict) -> Any:
+    source: GridSource = self._graft_grid_source
+    grid = source.grid(self, x)
+    blocks = _Blocks(
+        functools.partial(block, graft_grid=grid) if isinstance(block, GraftedBlock) else block
+        for block in getattr(self, source.blocks)
+    )
+    run = getattr(original_class(type(self)), method)
+    return run(StandIn(self, **{source.blocks: blocks}), x, *args, **kwargs)
+
+
+class GraftedGridSource:
+    """A module that tells its grafted blocks the grid of their flat tokens."""
+
+    _graft_grid_source: GridSource
+
+
+class GraftedModel:
+    """The model as a whole: what timm asks a model and the grafts have a say in."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names without weight decay: the backbone's, and the grafts' embeddings and position biases."""
+        base = getattr(original_class(type(self)), "no_weight_decay", None)
+        names = set(base(self)) if base is not None else set()
+        learned = ("anti_alias", "relative_position_bias_table")
+        return names | {n for n, _ in self.named_parameters() if ".graft." in n and n.endswith(learned)}
+
+
+def _grid_method(name: str) -> Callable[..., Any]:
+    def method(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return _run_with_grid(self, name, x, args, kwargs)
+
+    method.__name__ = name
+    return method
+
+
+def _set_input_size(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """The backbone's own, after which the grafts are told the new grids."""
+    from vitgraft.models.surgery import refresh_grids
+
+    original_class(type(self)).set_input_size(self, *args, **kwargs)
+    img_size = kwargs.get("img_size", args[0] if args else None)
+    refresh_grids(self, img_size)
+
+
+@functools.cache
+def grafted_class(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -> type:
+    """The class `cls` with the mixins of `roles` ("block", "grid", "model"): the same one at every call.
+
+    `methods` are those of a grid source that run its blocks.
+    """
+    mixins = {"block": GraftedBlock, "grid": GraftedGridSource, "model": GraftedModel}
+    body: dict[str, Any] = {"_graft_original": cls, "__reduce__": _reduce, "__doc__": cls.__doc__}
+    body["_graft_made_by"] = (cls, roles, methods)
+    body |= {name: _grid_method(name) for name in methods}
+    if "model" in roles and hasattr(cls, "set_input_size"):
+        body["set_input_size"] = _set_input_size
+    bases = (*(mixins[role] for role in roles), cls)
+    made = type(f"Grafted{cls.__name__}", bases, body)
+    made.__module__ = cls.__module__
+    return made
+
+
+def original_class(cls: type) -> type:
+    """The backbone's class of a grafted one; any other class is returned as it is."""
+    return cls.__dict__.get("_graft_original", cls)
+
+
+def _new(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -> nn.Module:
+    made = grafted_class(cls, roles, methods)
+    return made.__new__(made)
+
+
+def _reduce(self: nn.Module) -> tuple:
+    # made classes cannot be found by name: pickle and deepcopy make them again
+    return _new, type(self)._graft_made_by, self.__dict__

@@ -1,0 +1,557 @@
+"""CSWin Transformer, which timm does not have, in timm's interface.
+
+Paper: "CSWin Transformer: A General Vision Transformer Backbone with Cross-Shaped Windows", arXiv 2107.00652. Half of
+the heads attend in vertical stripes (all rows, a few columns), the other half in horizontal ones; a depthwise 3x3
+convolution of the values inside each stripe, "locally enhanced positional encoding" (LePE), is added to the attention.
+
+Parameter names are the authors' (microsoft/CSWin-Transformer, models/cswin.py at f111ae2), so that their checkpoints
+load unchanged. What is decided here rather than there:
+
+- Every input size works and no tensor depends on it. Where a map is no multiple of the stripe, it is padded as the
+  authors' dense-task backbone does (segmentation/backbone/cswin_transformer.py at f111ae2): query, key and value are
+  padded with zeros *after* their projection, only across the stripes, half of it (rounded down) on the left or top,
+  and padded tokens are not masked. So published segmentation weights compute their own function. Padding right and bottom only,
+  as Swin does, would compute another one.
+- The last stage, and only that one, has a single branch over the whole map. The authors' classification code also gives
+  one to any block whose map at `img_size` equals its stripe; then shapes of weights would depend on the image size.
+- `proj_drop_rate` acts after the projection of the attention too; the authors' code creates that dropout and never calls it.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    DropPath,
+    Mlp,
+    calculate_drop_path_rates,
+    create_classifier,
+    get_device_dtype,
+    to_2tuple,
+    trunc_normal_,
+    use_fused_attn,
+)
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import nn
+
+from vitgraft.models._build import build_grafted, grafted_cfgs
+
+__all__ = ["CSWinBlock", "CSWinTransformer", "StripeAttention"]
+
+# B batch, H x W token grid, C channels, N stripes, L tokens in a stripe. Grids are (B, H, W, C).
+
+
+class ChannelsLast(nn.Module):
+    """(B, C, H, W) to (B, H, W, C)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class StripeAttention(nn.Module):
+    """Multi-head attention inside stripes of the map, plus LePE.
+
+    Args:
+        dim: Channels of the query, the key and the value.
+        num_heads: Heads; divides `dim`.
+        stripe_size: Width of a vertical stripe, or height of a horizontal one. Not used by "full".
+        direction: "vertical" (all rows, `stripe_size` columns), "horizontal" (`stripe_size` rows, all columns) or
+            "full" (the whole map is one stripe).
+        attn_drop: Dropout rate of the attention weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        stripe_size: int = 7,
+        direction: str = "vertical",
+        attn_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if direction not in ("vertical", "horizontal", "full"):
+            raise ValueError(f"direction={direction!r}: use 'vertical', 'horizontal' or 'full'")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide dim={dim} of a {direction} stripe attention")
+        if stripe_size < 1:
+            raise ValueError(f"stripe_size={stripe_size}: at least 1 is needed")
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.stripe_size = stripe_size
+        self.direction = direction
+        self.fused_attn = use_fused_attn()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.get_v = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.direction}, stripe_size={self.stripe_size}, num_heads={self.num_heads}"
+
+    def forward(self, qkv: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3, C), query, key and value of every token, to (B, H, W, C)."""
+        _, H, W, _, C = qkv.shape
+        rows = self.stripe_size if self.direction == "horizontal" else H
+        cols = self.stripe_size if self.direction == "vertical" else W
+        pad_h, pad_w = -H % rows, -W % cols
+        top, left = pad_h // 2, pad_w // 2
+        if pad_h or pad_w:
+            qkv = F.pad(qkv, (0, 0, 0, 0, left, pad_w - left, top, pad_h - top))
+        Hp, Wp = H + pad_h, W + pad_w
+
+        # One copy for vertical stripes; a view for the others, whose tokens lie next to each other already.
+        x = qkv.reshape(-1, Hp // rows, rows, Wp // cols, cols, 3, C).transpose(2, 3)
+        x = x.reshape(-1, rows * cols, 3, self.num_heads, self.head_dim)  # (N, L, 3, heads, head_dim)
+        q, k, v = x.transpose(1, 3).unbind(2)  # (N, heads, L, head_dim) each
+
+        # Stripes as images in channels_last memory: no copy between the layouts of attention and convolution.
+        lepe = self.get_v(x[:, :, 2].reshape(-1, rows, cols, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self._attend(q, k, v).transpose(1, 2).reshape(-1, rows, cols, C) + lepe
+
+        x = x.reshape(-1, Hp // rows, Wp // cols, rows, cols, C).transpose(2, 3).reshape(-1, Hp, Wp, C)
+        if pad_h or pad_w:
+            x = x[:, top : top + H, left : left + W]
+        return x
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if self.fused_attn:
+            dropout_p = self.attn_drop.p if self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+        attn = (q * self.scale) @ k.transpose(-2, -1)
+        return self.attn_drop(attn.softmax(dim=-1)) @ v
+
+
+class CSWinBlock(nn.Module):
+    """A transformer block with cross-shaped windows on a grid.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads of the block; with two branches each has half of them.
+        stripe_size: See StripeAttention.
+        full: One branch over the whole map instead of two of stripes.
+        feat_size: Size of the map at the nominal image size, for the record only: every size works.
+        mlp_ratio: Width of the MLP's hidden layer as a multiple of `dim`.
+        proj_drop: Dropout rate after the projection of the attention and inside the MLP.
+        drop_path: Rate of stochastic depth.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        stripe_size: int = 7,
+        full: bool = False,
+        feat_size: tuple[int, int] | None = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        directions = ("full",) if full else ("vertical", "horizontal")
+        branches = len(directions)
+        if dim % branches or num_heads % branches:
+            raise ValueError(f"dim={dim} and num_heads={num_heads} must both be even: half go to each kind of stripe")
+        self.dim = dim
+        self.num_heads = num_heads
+        self.stripe_size = stripe_size
+        self.feat_size = feat_size
+        # The order of the children is that of the authors' state dict.
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.norm1 = norm_layer(dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.attns = nn.ModuleList(
+            StripeAttention(dim // branches, num_heads // branches, stripe_size, direction, attn_drop, **dd)
+            for direction in directions
+        )
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
+        self.norm2 = norm_layer(dim, **dd)
+
+    def _attn(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        _, H, W, C = x.shape
+        branches = len(self.attns)
+        qkv = self.qkv(x).reshape(-1, H, W, 3, branches, C // branches)
+        x = torch.cat([attn(qkv[..., i, :]) for i, attn in enumerate(self.attns)], dim=-1)
+        return self.proj_drop(self.proj(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        x = x + self.drop_path(self._attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class MergeBlock(nn.Module):
+    """Halves the map with a 3x3 convolution of stride 2, then norm: (B, H, W, dim) to (B, ceil(H/2), ceil(W/2), out)."""
+
+    def __init__(self, dim: int, out_dim: int, norm_layer: type[nn.Module] = nn.LayerNorm, device=None, dtype=None):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, device=device, dtype=dtype)
+        self.norm = norm_layer(out_dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class CSWinTransformer(nn.Module):
+    """CSWin Transformer for images (B, in_chans, H, W) of any size from 4 x 4 up.
+
+    Args:
+        img_size: Nominal image size, for the record only: see `feat_sizes`.
+        num_classes: Outputs of the classifier, 0 for none.
+        global_pool: Pooling before the classifier ("avg", "max", "avgmax", "catavgmax"), "" for none.
+        embed_dim: Channels of the first stage; doubled from stage to stage.
+        depths: Blocks of each stage.
+        num_heads: Heads of each stage.
+        split_sizes: Stripe size of each stage (the authors' word); the last stage attends over its whole map.
+        drop_rate: Dropout before the classifier.
+        proj_drop_rate, attn_drop_rate, drop_path_rate: See CSWinBlock; the last grows linearly from 0 with depth.
+
+    Raises:
+        ValueError: Options that do not fit each other, or are out of range.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 64,
+        depths: tuple[int, ...] = (1, 2, 21, 1),
+        num_heads: tuple[int, ...] = (2, 4, 8, 16),
+        split_sizes: tuple[int, ...] = (1, 2, 7, 7),
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if not len(depths) == len(num_heads) == len(split_sizes):
+            raise ValueError(f"one value per stage is needed: depths={depths}, {num_heads=}, {split_sizes=}")
+        dd = {"device": device, "dtype": dtype}
+        self.num_stages = len(depths)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool_type = global_pool
+        self.drop_rate = drop_rate
+        self.embed_dim = embed_dim
+        self.output_fmt = "NHWC"
+        self.grad_checkpointing = False
+        self.feature_info = [
+            {"num_chs": embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"stage{i + 1}"}
+            for i in range(self.num_stages)
+        ]
+        self.num_features = self.feature_info[-1]["num_chs"]
+
+        self.stage1_conv_embed = nn.Sequential(
+            nn.Conv2d(in_chans, embed_dim, 7, stride=4, padding=2, **dd),
+            ChannelsLast(),
+            norm_layer(embed_dim, **dd),
+        )
+        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        for i, info in enumerate(self.feature_info):
+            dim = info["num_chs"]
+            if i > 0:
+                setattr(self, f"merge{i}", MergeBlock(dim // 2, dim, norm_layer, **dd))
+            blocks = [
+                CSWinBlock(
+                    dim,
+                    num_heads[i],
+                    split_sizes[i],
+                    full=i == self.num_stages - 1,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    proj_drop=proj_drop_rate,
+                    attn_drop=attn_drop_rate,
+                    drop_path=drop_path[i][j],
+                    act_layer=act_layer,
+                    norm_layer=norm_layer,
+                    **dd,
+                )
+                for j in range(depths[i])
+            ]
+            setattr(self, f"stage{i + 1}", nn.Sequential(*blocks))
+        self.norm = norm_layer(self.num_features, **dd)
+        self._make_head(num_classes, **dd)
+        self.apply(_init_weights)
+        self.set_input_size(img_size)
+
+    def _make_head(self, num_classes: int, device=None, dtype=None) -> None:
+        self.global_pool, self.head_drop, self.head = create_classifier(
+            self.num_features,
+            num_classes,
+            pool_type=self.global_pool_type,
+            input_fmt=self.output_fmt,
+            drop_rate=self.drop_rate,
+            device=device,
+            dtype=dtype,
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    def _stages(self, depth: int):
+        """(merge or None, blocks) of the first `depth` stages."""
+        return [(getattr(self, f"merge{i}", None), getattr(self, f"stage{i + 1}")) for i in range(depth)]
+
+    # What timm asks of a model
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
+        """Records the nominal image size and each block's map at that size. Nothing else depends on it."""
+        if img_size is not None:
+            height, width = (int(side) for side in to_2tuple(img_size))
+            if min(height, width) < 4:
+                raise ValueError(f"img_size={img_size}: at least one patch, 4 x 4 pixels, is needed")
+            self.img_size = (height, width)
+        # 7x7 convolution, stride 4, padding 2; then 3x3, stride 2, padding 1 between the stages
+        feat_size = tuple((side - 3) // 4 + 1 for side in self.img_size)
+        self.feat_sizes = []
+        for _, blocks in self._stages(self.num_stages):
+            self.feat_sizes.append(feat_size)
+            for block in blocks:
+                block.feat_size = feat_size
+            feat_size = tuple((side + 1) // 2 for side in feat_size)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Nothing by name: biases and norms are vectors, which optimizers leave out by shape."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for timm's layer decay; a merge counts to the block after it."""
+        merges = [(rf"^merge{i}\.", (i + 1,) if coarse else (i + 1, 0)) for i in range(1, self.num_stages)]
+        stage = r"^stage(\d+)\." if coarse else r"^stage(\d+)\.(\d+)\."
+        return {"stem": r"^stage1_conv_embed", "blocks": [*merges, (stage, None), (r"^norm", (99999,))]}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Gives the model a new classifier (0 classes: none); the pooling stays unless given."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool_type = global_pool
+        self._make_head(num_classes, **get_device_dtype(self))
+        self.head.apply(_init_weights)
+        for module in (self.global_pool, self.head_drop, self.head):
+            module.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Runs the stages and returns the maps at the ends of some.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Stages, counted from 0; the last n if int, all if None.
+            norm: Apply the final norm to the last stage's map (the others have other widths).
+            stop_early: Skip the stages behind the last one asked for.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: Return the maps alone, without the final features (B, H, W, C) in front.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt={output_fmt!r}: use 'NCHW' or 'NHWC'")
+        take_indices, max_index = feature_take_indices(self.num_stages, indices)
+        intermediates = []
+        last = self.num_stages - 1
+        depth = max_index + 1 if stop_early else self.num_stages
+        x = self.stage1_conv_embed(x)
+        for i, (merge, blocks) in enumerate(self._stages(depth)):
+            x = self._stage(x, merge, blocks)
+            if i == last and norm:
+                x = self.norm(x)
+            if i in take_indices:
+                intermediates.append(x.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else x)
+        if intermediates_only:
+            return intermediates
+        if depth == self.num_stages and not norm:
+            x = self.norm(x)
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what `forward_intermediates` with these indices does not need; returns the indices."""
+        take_indices, max_index = feature_take_indices(self.num_stages, indices)
+        pruned = max_index < self.num_stages - 1
+        for i in range(max_index + 1, self.num_stages):
+            delattr(self, f"merge{i}")
+            delattr(self, f"stage{i + 1}")
+        self.num_stages = max_index + 1
+        self.feat_sizes = self.feat_sizes[: max_index + 1]
+        if pruned or prune_norm:
+            self.norm = nn.Identity()
+        if pruned:
+            self.num_features = self.feature_info[max_index]["num_chs"]
+        if pruned or prune_head:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def _stage(self, x: torch.Tensor, merge: nn.Module | None, blocks: nn.Sequential) -> torch.Tensor:
+        if merge is not None:
+            x = merge(x)
+        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+            return checkpoint_seq(blocks, x)
+        return blocks(x)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) to normed features (B, H / 32, W / 32, num_features)."""
+        x = self.stage1_conv_embed(x)
+        for merge, blocks in self._stages(self.num_stages):
+            x = self._stage(x, merge, blocks)
+        return self.norm(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Features (B, H, W, num_features) to logits (B, num_classes)."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _init_weights(module: nn.Module) -> None:
+    """The authors' initialisation; convolutions keep PyTorch's."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict:
+    """timm's hook for `pretrained=True`; the averaged weights are those of the published accuracy."""
+    for key in ("state_dict_ema", "state_dict"):
+        state_dict = state_dict.get(key, state_dict)
+    return {name.removeprefix("module."): value for name, value in state_dict.items()}
+
+
+def create_cswin(variant: str, pretrained: bool = False, **kwargs) -> CSWinTransformer:
+    """Builds a variant with timm's builder: pretrained weights, `features_only`, default configuration."""
+    return build_model_with_cfg(
+        CSWinTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+def _cfg(url: str = "", **kwargs) -> dict[str, Any]:
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stage1_conv_embed.0",
+        "classifier": "head",
+        "license": "mit",
+        **kwargs,
+    }
+
+
+_RELEASE = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0/"
+default_cfgs = generate_default_cfgs(
+    {f"cswin_{size}_224.ms_in1k": _cfg(f"{_RELEASE}cswin_{size}_224.pth") for size in ("tiny", "small", "base")}
+    | {
+        tag: cfg
+        for size in ("tiny", "small", "base")
+        for tag, cfg in grafted_cfgs(
+            f"graft_cswin_{size}_224",
+            f"{_RELEASE}cswin_{size}_224.pth",
+            first_conv="stage1_conv_embed.0",
+            classifier="head",
+            pool_size=(7, 7),
+        ).items()
+    }
+)
+
+# Options of the published sizes: microsoft/CSWin-Transformer models/cswin.py
+VARIANTS = {
+    "cswin_tiny_224": {"embed_dim": 64, "depths": (1, 2, 21, 1), "num_heads": (2, 4, 8, 16)},
+    "cswin_small_224": {"embed_dim": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 16)},
+    "cswin_base_224": {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads": (4, 8, 16, 32)},
+}
+
+
+@register_model
+def cswin_tiny_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
+    """CSWin-T, 22.3 M parameters, 4.3 GMAC at 224 x 224."""
+    return create_cswin("cswin_tiny_224", pretrained, **{**VARIANTS["cswin_tiny_224"], **kwargs})
+
+
+@register_model
+def cswin_small_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
+    """CSWin-S, 35 M parameters, 6.9 GMAC at 224 x 224."""
+    return create_cswin("cswin_small_224", pretrained, **{**VARIANTS["cswin_small_224"], **kwargs})
+
+
+@register_model
+def cswin_base_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
+    """CSWin-B, 78 M parameters, 15.0 GMAC at 224 x 224."""
+    return create_cswin("cswin_base_224", pretrained, **{**VARIANTS["cswin_base_224"], **kwargs})
+
+
+def _create_graft_cswin(variant: str, pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """A published size with grafts; options of CSWinTransformer, and `graft` for those of GraftConfig."""
+    return build_grafted(
+        CSWinTransformer,
+        variant,
+        pretrained,
+        {},
+        checkpoint_filter_fn,
+        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
+    )
+
+
+@register_model
+def graft_cswin_tiny_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """CSWin-T + GrafT (table 1), with Swin's window attention in the grafts."""
+    return _create_graft_cswin("graft_cswin_tiny_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_cswin_small_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """CSWin-S + GrafT (not in the paper)."""
+    return _create_graft_cswin("graft_cswin_small_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_cswin_base_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
+    """CSWin-B + GrafT (not in the paper)."""
+    return _create_graft_cswin("graft_cswin_base_224", pretrained, **kwargs)

@@ -1,0 +1,72 @@
+"""Maps for detection and segmentation: a backbone's stages, each after its own new LayerNorm."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import get_device_dtype
+from timm.models import FeatureInfo
+from torch import nn
+
+__all__ = ["DenseFeatures"]
+
+
+class DenseFeatures(nn.Module):
+    """What the Swin authors' detection and segmentation backbones give: a map per stage, after a LayerNorm of its own.
+
+    The norms are `norm{i}`, i the index of the stage, as in the authors' checkpoints; `vitgraft.load_official` fills
+    them from those, or leaves them new with ImageNet weights.
+
+    Args:
+        model: A timm model with `forward_intermediates` and `feature_info`. With `prune`, it loses what the maps do
+            not need: stages behind the last, final norm, classifier (as with `features_only`), so that every parameter
+            has a gradient.
+        out_indices: Stages to return, from 0 in rising order; negative ones count from the end.
+        norm: Without it the maps are the stages' own.
+        eps: Of the norms (1e-5, the authors' value).
+
+    Raises:
+        TypeError: A model without `forward_intermediates`, or one made with features_only=True.
+        ValueError: Indices outside the model, twice the same, or out of order.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        norm: bool = True,
+        eps: float = 1e-5,
+        prune: bool = True,
+    ):
+        super().__init__()
+        info = getattr(model, "feature_info", None)
+        if not hasattr(model, "forward_intermediates") or not isinstance(info, list):
+            raise TypeError(
+                f"{type(model).__name__} has no forward_intermediates with a list feature_info; give the model itself, "
+                "timm.create_model(name) without features_only=True"
+            )
+        levels = len(info)
+        indices = [i + levels if i < 0 else i for i in out_indices]
+        if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= levels:
+            raise ValueError(
+                f"out_indices={tuple(out_indices)}: use rising indices of this model's {levels} feature levels, "
+                f"0 to {levels - 1}"
+            )
+        if prune and hasattr(model, "prune_intermediate_layers"):
+            model.prune_intermediate_layers(indices, prune_norm=True)
+        self.backbone = model
+        self.out_indices = tuple(indices)
+        self.feature_info = FeatureInfo(info, self.out_indices)
+        self.norm = norm
+        for i in self.out_indices if norm else ():
+            layer = nn.LayerNorm(info[i]["num_chs"], eps=eps, **get_device_dtype(model))
+            self.add_module(f"norm{i}", layer)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Images (B, in_chans, H, W) to one map (B, C_i, H_i, W_i) per index."""
+        maps = self.backbone.forward_intermediates(x, indices=list(self.out_indices), intermediates_only=True)
+        if not self.norm:
+            return maps
+        return [
+            getattr(self, f"norm{i}")(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+            for i, level in zip(self.out_indices, maps, strict=True)
+        ]

@@ -1,0 +1,271 @@
+"""Swin Transformer as its authors compute it at every input size, and Swin with grafts.
+
+timm's Swin pads a map *after* the cyclic shift. The authors' detection and segmentation code
+(SwinTransformer/Swin-Transformer-Object-Detection, mmdet/models/backbones/swin_transformer.py at c7b2011) pads right
+and bottom *before* it, computes the shift mask on the padded size, and lets padded tokens take part: zeros after norm1,
+so keys and values that are the biases alone. With the same weights the two differ wherever the window does not divide
+the map; where it does, they agree. This file is the authors' function in timm's classes, under timm's parameter names.
+
+- The window is always the configured one: neither a small map nor `set_input_size` changes it.
+- Every second block shifts by half a window, unless one window holds the whole map (the authors' classification code;
+  their dense-task code shifts even then, which matters below 7 x 7 tokens only).
+- Any input size works, from batch to batch. Images that the patch size does not divide are padded with zeros right and
+  bottom, as are odd maps before a merge.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import swin_transformer as timm_swin
+from torch import nn
+
+from vitgraft.models._build import build_grafted, grafted_cfgs
+
+__all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
+
+# B batch, H x W token grid, C channels, M window side, N windows, L = M * M tokens. Grids are (B, H, W, C).
+
+
+def _shift_mask(
+    height: int, width: int, window_size: tuple[int, int], shift_size: tuple[int, int], device: torch.device, dtype
+) -> torch.Tensor:
+    regions = []
+    for size, window, shift in zip((height, width), window_size, shift_size, strict=True):
+        # After the shift the last window of an axis holds two strips that are not neighbours: 1 and 2.
+        position = torch.arange(size, device=device)
+        regions.append((position >= size - window).long() + (position >= size - shift).long() * (shift > 0))
+    regions = regions[0][:, None] * 3 + regions[1]  # (H, W)
+    (rows, cols) = window_size
+    regions = regions.view(height // rows, rows, width // cols, cols).transpose(1, 2).reshape(-1, rows * cols)
+    apart = regions[:, None, :] != regions[:, :, None]
+    return apart.to(dtype) * -100.0  # the authors' value; an infinite one would change nothing that can be seen
+
+
+# 16 masks are those of 4 image sizes; the largest of an 800 x 1333 image takes 13 MB in float32.
+@lru_cache(maxsize=16)
+def _cached_shift_mask(*key) -> torch.Tensor:
+    # A tensor made in inference mode could never be used in training again.
+    with torch.inference_mode(False), torch.no_grad():
+        return _shift_mask(*key)
+
+
+def shift_mask(
+    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], padded_size: tuple[int, int]
+) -> torch.Tensor:
+    """Mask that keeps tokens apart which only the cyclic shift has brought into one window.
+
+    Kept by size for plain tensors. Under torch.compile and torch.export it is part of the graph (a few comparisons of
+    indices), since a graph that closes over a cached tensor could not be saved or moved.
+
+    Args:
+        x: Any tensor of the wanted device and dtype.
+        padded_size: Height and width of the map, multiples of the window.
+
+    Returns:
+        (N, L, L), 0 or -100, for the N windows in row-major order.
+    """
+    args = (*padded_size, window_size, shift_size, x.device, x.dtype)
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
+        return _shift_mask(*args)
+    return _cached_shift_mask(*args)
+
+
+class SwinBlock(timm_swin.SwinTransformerBlock):
+    """timm's block with the authors' padding and a fixed window."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "always_partition": True, "dynamic_mask": True})
+
+    @classmethod
+    def from_timm(cls, block: timm_swin.SwinTransformerBlock) -> "SwinBlock":
+        """The authors' function with the children, and so the very parameters, of a timm block.
+
+        The window is the one the block has now; the shift is the one it was made with.
+        """
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.dim, new.mlp_ratio = block.dim, block.mlp_ratio
+        new.input_resolution = block.input_resolution
+        new.target_shift_size = block.target_shift_size
+        new.always_partition = new.dynamic_mask = True
+        new.window_size, new.shift_size = new._calc_window_shift(block.window_size)
+        new.window_area = new.window_size[0] * new.window_size[1]
+        for name, child in block.named_children():
+            setattr(new, name, child)
+        new.register_buffer("attn_mask", None, persistent=False)
+        return new.train(block.training)
+
+    @property
+    def num_heads(self) -> int:
+        return self.attn.num_heads
+
+    def _attn(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C), normed, to (B, H, W, C)."""
+        _, H, W, C = x.shape
+        rows, cols = self.window_size
+        pad_h, pad_w = -H % rows, -W % cols
+        if pad_h or pad_w:
+            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+        Hp, Wp = H + pad_h, W + pad_w
+
+        shift_h, shift_w = self.shift_size
+        shifted = (shift_h > 0 or shift_w > 0) and (rows < H or cols < W)
+        mask = None
+        if shifted:
+            x = torch.roll(x, (-shift_h, -shift_w), (1, 2))
+            mask = shift_mask(x, self.window_size, self.shift_size, (Hp, Wp))
+
+        x = x.reshape(-1, Hp // rows, rows, Wp // cols, cols, C).transpose(2, 3)
+        x = self.attn(x.reshape(-1, rows * cols, C), mask=mask)  # (B * N, L, C)
+        x = x.reshape(-1, Hp // rows, Wp // cols, rows, cols, C).transpose(2, 3).reshape(-1, Hp, Wp, C)
+
+        if shifted:
+            x = torch.roll(x, (shift_h, shift_w), (1, 2))
+        if pad_h or pad_w:
+            x = x[:, :H, :W]
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        x = x + self.drop_path1(self._attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class AnySizePatchEmbed(PatchEmbed):
+    """timm's patch embedding, which pads images right and bottom to whole patches."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "strict_img_size": False, "dynamic_img_pad": True})
+
+    def _init_img_size(self, img_size):
+        img_size, grid_size, num_patches = super()._init_img_size(img_size)
+        if img_size is not None:  # timm rounds down, but a padded patch is one too
+            grid_size = tuple(-(-side // patch) for side, patch in zip(img_size, self.patch_size, strict=True))
+            num_patches = grid_size[0] * grid_size[1]
+        return img_size, grid_size, num_patches
+
+
+# Options of timm's Swin that this one decides, with the only values they can have here.
+_DECIDED = {"strict_img_size": False, "dynamic_img_size": True, "always_partition": True}
+
+
+def _check_decided(options: dict[str, Any]) -> None:
+    for name, value in _DECIDED.items():
+        if options.get(name, value) not in (None, value):
+            raise ValueError(
+                f"{name}={options[name]!r}: this Swin takes every input size with a fixed window, so only {value!r} "
+                "works. timm's own models (swin_*) have the other behaviour."
+            )
+
+
+class SwinTransformer(timm_swin.SwinTransformer):
+    """timm's Swin Transformer made of `SwinBlock`s: the authors' function for images (B, C, H, W) of every size.
+
+    Args:
+        img_size: Nominal image size, for the record only.
+        kwargs: Options of timm.models.swin_transformer.SwinTransformer, with its defaults; unknown ones raise.
+            `strict_img_size`, `dynamic_img_size` and `always_partition` are decided (see the top of the file).
+    """
+
+    def __init__(self, img_size: int | tuple[int, int] = 224, **kwargs):
+        _check_decided(kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in _DECIDED}
+        options.setdefault("embed_layer", AnySizePatchEmbed)
+        super().__init__(img_size=img_size, strict_img_size=False, always_partition=True, **options)
+        for stage in self.layers:
+            stage.blocks = nn.Sequential(*[SwinBlock.from_timm(block) for block in stage.blocks])
+
+    def set_input_size(
+        self, img_size=None, patch_size=None, window_size=None, window_ratio=None, always_partition=None
+    ) -> None:
+        """Records the nominal image size; timm's windows grow and shrink with it, these change only when given.
+
+        Args:
+            img_size, patch_size: As timm.
+            window_size: New window of all stages, or one per stage; position tables are resized.
+            window_ratio: New windows as a fraction of the map, as timm.
+            always_partition: True or None.
+        """
+        _check_decided({"always_partition": always_partition})
+        if window_size is None and window_ratio is None:
+            window_size = [stage.blocks[0].window_size for stage in self.layers]
+        super().set_input_size(img_size, patch_size, window_size, window_ratio)
+
+
+# Options of the published sizes: microsoft/Swin-Transformer, configs/swin
+VARIANTS = {
+    "swin_tiny_patch4_window7_224": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "swin_small_patch4_window7_224": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "swin_base_patch4_window7_224": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+}
+
+
+def create_swin(variant: str, pretrained: bool = False, **kwargs) -> SwinTransformer:
+    """Builds a Swin with timm's builder: `features_only` (NCHW), default configuration, pretrained weights.
+
+    Args:
+        variant: A key of VARIANTS, or any name registered with timm, whose options then all come from `kwargs`.
+        pretrained: Load timm's weights of that name.
+        kwargs: Options of SwinTransformer, over those of the variant.
+    """
+    options = {**VARIANTS.get(variant, {}), **kwargs}
+    if not isinstance(options.get("depths"), (tuple, list)):
+        raise ValueError(f"variant={variant!r} has no options here: pass depths, or use one of {', '.join(VARIANTS)}")
+    return build_model_with_cfg(
+        SwinTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=timm_swin.checkpoint_filter_fn,
+        feature_cfg={"out_indices": tuple(range(len(options["depths"]))), "feature_cls": "getter"},
+        **options,
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        tag: cfg
+        for name in VARIANTS
+        for tag, cfg in grafted_cfgs(
+            f"graft_{name}",
+            f"timm/{name}.ms_in1k",
+            first_conv="patch_embed.proj",
+            classifier="head.fc",
+            pool_size=(7, 7),
+        ).items()
+    }
+)
+
+
+def _create_graft_swin(variant: str, pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """A published size with grafts; options of SwinTransformer, and `graft` for those of GraftConfig."""
+    return build_grafted(
+        SwinTransformer,
+        variant,
+        pretrained,
+        {},
+        timm_swin.checkpoint_filter_fn,
+        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
+    )
+
+
+@register_model
+def graft_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """Swin-T + GrafT (table 1): 3, 2, 1, 0 levels; 34 M parameters, 4.9 GMAC at 224 x 224."""
+    return _create_graft_swin("graft_swin_tiny_patch4_window7_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_swin_small_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """Swin-S + GrafT (table 1): 3, 2, 1, 0 levels; 64 M parameters, 9.6 GMAC at 224 x 224."""
+    return _create_graft_swin("graft_swin_small_patch4_window7_224", pretrained, **kwargs)
+
+
+@register_model
+def graft_swin_base_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
+    """Swin-B + GrafT, grafted as Swin-T and Swin-S are (not in the paper)."""
+    return _create_graft_swin("graft_swin_base_patch4_window7_224", pretrained, **kwargs)

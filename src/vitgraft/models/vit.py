@@ -1,0 +1,93 @@
+"""DeiT with grafts: the paper's DeiT-T + GrafT, and DeiT-S.
+
+"The full attention in the backbone Transformer is replaced by the window-based local attention without window
+shifting" (section 3.1). A class token cannot live in windows, so the tokens are averaged before the head. Weights of
+DeiT load under their own names; its class token, and that token's position, are left out.
+"""
+
+from typing import Any
+
+import torch
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from vitgraft.models._build import build_grafted, grafted_cfgs
+
+__all__: list[str] = []
+
+default_cfgs = generate_default_cfgs(
+    {
+        tag: cfg
+        for size in ("tiny", "small")
+        for tag, cfg in grafted_cfgs(
+            f"graft_deit_{size}_patch16_224",
+            f"timm/deit_{size}_patch16_224.fb_in1k",
+            first_conv="patch_embed.proj",
+            classifier="head",
+        ).items()
+    }
+)
+
+
+class GraftDeiT(VisionTransformer):
+    """timm's VisionTransformer, with its tokens laid out row by row in memory.
+
+    Without a class token timm hands on a transposed view of the patch embedding, and every sum after it inherits that
+    layout: each LayerNorm would then copy its input (5 % of the time on a CPU).
+    """
+
+    def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+        return super()._pos_embed(x).contiguous()
+
+
+def without_class_token(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A ViT's weights without the class token and its position; unchanged where there is none."""
+    state_dict = dict(state_dict)
+    if state_dict.pop("cls_token", None) is not None and "pos_embed" in state_dict:
+        tokens = state_dict["pos_embed"].shape[1]
+        if int((tokens - 1) ** 0.5) ** 2 == tokens - 1:
+            state_dict["pos_embed"] = state_dict["pos_embed"][:, 1:]
+    return state_dict
+
+
+def _filter(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, torch.Tensor]:
+    state_dict = state_dict.get("model", state_dict)
+    return checkpoint_filter_fn(without_class_token(state_dict), model)
+
+
+def _create_graft_deit(variant: str, pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """Any size of grafted DeiT; options of timm's VisionTransformer, and `graft` for those of GraftConfig."""
+    defaults = {
+        "patch_size": 16,
+        "class_token": False,
+        "global_pool": "avg",
+        # DeiT's final norm keeps its place and name: on the tokens, before they are averaged
+        "fc_norm": False,
+        "dynamic_img_size": True,
+        "dynamic_img_pad": True,
+    }
+    return build_grafted(
+        GraftDeiT,
+        variant,
+        pretrained,
+        {"backbone_attention": "window"},
+        _filter,
+        {"out_indices": 3, "feature_cls": "getter"},
+        **{**defaults, **kwargs},
+    )
+
+
+@register_model
+def graft_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-T + GrafT (table 2): windows, 11 grafts of 1 level; 7.9 M parameters, 1.2 GMAC at 224 x 224."""
+    return _create_graft_deit(
+        "graft_deit_tiny_patch16_224", pretrained, **{"embed_dim": 192, "depth": 12, "num_heads": 3, **kwargs}
+    )
+
+
+@register_model
+def graft_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-S + GrafT, grafted as DeiT-T is (not in the paper)."""
+    return _create_graft_deit(
+        "graft_deit_small_patch16_224", pretrained, **{"embed_dim": 384, "depth": 12, "num_heads": 6, **kwargs}
+    )
