@@ -43,6 +43,7 @@ class SceneConfig:
         small: smallest and largest side of the small digits, pixels.
         num_small: fewest and most small digits.
         gap: least distance between the boxes of two digits, pixels.
+        jitter: how far the large digit's centre may lie from the canvas's, pixels in x and in y.
         tens: classes that the large digit is drawn from.
         units: classes that the small digits are drawn from.
     """
@@ -50,13 +51,14 @@ class SceneConfig:
     size: int = 48
     large: tuple[int, int] = (24, 32)
     small: tuple[int, int] = (8, 10)
-    num_small: tuple[int, int] = (2, 3)
+    num_small: int = 2
     gap: int = 1
+    jitter: int = 3
     tens: tuple[int, ...] = tuple(range(NUM_DIGITS))
     units: tuple[int, ...] = tuple(range(NUM_DIGITS))
 
     def __post_init__(self) -> None:
-        for name in ("large", "small", "num_small"):
+        for name in ("large", "small"):
             low, high = getattr(self, name)
             if not 1 <= low <= high:
                 raise ValueError(f"{name}={(low, high)}: give (least, most) with 1 <= least <= most")
@@ -144,37 +146,41 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     wave = axis[None] * np.float32(np.cos(angle)) + axis[:, None] * np.float32(np.sin(angle))
     pattern += np.float32(rng.uniform(0.1, 0.5)) * np.sin(wave * np.float32(2 * np.pi / period) + np.float32(phase))
     blend = 1 / (1 + np.exp(-1.5 * pattern))
-    dark = rng.uniform(0.05, 0.3, 3).astype(np.float32)
-    light = dark + rng.uniform(0.05, 0.3, 3).astype(np.float32)
+    dark = rng.uniform(0.05, 0.2, 3).astype(np.float32)
+    light = dark + rng.uniform(0.05, 0.25, 3).astype(np.float32)
     return dark + blend[..., None] * (light - dark)
 
 
 def _place(rng: np.random.Generator, config: SceneConfig) -> list[tuple[int, int, int, int]]:
-    """Boxes (x, y, width, height) that keep their distance: the large digit first, then the small ones."""
-    count = rng.integers(config.num_small[0], config.num_small[1] + 1)
-    for _attempt in range(1000):
-        placed: list[tuple[int, int, int, int]] = []
-        for low, high in [config.large] + [config.small] * count:
-            for _try in range(20):
-                height = int(rng.integers(low, high + 1))
-                # Handwriting is wider or narrower than the 8 x 8 frame it was scanned into.
-                width = int(np.clip(round(height * rng.uniform(0.8, 1.15)), 4, high))
-                x, y = (int(rng.integers(0, config.size - side + 1)) for side in (width, height))
-                gap = config.gap
-                if all(
-                    x + width + gap <= px or px + pw + gap <= x or y + height + gap <= py or py + ph + gap <= y
-                    for px, py, pw, ph in placed
-                ):
-                    placed.append((x, y, width, height))
-                    break
-            else:
-                break
-        if len(placed) == count + 1:
-            return placed
-    raise ValueError(
-        f"size={config.size}: {count} small digits of up to {config.small[1]} pixels found no room beside a large one "
-        f"of up to {config.large[1]}; give a larger size or a smaller num_small={config.num_small}"
-    )
+    """Boxes (x, y, width, height) that never overlap: the large digit first, then the small ones, upper half first.
+
+    The canvas has 4 x 4 cells. The large digit lies about the middle, on the four inner cells; each small digit has one
+    of the six outer cells of its half for itself.
+    """
+    cell = config.size // 4
+    outer = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 3)]  # (row, column) of the upper half
+    cells = []
+    for half in range(2):
+        for i in rng.permutation(len(outer))[: config.num_small]:
+            row, column = outer[i]
+            cells.append((3 - row if half else row, column))
+    placed = []
+    for number in range(1 + len(cells)):
+        low, high = config.small if number else config.large
+        height = int(rng.integers(low, high + 1))
+        # Handwriting is wider or narrower than the 8 x 8 frame it was scanned into.
+        width = min(high, round(height * rng.uniform(0.85, 1.15)))
+        room, x0, y0 = config.size, 0, 0
+        if number:
+            row, column = cells[number - 1]
+            room, x0, y0 = cell, cell * column, cell * row
+        jitter = 2 if number else config.jitter
+        x, y = (
+            start + min(max((room - side) // 2 + int(rng.integers(-jitter, jitter + 1)), 0), room - side)
+            for start, side in ((x0, width), (y0, height))
+        )
+        placed.append((x, y, width, height))
+    return placed
 
 
 def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneConfig | None = None) -> Scene:
@@ -196,17 +202,18 @@ def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneCon
         raise ValueError(f"index={index}, seed={seed}: both count from 0")
     scans, classes = _digit_scans()
     rng = np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
-    ten, unit = int(rng.integers(len(config.tens))), int(rng.integers(len(config.units)))
+    ten, smalls = int(rng.integers(len(config.tens))), rng.permutation(len(config.units))[:2]
+    unit = int(smalls[int(2 * ten >= len(config.tens))])
     places = _place(rng, config)
     canvas = _texture(rng, config.size)
 
     boxes, masks, category_ids = [], [], []
     semantic_mask = np.zeros((config.size, config.size), dtype=np.uint8)
     for number, (x, y, width, height) in enumerate(places):
-        digit = config.tens[ten] if number == 0 else config.units[unit]
+        digit = config.tens[ten] if number == 0 else config.units[smalls[(number - 1) // config.num_small]]
         scan = int(rng.choice(instances[digit]))
         ink = _resize(scans[scan], height, width)[..., None] * np.float32(rng.uniform(0.8, 1.0))  # (h, w, 1)
-        colour = rng.uniform(0.7, 1.0, 3).astype(np.float32)
+        colour = rng.uniform(0.8, 1.0, 3).astype(np.float32)
         window = canvas[y : y + height, x : x + width]
         window += ink * (colour - window)
         mask = np.zeros((config.size, config.size), dtype=bool)
