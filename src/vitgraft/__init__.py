@@ -1,25 +1,30 @@
 """GrafT, the multi-scale add-on of *Grafting Vision Transformers*, for any vision transformer."""
 
 from vitgraft._version import __version__
+from vitgraft.checkpoints import LoadReport, load_official
 from vitgraft.config import GraftConfig
 from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError
 from vitgraft.layers.graft import GrafT
 from vitgraft.models import cswin as _cswin  # noqa: F401  importing registers the models with timm
 from vitgraft.models import swin as _swin  # noqa: F401
 from vitgraft.models import vit as _vit  # noqa: F401
+from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.surgery import graft, grafts, is_grafted, strip, train_grafts_only
 
 __all__ = [
     "CheckpointError",
+    "DenseFeatures",
     "GrafT",
     "GraftConfig",
     "GraftError",
+    "LoadReport",
     "MissingExtraError",
     "NoGraftPointError",
     "__version__",
     "graft",
     "grafts",
     "is_grafted",
+    "load_official",
     "strip",
     "train_grafts_only",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ Downsampling = Literal["avg_pool", "linear", "cross_attention"]
 Upsampling = Literal["w_bilinear", "bilinear", "nearest", "cross_attention"]
 Attention = Literal["keep", "window"]
 Init = Literal["paper", "identity"]
+Padding = Literal["timm", "authors"]
 Ffn = Literal["shared", "separate"]
 
 
@@ -52,6 +54,9 @@ class GraftConfig:
         backbone_attention: "keep" the backbone's own, or replace it by "window" attention without shift, as the paper
             does in DeiT (plain ViTs only).
         backbone_window_size: Window of the latter; None takes `window_size`.
+        swin_padding: For timm's Swin models. "timm" keeps timm's function; "authors" pads maps before the shift, as the
+            Swin authors do, which differs wherever the window does not divide the map. (The registered graft_swin_*
+            models always do.)
         init: "paper": random start values. "identity": the grafted model computes what the backbone computed.
 
     Raises:
@@ -69,6 +74,7 @@ class GraftConfig:
     left_levels: int = 0
     backbone_attention: Attention = "keep"
     backbone_window_size: int | None = None
+    swin_padding: Padding = "timm"
     init: Init = "paper"
 
     def __post_init__(self) -> None:
@@ -95,12 +101,14 @@ class GraftConfig:
                 errors.append(f"{name}={value!r} must be a whole number >= 1")
         if not _is_count(self.left_levels, 0):
             errors.append(f"left_levels={self.left_levels!r} must be a whole number >= 0")
-        if not isinstance(self.ffn_ratio, (int, float)) or not self.ffn_ratio > 0:
-            errors.append(f"ffn_ratio={self.ffn_ratio!r} must be above 0")
+        ratio = self.ffn_ratio
+        if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio < math.inf:
+            errors.append(f"ffn_ratio={ratio!r} must be a finite number above 0")
         errors += _choice("downsample", self.downsample, Downsampling)
         errors += _choice("upsample", self.upsample, Upsampling)
         errors += _choice("ffn", self.ffn, Ffn)
         errors += _choice("backbone_attention", self.backbone_attention, Attention)
+        errors += _choice("swin_padding", self.swin_padding, Padding)
         errors += _choice("init", self.init, Init)
         if errors:
             raise GraftError("GraftConfig: " + "; ".join(errors))
@@ -132,11 +140,27 @@ class GraftConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "GraftConfig":
-        """The inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        """The inverse of `to_json`.
+
+        Raises:
+            GraftError: The text is no JSON object, or `from_dict` refuses what it holds.
+        """
+        try:
+            options = json.loads(text)
+        except ValueError as error:
+            raise GraftError(f"not a JSON object of graft options: {text[:80]!r} ({error})") from error
+        if not isinstance(options, dict):
+            raise GraftError(f"not a JSON object of graft options: {text[:80]!r}")
+        return cls.from_dict(options)
 
     @classmethod
     def make(cls, config: "GraftConfig | Mapping[str, Any] | None" = None, **options: Any) -> "GraftConfig":
-        """A configuration from another one or a mapping, with single options on top."""
+        """A configuration from another one or a mapping, with single options on top.
+
+        Raises:
+            GraftError: `config` is something else, or `from_dict` refuses an option.
+        """
+        if config is not None and not isinstance(config, (GraftConfig, Mapping)):
+            raise GraftError(f"config={config!r} is neither a GraftConfig nor a mapping of its options")
         base = config.to_dict() if isinstance(config, GraftConfig) else dict(config or {})
         return cls.from_dict({**base, **options})

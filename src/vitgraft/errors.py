@@ -9,6 +9,10 @@ class NoGraftPointError(GraftError):
     """Nothing in the model can carry a graft, or nothing matched what was asked for."""
 
 
+class ModelSpecError(ValueError):
+    """A model name that nobody knows, or options that the named model does not take."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that does not belong to the model it was meant for."""
 

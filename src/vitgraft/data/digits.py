@@ -3,8 +3,9 @@
 One large digit and a few small ones lie far apart on a textured canvas. The digits are scikit-learn's 1797 scans (8 x 8
 pixels, 16 grey levels, `sklearn.datasets.load_digits`); nothing is downloaded. One generator serves three tasks:
 
-- classification: the label is the number whose tens are the large digit and whose units are the small ones (they
-  share one class), so the label needs a shape that spans the canvas and shapes of a few pixels, at once;
+- classification: small digits of one class lie on the left, of another class on the right, and the large digit between
+  them says which side counts: 0 the left, 1 the right. The label is the class of that side, so it needs a shape that
+  spans half of the canvas and shapes of a few pixels far away from it, at once;
 - detection with instance masks: boxes, masks and category ids of every digit;
 - semantic segmentation: one map with 0 for the canvas and 1 + class for the ink of a digit.
 
@@ -38,51 +39,45 @@ class SceneConfig:
     """What the scenes look like.
 
     Args:
-        size: side of the square canvas, pixels.
-        large: smallest and largest side of the large digit, pixels.
-        small: smallest and largest side of the small digits, pixels.
-        num_small: fewest and most small digits.
-        gap: least distance between the boxes of two digits, pixels.
-        jitter: how far the large digit's centre may lie from the canvas's, pixels in x and in y.
-        tens: classes that the large digit is drawn from.
-        units: classes that the small digits are drawn from.
+        size: Side of the square canvas, pixels; a multiple of 4.
+        large: Smallest and largest side of the large digit, pixels; at most half of the canvas and a little.
+        small: Smallest and largest side of the small digits, pixels; at most a quarter of the canvas.
+        copies: Small digits on each side, 1 to 4.
+        jitter: How far the large digit's centre may lie from the canvas's, pixels in x and in y.
+
+    Raises:
+        ValueError: Sizes for which there is no room.
     """
 
-    size: int = 48
-    large: tuple[int, int] = (24, 32)
-    small: tuple[int, int] = (8, 10)
-    num_small: int = 2
-    gap: int = 1
-    jitter: int = 3
-    tens: tuple[int, ...] = tuple(range(NUM_DIGITS))
-    units: tuple[int, ...] = tuple(range(NUM_DIGITS))
+    size: int = 64
+    large: tuple[int, int] = (26, 32)
+    small: tuple[int, int] = (11, 14)
+    copies: int = 4
+    jitter: int = 0
 
     def __post_init__(self) -> None:
         for name in ("large", "small"):
             low, high = getattr(self, name)
-            if not 1 <= low <= high:
-                raise ValueError(f"{name}={(low, high)}: give (least, most) with 1 <= least <= most")
-        if self.small[0] < 4:
-            raise ValueError(f"small={self.small}: a digit under 4 pixels has no readable shape")
-        for name in ("tens", "units"):
-            classes = getattr(self, name)
-            if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(range(NUM_DIGITS)):
-                raise ValueError(f"{name}={classes}: give distinct digit classes out of 0 to {NUM_DIGITS - 1}")
-        if self.large[1] + self.small[1] + self.gap > self.size:
-            raise ValueError(
-                f"size={self.size}: no room for a digit of {self.large[1]} pixels beside one of {self.small[1]}; "
-                f"give at least {self.large[1] + self.small[1] + self.gap}"
-            )
+            if not 4 <= low <= high:
+                raise ValueError(f"{name}={(low, high)}: give (least, most), 4 <= least <= most; smaller is unreadable")
+        if self.size % 4 or self.small[1] > self.size // 4:
+            raise ValueError(f"size={self.size}: give a multiple of 4, at least 4 x {self.small[1]} (the small digits)")
+        if self.large[1] > self.size // 2:
+            raise ValueError(f"large={self.large}: a digit over {self.size // 2} pixels would cover the small ones")
+        if not 1 <= self.copies <= 4:
+            raise ValueError(f"copies={self.copies}: there is room for 1 to 4 small digits on a side")
+        if not self.jitter >= 0:
+            raise ValueError(f"jitter={self.jitter}: give 0 or more pixels")
 
     @property
     def num_classes(self) -> int:
-        """Number of classification labels: one for each pair of a large and a small class."""
-        return len(self.tens) * len(self.units)
+        """Number of classification labels: the digits."""
+        return NUM_DIGITS
 
     @property
     def class_names(self) -> list[str]:
-        """What each label reads: '73' is a large 7 with small 3s."""
-        return [f"{ten}{unit}" for ten in self.tens for unit in self.units]
+        """What each label reads."""
+        return [str(digit) for digit in range(NUM_DIGITS)]
 
 
 class Scene(NamedTuple):
@@ -152,28 +147,20 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, config: SceneConfig) -> list[tuple[int, int, int, int]]:
-    """Boxes (x, y, width, height) that never overlap: the large digit first, then the small ones, upper half first.
+    """Boxes (x, y, width, height) that never overlap: the large digit, then those on the left, then on the right.
 
-    The canvas has 4 x 4 cells. The large digit lies about the middle, on the four inner cells; each small digit has one
-    of the six outer cells of its half for itself.
+    The canvas has 4 x 4 cells. The large digit lies about the middle, on the four inner cells; each small digit has a
+    cell of the outer column of its side for itself.
     """
     cell = config.size // 4
-    outer = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 3)]  # (row, column) of the upper half
-    cells = []
-    for half in range(2):
-        for i in rng.permutation(len(outer))[: config.num_small]:
-            row, column = outer[i]
-            cells.append((3 - row if half else row, column))
+    cells = [(row, column) for column in (0, 3) for row in rng.permutation(4)[: config.copies]]
     placed = []
-    for number in range(1 + len(cells)):
+    for number, (row, column) in enumerate([(0, 0), *cells]):
         low, high = config.small if number else config.large
         height = int(rng.integers(low, high + 1))
         # Handwriting is wider or narrower than the 8 x 8 frame it was scanned into.
         width = min(high, round(height * rng.uniform(0.85, 1.15)))
-        room, x0, y0 = config.size, 0, 0
-        if number:
-            row, column = cells[number - 1]
-            room, x0, y0 = cell, cell * column, cell * row
+        room, x0, y0 = (cell, int(column) * cell, int(row) * cell) if number else (config.size, 0, 0)
         jitter = 2 if number else config.jitter
         x, y = (
             start + min(max((room - side) // 2 + int(rng.integers(-jitter, jitter + 1)), 0), room - side)
@@ -202,15 +189,15 @@ def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneCon
         raise ValueError(f"index={index}, seed={seed}: both count from 0")
     scans, classes = _digit_scans()
     rng = np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
-    ten, smalls = int(rng.integers(len(config.tens))), rng.permutation(len(config.units))[:2]
-    unit = int(smalls[int(2 * ten >= len(config.tens))])
+    side = int(rng.integers(2))
+    left, right = (int(digit) for digit in rng.permutation(NUM_DIGITS)[:2])
+    digits = [side] + [left] * config.copies + [right] * config.copies
     places = _place(rng, config)
     canvas = _texture(rng, config.size)
 
     boxes, masks, category_ids = [], [], []
     semantic_mask = np.zeros((config.size, config.size), dtype=np.uint8)
-    for number, (x, y, width, height) in enumerate(places):
-        digit = config.tens[ten] if number == 0 else config.units[smalls[(number - 1) // config.num_small]]
+    for digit, (x, y, width, height) in zip(digits, places, strict=True):
         scan = int(rng.choice(instances[digit]))
         ink = _resize(scans[scan], height, width)[..., None] * np.float32(rng.uniform(0.8, 1.0))  # (h, w, 1)
         colour = rng.uniform(0.8, 1.0, 3).astype(np.float32)
@@ -225,7 +212,7 @@ def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneCon
         semantic_mask[mask] = 1 + category_ids[-1]
     return Scene(
         image=(np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8),
-        label=ten * len(config.units) + unit,
+        label=right if side else left,
         boxes=np.array(boxes, dtype=np.float32),
         masks=np.stack(masks),
         category_ids=np.array(category_ids, dtype=np.int64),
@@ -234,12 +221,18 @@ def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneCon
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (..., H, W, 3) to float32 (..., 3, H, W) in -1 to 1: what the classifiers are fed."""
-    return torch.from_numpy(image).movedim(-1, -3).float().div_(127.5).sub_(1)
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W), standardised: what the classifiers are fed.
+
+    Each colour of an image has mean 0, the image as a whole standard deviation 1, so that the canvas's colour and
+    contrast, which say nothing of the label, need not be unlearned first.
+    """
+    tensor = torch.from_numpy(image).movedim(-1, -3).float()
+    tensor = tensor - tensor.mean((-2, -1), keepdim=True)
+    return tensor / tensor.std((-3, -2, -1), keepdim=True).clamp_min(1e-6)
 
 
 class DigitScenes(Dataset):
-    """The scenes 0 to `length` - 1 of a split as (image, label): float32 (3, H, W) in -1 to 1, and an int.
+    """The scenes 0 to `length` - 1 of a split as (image, label): standardised float32 (3, H, W), and an int.
 
     `scene(index)` gives everything that is known of a scene, for the dense tasks.
 

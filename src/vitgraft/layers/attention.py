@@ -16,27 +16,49 @@ from vitgraft.layers.window import (
     window_reverse,
 )
 
-__all__ = ["WindowAttention", "WindowCrossAttention", "attend"]
+__all__ = ["WindowAttention", "WindowCrossAttention", "attend", "attend_qkv"]
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None, scale: float | None = None
-) -> torch.Tensor:
-    """softmax(scale * q k^T + bias) v for q (B, h, N, d), k and v (B, h, L, d), bias broadcastable to (B, h, N, L).
+def _fused(x: torch.Tensor) -> bool:
+    """Whether `scaled_dot_product_attention` is the faster way.
 
-    `scaled_dot_product_attention` or its written-out form, whichever is faster there: on a CPU the fused kernel
-    wins while no gradient is wanted and loses where the bias needs one, since it then falls back to a slow path.
+    On a CPU its kernel wins while no gradient is wanted, and loses where a bias needs one (it then takes a slow path).
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    fused = use_fused_attn() and (q.device.type != "cpu" or not torch.is_grad_enabled())
-    if fused:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), scale=scale
-        )
-    weights = (q * scale) @ k.transpose(-2, -1)
+    return use_fused_attn() and (x.device.type != "cpu" or not torch.is_grad_enabled())
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v.
+
+    Args:
+        q: (B, h, N, d).
+        k: (B, h, L, d).
+        v: (B, h, L, d).
+        bias: (n, h or 1, N or 1, L) with n a divisor of B: it is repeated along the batch.
+
+    Returns:
+        (B, h, N, d)
+    """
+    B, h, N, d = q.shape
+    if bias is not None and bias.shape[0] > 1:
+        bias = bias.expand(B // bias.shape[0], *bias.shape).flatten(0, 1)
+    if _fused(q):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+    # the scale inside the product saves a pass over q; products of three dimensions save copies
+    q, k, v = q.reshape(B * h, N, d), k.reshape(B * h, -1, d), v.reshape(B * h, -1, d)
+    weights = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=d**-0.5)
     if bias is not None:
-        weights = weights + bias
-    return weights.softmax(dim=-1).to(v.dtype) @ v
+        weights = weights.view(B, h, N, -1) + bias
+    return torch.bmm(weights.softmax(dim=-1).view(B * h, N, -1).to(v.dtype), v).view(B, h, N, d)
+
+
+def attend_qkv(qkv: torch.Tensor, num_heads: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`attend` on the result of a joint projection: (B, N, 3C), query, key, value, head-major -> (B, N, C)."""
+    B, N, C3 = qkv.shape
+    qkv = qkv.view(B, N, 3, num_heads, C3 // 3 // num_heads).permute(2, 0, 3, 1, 4)  # (3, B, h, N, d)
+    if not _fused(qkv):
+        qkv = qkv.contiguous()  # one copy instead of three
+    return attend(*qkv.unbind(0), bias).transpose(1, 2).reshape(B, N, C3 // 3)
 
 
 class WindowAttention(nn.Module):
@@ -107,15 +129,12 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C), any H and W."""
-        _, H, W, C = x.shape
+        _, H, W, _ = x.shape
         window = effective_window((H, W), self.window_size)
         x = pad_grid(x, window)
         padded = x.shape[1], x.shape[2]
         x = window_partition(x, window)  # (B * num_windows, N, C)
-        N = window[0] * window[1]
-        q, k, v = self.qkv(x).view(-1, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = attend(q, k, v, self.bias(window))
-        x = self.proj(x.transpose(1, 2).reshape(-1, N, C))
+        x = self.proj(attend_qkv(self.qkv(x), self.num_heads, self.bias(window)))
         x = window_reverse(x, window, padded)
         return x if padded == (H, W) else x[:, :H, :W]
 
@@ -125,14 +144,14 @@ class WindowCrossAttention(nn.Module):
 
     The paper's table 5 tries it for down- and upsampling. The two levels differ by a factor of 2: a window of M x M
     tokens of the coarse level lies over 2M x 2M of the fine one. Both grids are zero-padded to whole windows, and
-    padded keys are masked.
+    padded keys are masked. Only queries are projected; keys and values are the context itself: the reading that gives
+    table 5's parameters and cost.
 
     Args:
         dim: Channels C of both levels, a multiple of `num_heads`.
         num_heads: Heads.
         window_size: Window (height, width) on the coarse level.
-        project_values: True: keys and values are projections of the context and the result is projected (downsampling).
-            False: the context itself is keys and values (upsampling, where it has been channel-mixed already).
+        out_proj: Whether the result is projected too.
     """
 
     def __init__(
@@ -140,7 +159,7 @@ class WindowCrossAttention(nn.Module):
         dim: int,
         num_heads: int,
         window_size: tuple[int, int],
-        project_values: bool = True,
+        out_proj: bool = False,
         device=None,
         dtype=None,
     ):
@@ -149,13 +168,12 @@ class WindowCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.q = nn.Linear(dim, dim, **dd)
-        self.kv = nn.Linear(dim, 2 * dim, **dd) if project_values else None
-        self.proj = nn.Linear(dim, dim, **dd) if project_values else None
+        self.proj = nn.Linear(dim, dim, **dd) if out_proj else None
         self.init_weights()
 
     def init_weights(self) -> None:
         """Swin's start values: truncated normal of standard deviation 0.02, biases zero."""
-        for linear in (self.q, self.kv, self.proj):
+        for linear in (self.q, self.proj):
             if linear is not None:
                 trunc_normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
@@ -186,16 +204,12 @@ class WindowCrossAttention(nn.Module):
             inside = whole(context.new_ones(1, *context_size, 1), context_unit)
             inside = window_partition(inside, context_unit)[..., 0]  # (num_windows, L)
             mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(x.dtype).min)
-            mask = mask[:, None, None, :].repeat(x.shape[0], 1, 1, 1)  # (B * num_windows, 1, 1, L)
+            mask = mask[:, None, None, :]  # (num_windows, 1, 1, L)
         x = whole(x, x_unit)
         padded = x.shape[1], x.shape[2]
         q = self._heads(self.q(window_partition(x, x_unit)))
-        context = window_partition(whole(context, context_unit), context_unit)
-        if self.kv is None:
-            k = v = self._heads(context)
-        else:
-            k, v = (self._heads(part) for part in self.kv(context).chunk(2, dim=-1))
-        out = attend(q, k, v, mask).transpose(1, 2).flatten(2)
+        kv = self._heads(window_partition(whole(context, context_unit), context_unit))
+        out = attend(q, kv, kv, mask).transpose(1, 2).flatten(2)
         if self.proj is not None:
             out = self.proj(out)
         out = window_reverse(out, x_unit, padded)

@@ -50,7 +50,7 @@ class Level(nn.Module):
         num_heads: Heads.
         feat_size: Grid (height, width) of this level.
         window_size: Attention window (height, width).
-        downsample: "avg_pool", "linear" or "cross_attention" (the level's attention then asks the finer level).
+        downsample: "avg_pool", "linear" or "cross_attention".
         upsample: "w_bilinear", "bilinear", "nearest" or "cross_attention".
     """
 
@@ -67,21 +67,14 @@ class Level(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.down = Downsample(dim, "linear" if downsample == "linear" else "avg_pool", **dd)
+        self.down = Downsample(dim, downsample, num_heads, window_size, **dd)
         self.norm = nn.LayerNorm(dim, **dd)
-        if downsample == "cross_attention":
-            self.context_norm = nn.LayerNorm(dim, **dd)
-            self.attn = WindowCrossAttention(dim, num_heads, window_size, **dd)
-        else:
-            self.context_norm = None
-            self.attn = WindowAttention(dim, num_heads, window_size, **dd)
+        self.attn = WindowAttention(dim, num_heads, window_size, **dd)
         self.up = Upsample(dim, num_heads, feat_size, window_size, upsample, **dd)
 
-    def attend(self, x: torch.Tensor, finer: torch.Tensor) -> torch.Tensor:
-        """L-MSA(LN(X)) of equation 3: (B, h, w, C), and the finer level's grid for cross attention -> (B, h, w, C)."""
-        if self.context_norm is not None:
-            return self.attn(self.norm(x), self.context_norm(finer))
-        return self.attn(self.norm(x))
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        """X + L-MSA(LN(X)), equation 3 without its last term: (B, h, w, C) -> (B, h, w, C)."""
+        return x + self.attn(self.norm(x))
 
 
 class LeftLevel(nn.Module):
@@ -109,7 +102,7 @@ class LeftLevel(nn.Module):
 
     def forward(self, x: torch.Tensor, finer: nn.ModuleList | list) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C), through 2H x 2W and the levels in `finer` above it."""
-        B, H, W, C = x.shape
+        B, H, W, _ = x.shape
         x = self.up(x, x.new_empty(B, 2 * H, 2 * W, 0))
         z = x + self.attn(self.norm(x))
         if len(finer):
@@ -130,7 +123,8 @@ class GrafT(nn.Module):
         upsample: "w_bilinear" (paper), "bilinear", "nearest", "cross_attention".
         left_levels: Number of levels above the block's resolution (paper: 0).
         ffn_ratio: Hidden width of a feed-forward network of the graft's own, as a multiple of C; None shares the
-            backbone's (equation 5, paper). With its own the output belongs *after* the block's feed-forward network.
+            backbone's (equation 5, paper). It acts on the finest level, before the last upsampling (the reading that
+            gives table 7's cost), and the output then belongs *after* the block's feed-forward network.
     """
 
     def __init__(
@@ -160,7 +154,7 @@ class GrafT(nn.Module):
             LeftLevel(dim, num_heads, (H * 2**i, W * 2**i), window_size, **dd) for i in range(left_levels)
         )
         self.ffn = None
-        if ffn_ratio is not None:
+        if ffn_ratio is not None and levels > 0:
             hidden = int(dim * ffn_ratio)
             self.ffn = nn.Sequential(
                 nn.LayerNorm(dim, **dd), nn.Linear(dim, hidden, **dd), nn.GELU(), nn.Linear(hidden, dim, **dd)
@@ -191,9 +185,6 @@ class GrafT(nn.Module):
             self.levels[0].up.init_identity()
         if len(self.left_levels):
             self.left_levels[0].init_identity()
-        if self.ffn is not None:
-            nn.init.zeros_(self.ffn[3].weight)
-            nn.init.zeros_(self.ffn[3].bias)
 
     def pyramid(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Z1, Z2, ... of equation 3 for X0 (B, H, W, C): the outputs of all levels, finest first."""
@@ -202,7 +193,7 @@ class GrafT(nn.Module):
             grids.append(level.down(grids[-1]))
         outputs: list[torch.Tensor] = []
         for b in range(len(self.levels), 0, -1):
-            z = grids[b] + self.levels[b - 1].attend(grids[b], grids[b - 1])
+            z = self.levels[b - 1].attend(grids[b])
             if outputs:
                 z = z + self.levels[b].up(outputs[0], grids[b])
             outputs.insert(0, z)
@@ -212,12 +203,13 @@ class GrafT(nn.Module):
         """X0 (B, H, W, C) -> up(Z1) (B, H, W, C), the term that equation 4 adds to the block's attention."""
         out = None
         if len(self.levels):
-            out = self.levels[0].up(self.pyramid(x)[0], x)
+            z = self.pyramid(x)[0]
+            if self.ffn is not None:
+                z = z + self.ffn(z)
+            out = self.levels[0].up(z, x)
         if len(self.left_levels):
             left = self.left_levels[0](x, self.left_levels[1:])
             out = left if out is None else out + left
-        if self.ffn is not None:
-            out = out + self.ffn(out)
         return out
 
     def extra_repr(self) -> str:

@@ -27,7 +27,7 @@ def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int]) -> t
     (B, H, W, C) -> (B, 2H, 2W, C). Windows start at the top left; those cut off by the bottom or right border end
     there.
     """
-    B, H, W, C = x.shape
+    _, H, W, C = x.shape
     h, w = effective_window((H, W), window_size)
     if (h, w) == (H, W):
         return bilinear_upsample(x)
@@ -79,7 +79,7 @@ class Upsample(nn.Module):
             self.anti_alias = nn.Parameter(torch.zeros(*feat_size, dim, **dd))
         elif mode == "cross_attention":
             self.fine_norm = nn.LayerNorm(dim, **dd)
-            self.attn = WindowCrossAttention(dim, num_heads, window_size, project_values=False, **dd)
+            self.attn = WindowCrossAttention(dim, num_heads, window_size, **dd)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -3,10 +3,20 @@
 B batch, H x W token grid, C channels, (h, w) window. Grids are (B, H, W, C).
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
-__all__ = ["effective_window", "pad_grid", "relative_position_index", "window_partition", "window_reverse"]
+__all__ = [
+    "effective_window",
+    "into_windows",
+    "out_of_windows",
+    "pad_grid",
+    "relative_position_index",
+    "window_partition",
+    "window_reverse",
+]
 
 
 def effective_window(size: tuple[int, int], window_size: tuple[int, int]) -> tuple[int, int]:
@@ -16,8 +26,10 @@ def effective_window(size: tuple[int, int], window_size: tuple[int, int]) -> tup
 
 def pad_grid(x: torch.Tensor, multiple: tuple[int, int]) -> torch.Tensor:
     """Zero-pads (B, H, W, C) at the bottom and right to multiples of `multiple`; returns x itself where it fits."""
-    bottom = -x.shape[1] % multiple[0]
-    right = -x.shape[2] % multiple[1]
+    H, W = x.shape[1], x.shape[2]
+    # multiples by construction, so that symbolic shapes (torch.compile) need no proof of it
+    bottom = (H + multiple[0] - 1) // multiple[0] * multiple[0] - H
+    right = (W + multiple[1] - 1) // multiple[1] * multiple[1] - W
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
@@ -57,3 +69,61 @@ def relative_position_index(window_size: tuple[int, int], device: torch.device |
     dy = ys.view(h, 1, 1, 1) - ys.view(1, 1, h, 1) + h - 1
     dx = xs.view(1, w, 1, 1) - xs.view(1, 1, 1, w) + w - 1
     return dy * (2 * w - 1) + dx
+
+
+class _Permute(torch.autograd.Function):
+    """x[:, index] for a permutation of dimension 1, whose gradient is the inverse permutation and not a scatter."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.permutation = (index, inverse)
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        index, inverse = ctx.permutation
+        return _Permute.apply(grad.contiguous(), inverse, index), None, None
+
+
+# a model at one image size asks for one shifted order per stage
+@lru_cache(maxsize=64)
+def _window_order(
+    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row-major positions of the shifted grid's tokens in window order, and the inverse permutation."""
+    # a tensor made in inference mode could never be used in training again
+    with torch.inference_mode(False), torch.no_grad():
+        grid = torch.arange(size[0] * size[1], device=device).view(1, *size, 1)
+        grid = torch.roll(grid, (-shift[0], -shift[1]), (1, 2))
+        order = window_partition(grid, window).flatten()
+        return order, torch.argsort(order)
+
+
+def _permutes(x: torch.Tensor, shift: tuple[int, int]) -> bool:
+    # In eager mode on a CPU a roll costs several times one gather. A compiler fuses the roll, and a graph should not
+    # close over a cached tensor.
+    return any(shift) and x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
+
+
+def into_windows(x: torch.Tensor, window: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> torch.Tensor:
+    """Shifts a grid cyclically up and left, then partitions it: (B, H, W, C) -> (B * num_windows, h * w, C)."""
+    if not any(shift):
+        return window_partition(x, window)
+    if _permutes(x, shift):
+        B, H, W, C = x.shape
+        order, inverse = _window_order((H, W), window, shift, x.device)
+        return _Permute.apply(x.reshape(B, H * W, C), order, inverse).view(-1, window[0] * window[1], C)
+    return window_partition(torch.roll(x, (-shift[0], -shift[1]), (1, 2)), window)
+
+
+def out_of_windows(
+    windows: torch.Tensor, window: tuple[int, int], shift: tuple[int, int], size: tuple[int, int]
+) -> torch.Tensor:
+    """The inverse of `into_windows`: (B * num_windows, h * w, C) -> (B, H, W, C) for `size` (H, W)."""
+    if not any(shift):
+        return window_reverse(windows, window, size)
+    if _permutes(windows, shift):
+        C = windows.shape[-1]
+        order, inverse = _window_order(size, window, shift, windows.device)
+        return _Permute.apply(windows.reshape(-1, size[0] * size[1], C), inverse, order).view(-1, *size, C)
+    return torch.roll(window_reverse(windows, window, size), shift, (1, 2))

@@ -9,6 +9,7 @@ from timm.models import build_model_with_cfg
 from torch import nn
 
 from vitgraft.config import GraftConfig
+from vitgraft.errors import GraftError
 from vitgraft.models.surgery import graft
 
 __all__ = ["build_grafted", "grafted_cfgs"]
@@ -20,8 +21,8 @@ NOMINAL_SIZE = 224
 def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, **more: Any) -> dict[str, dict]:
     """Default configurations of a grafted name, for timm's `generate_default_cfgs`.
 
-    Without a tag there are no weights: none were published and none are measured yet. The tag `backbone` loads the weights
-    of timm's (or the authors') backbone, under their own names, and leaves the grafts at their start values.
+    Without a tag there are no weights: none were published and none are measured yet. The tag `backbone` loads the
+    weights of timm's (or the authors') backbone, under their own names, and leaves the grafts at their start values.
 
     Args:
         variant: Registered name.
@@ -82,7 +83,10 @@ def build_grafted(
     Raises:
         GraftError: Impossible graft options.
     """
-    config = GraftConfig.make(graft_defaults, **dict(kwargs.pop("graft", None) or {}))
+    options = kwargs.pop("graft", None) or {}
+    if not isinstance(options, Mapping):
+        raise GraftError(f"graft={options!r} is not a mapping of GraftConfig's options, such as {{'levels': 2}}")
+    config = GraftConfig.make(graft_defaults, **options)
 
     def make(**options: Any) -> nn.Module:
         # "auto" levels are those of the ImageNet model at every img_size, so that its weights fit (section 3.2)

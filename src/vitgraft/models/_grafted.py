@@ -8,13 +8,14 @@ torch.export see plain calls.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from vitgraft.layers.attention import attend
+from vitgraft.layers.attention import attend, attend_qkv
 from vitgraft.layers.window import effective_window, pad_grid, window_partition, window_reverse
 from vitgraft.models._points import GraftPoint, GridSource
 
@@ -32,6 +33,27 @@ class StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_host"], name)
+
+
+class SuperStandIn(StandIn):
+    """For a method that calls super(), as a user's subclass does: super() takes what says that it is an instance."""
+
+    @property
+    def __class__(self) -> type:
+        host = self.__dict__.get("_host")
+        return SuperStandIn if host is None else type(host)
+
+
+def _stand_in(host: nn.Module, method: str, replaced: dict[str, Any]) -> StandIn:
+    """The stand-in with which `method` of the host's original class runs."""
+    # only where it is needed: torch.compile does not trace an object that gives itself another class
+    kind = SuperStandIn if method in type(host)._graft_super else StandIn
+    return kind(host, **replaced)
+
+
+def _calls_super(cls: type, method: str) -> bool:
+    code = getattr(inspect.unwrap(getattr(cls, method)), "__code__", None)
+    return code is not None and "super" in code.co_names
 
 
 class _Blocks(list):
@@ -71,8 +93,9 @@ def _token_grid(block: nn.Module, tokens: int, grid: Size | None) -> tuple[Size,
         grid = block._graft_feat_size
         if tokens != block._graft_tokens:
             raise ValueError(
-                f"{type(block).__name__} was grafted for a {grid[0]} x {grid[1]} grid ({block._graft_tokens} tokens) and "
-                f"got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with img_size="
+                f"{type(block).__name__} was grafted for a {grid[0]} x {grid[1]} grid ({block._graft_tokens} tokens) "
+                f"and got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with "
+                "img_size="
             )
     return grid, tokens - grid[0] * grid[1]
 
@@ -84,12 +107,23 @@ def window_attention(attn: nn.Module, x: torch.Tensor, grid: Size, window_size: 
     x = pad_grid(x.view(B, *grid, C), window)
     padded = x.shape[1], x.shape[2]
     x = window_partition(x, window)
-    N = x.shape[1]
-    q, k, v = attn.qkv(x).view(x.shape[0], N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).reshape(-1, N, C)
+    if isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity):
+        x = attend_qkv(attn.qkv(x), attn.num_heads)
+    else:
+        q, k, v = attn.qkv(x).view(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).flatten(2)
     x = attn.proj_drop(attn.proj(attn.norm(x)))
     x = window_reverse(x, window, padded)[:, : grid[0], : grid[1]]
     return x.reshape(B, tokens, C)
+
+
+def authors_swin_attention(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The shifted window attention of a timm Swin block with the authors' padding, (B, H, W, C) -> (B, H, W, C)."""
+    from vitgraft.models.swin import SwinBlock  # which is built on this file
+
+    attend_windows = functools.partial(SwinBlock._window_attention, block)
+    shift = tuple(min(s, w // 2) for s, w in zip(block.target_shift_size, block.window_size, strict=True))
+    return SwinBlock._attn(StandIn(block, shift_size=shift, _window_attention=attend_windows), x)
 
 
 class GraftedBlock:
@@ -100,6 +134,7 @@ class GraftedBlock:
     _graft_tokens: int | None
     _graft_window: Size | None
     _graft_fused_last: bool
+    _graft_authors_padding: bool
 
     def _to_grid(self, x: torch.Tensor, grid: Size | None) -> torch.Tensor:
         point = self._graft_point
@@ -140,19 +175,21 @@ class GraftedBlock:
                 return window_attention(attn, x, window_grid, self._graft_window)
 
             replaced["attn"] = attention
+        if self._graft_authors_padding:
+            replaced["_attn"] = functools.partial(authors_swin_attention, self)
         if graft is None:
-            return run(StandIn(self, **replaced), *args, **kwargs)
+            return run(_stand_in(self, "forward", replaced), *args, **kwargs)
 
         def grow(x0: torch.Tensor) -> torch.Tensor:
             return graft(self._to_grid(x0, grid))
 
         if self._graft_fused_last or point.adds == "":
-            out = run(StandIn(self, **replaced), *args, **kwargs)
+            out = run(_stand_in(self, "forward", replaced), *args, **kwargs)
             return self._add(out, grow(args[0]))
 
         if point.adds == "attns":
             branch = _Branch(lambda x: self._add(torch.zeros_like(x), grow(x)))
-            return run(StandIn(self, attns=[*self._modules["attns"], branch]), *args, **kwargs)
+            return run(_stand_in(self, "forward", {"attns": [*self._modules["attns"], branch]}), *args, **kwargs)
 
         seen: list[torch.Tensor] = [args[0]] if point.reads == "" else []
         added: list[bool] = []
@@ -174,7 +211,7 @@ class GraftedBlock:
         if point.reads:
             replaced[point.reads] = read
         replaced[point.adds] = add
-        return run(StandIn(self, **replaced), *args, **kwargs)
+        return run(_stand_in(self, "forward", replaced), *args, **kwargs)
 
 
 def _run_with_grid(self: nn.Module, method: str, x: Any, args: tuple, kwargs: dict) -> Any:
@@ -185,7 +222,7 @@ def _run_with_grid(self: nn.Module, method: str, x: Any, args: tuple, kwargs: di
         for block in getattr(self, source.blocks)
     )
     run = getattr(original_class(type(self)), method)
-    return run(StandIn(self, **{source.blocks: blocks}), x, *args, **kwargs)
+    return run(_stand_in(self, method, {source.blocks: blocks}), x, *args, **kwargs)
 
 
 class GraftedGridSource:
@@ -231,6 +268,7 @@ def grafted_class(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -
     mixins = {"block": GraftedBlock, "grid": GraftedGridSource, "model": GraftedModel}
     body: dict[str, Any] = {"_graft_original": cls, "__reduce__": _reduce, "__doc__": cls.__doc__}
     body["_graft_made_by"] = (cls, roles, methods)
+    body["_graft_super"] = frozenset(m for m in ("forward", *methods) if _calls_super(cls, m))
     body |= {name: _grid_method(name) for name in methods}
     if "model" in roles and hasattr(cls, "set_input_size"):
         body["set_input_size"] = _set_input_size

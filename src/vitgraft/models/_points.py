@@ -70,7 +70,10 @@ def _pit(stage: nn.Module, x: Sequence[torch.Tensor]) -> Size:
     H, W = x[0].shape[-2:]
     if stage.pool is not None:
         conv = stage.pool.conv
-        H, W = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip((H, W), conv.padding, conv.kernel_size, conv.stride))
+        H, W = (
+            (n + 2 * p - k) // s + 1
+            for n, p, k, s in zip((H, W), conv.padding, conv.kernel_size, conv.stride, strict=True)
+        )
     return H, W
 
 
@@ -196,7 +199,7 @@ POINTS: dict[str, GraftPoint] = {
         "xcit.XCABlock": GraftPoint(grid=lambda x, H, W: (H, W)),
     }.items()
 }
-POINTS["vitgraft.models.cswin.CSWinBlock"] = _one_drop_path
+POINTS["vitgraft.models._cswin_blocks.CSWinBlock"] = _one_drop_path
 
 _model_methods = ("forward_features", "forward_intermediates")
 GRIDS: dict[str, GridSource] = {

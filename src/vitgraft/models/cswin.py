@@ -10,199 +10,35 @@ load unchanged. What is decided here rather than there:
 - Every input size works and no tensor depends on it. Where a map is no multiple of the stripe, it is padded as the
   authors' dense-task backbone does (segmentation/backbone/cswin_transformer.py at f111ae2): query, key and value are
   padded with zeros *after* their projection, only across the stripes, half of it (rounded down) on the left or top,
-  and padded tokens are not masked. So published segmentation weights compute their own function. Padding right and bottom only,
-  as Swin does, would compute another one.
-- The last stage, and only that one, has a single branch over the whole map. The authors' classification code also gives
-  one to any block whose map at `img_size` equals its stripe; then shapes of weights would depend on the image size.
-- `proj_drop_rate` acts after the projection of the attention too; the authors' code creates that dropout and never calls it.
+  and padded tokens are not masked. So published segmentation weights compute their own function; padding right and
+  bottom only, as Swin does, would compute another one.
+- The last stage, and only that one, has a single branch over the whole map. The authors' classification code also
+  gives one to any block whose map at `img_size` equals its stripe; then shapes of weights would depend on that size.
+- `proj_drop_rate` acts after the projection of the attention too; the authors create that dropout and never call it.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
-    DropPath,
-    Mlp,
     calculate_drop_path_rates,
     create_classifier,
     get_device_dtype,
     to_2tuple,
     trunc_normal_,
-    use_fused_attn,
 )
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 
 from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._compile import one_graph_per_size
+from vitgraft.models._cswin_blocks import ChannelsLast, CSWinBlock, MergeBlock, StripeAttention
 
 __all__ = ["CSWinBlock", "CSWinTransformer", "StripeAttention"]
 
-# B batch, H x W token grid, C channels, N stripes, L tokens in a stripe. Grids are (B, H, W, C).
-
-
-class ChannelsLast(nn.Module):
-    """(B, C, H, W) to (B, H, W, C)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.permute(0, 2, 3, 1)
-
-
-class StripeAttention(nn.Module):
-    """Multi-head attention inside stripes of the map, plus LePE.
-
-    Args:
-        dim: Channels of the query, the key and the value.
-        num_heads: Heads; divides `dim`.
-        stripe_size: Width of a vertical stripe, or height of a horizontal one. Not used by "full".
-        direction: "vertical" (all rows, `stripe_size` columns), "horizontal" (`stripe_size` rows, all columns) or
-            "full" (the whole map is one stripe).
-        attn_drop: Dropout rate of the attention weights.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        stripe_size: int = 7,
-        direction: str = "vertical",
-        attn_drop: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        if direction not in ("vertical", "horizontal", "full"):
-            raise ValueError(f"direction={direction!r}: use 'vertical', 'horizontal' or 'full'")
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim} of a {direction} stripe attention")
-        if stripe_size < 1:
-            raise ValueError(f"stripe_size={stripe_size}: at least 1 is needed")
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.scale = self.head_dim**-0.5
-        self.stripe_size = stripe_size
-        self.direction = direction
-        self.fused_attn = use_fused_attn()
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.get_v = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.direction}, stripe_size={self.stripe_size}, num_heads={self.num_heads}"
-
-    def forward(self, qkv: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3, C), query, key and value of every token, to (B, H, W, C)."""
-        _, H, W, _, C = qkv.shape
-        rows = self.stripe_size if self.direction == "horizontal" else H
-        cols = self.stripe_size if self.direction == "vertical" else W
-        pad_h, pad_w = -H % rows, -W % cols
-        top, left = pad_h // 2, pad_w // 2
-        if pad_h or pad_w:
-            qkv = F.pad(qkv, (0, 0, 0, 0, left, pad_w - left, top, pad_h - top))
-        Hp, Wp = H + pad_h, W + pad_w
-
-        # One copy for vertical stripes; a view for the others, whose tokens lie next to each other already.
-        x = qkv.reshape(-1, Hp // rows, rows, Wp // cols, cols, 3, C).transpose(2, 3)
-        x = x.reshape(-1, rows * cols, 3, self.num_heads, self.head_dim)  # (N, L, 3, heads, head_dim)
-        q, k, v = x.transpose(1, 3).unbind(2)  # (N, heads, L, head_dim) each
-
-        # Stripes as images in channels_last memory: no copy between the layouts of attention and convolution.
-        lepe = self.get_v(x[:, :, 2].reshape(-1, rows, cols, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = self._attend(q, k, v).transpose(1, 2).reshape(-1, rows, cols, C) + lepe
-
-        x = x.reshape(-1, Hp // rows, Wp // cols, rows, cols, C).transpose(2, 3).reshape(-1, Hp, Wp, C)
-        if pad_h or pad_w:
-            x = x[:, top : top + H, left : left + W]
-        return x
-
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if self.fused_attn:
-            dropout_p = self.attn_drop.p if self.training else 0.0
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
-        attn = (q * self.scale) @ k.transpose(-2, -1)
-        return self.attn_drop(attn.softmax(dim=-1)) @ v
-
-
-class CSWinBlock(nn.Module):
-    """A transformer block with cross-shaped windows on a grid.
-
-    Args:
-        dim: Channels.
-        num_heads: Heads of the block; with two branches each has half of them.
-        stripe_size: See StripeAttention.
-        full: One branch over the whole map instead of two of stripes.
-        feat_size: Size of the map at the nominal image size, for the record only: every size works.
-        mlp_ratio: Width of the MLP's hidden layer as a multiple of `dim`.
-        proj_drop: Dropout rate after the projection of the attention and inside the MLP.
-        drop_path: Rate of stochastic depth.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        stripe_size: int = 7,
-        full: bool = False,
-        feat_size: tuple[int, int] | None = None,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        act_layer: type[nn.Module] = nn.GELU,
-        norm_layer: type[nn.Module] = nn.LayerNorm,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        directions = ("full",) if full else ("vertical", "horizontal")
-        branches = len(directions)
-        if dim % branches or num_heads % branches:
-            raise ValueError(f"dim={dim} and num_heads={num_heads} must both be even: half go to each kind of stripe")
-        self.dim = dim
-        self.num_heads = num_heads
-        self.stripe_size = stripe_size
-        self.feat_size = feat_size
-        # The order of the children is that of the authors' state dict.
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
-        self.norm1 = norm_layer(dim, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.attns = nn.ModuleList(
-            StripeAttention(dim // branches, num_heads // branches, stripe_size, direction, attn_drop, **dd)
-            for direction in directions
-        )
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
-        self.norm2 = norm_layer(dim, **dd)
-
-    def _attn(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
-        _, H, W, C = x.shape
-        branches = len(self.attns)
-        qkv = self.qkv(x).reshape(-1, H, W, 3, branches, C // branches)
-        x = torch.cat([attn(qkv[..., i, :]) for i, attn in enumerate(self.attns)], dim=-1)
-        return self.proj_drop(self.proj(x))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
-        x = x + self.drop_path(self._attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class MergeBlock(nn.Module):
-    """Halves the map with a 3x3 convolution of stride 2, then norm: (B, H, W, dim) to (B, ceil(H/2), ceil(W/2), out)."""
-
-    def __init__(self, dim: int, out_dim: int, norm_layer: type[nn.Module] = nn.LayerNorm, device=None, dtype=None):
-        super().__init__()
-        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, device=device, dtype=dtype)
-        self.norm = norm_layer(out_dim, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+# B batch, H x W token grid, C channels. Grids are (B, H, W, C).
 
 
 class CSWinTransformer(nn.Module):
@@ -384,6 +220,7 @@ class CSWinTransformer(nn.Module):
         intermediates = []
         last = self.num_stages - 1
         depth = max_index + 1 if stop_early else self.num_stages
+        one_graph_per_size(x)
         x = self.stage1_conv_embed(x)
         for i, (merge, blocks) in enumerate(self._stages(depth)):
             x = self._stage(x, merge, blocks)
@@ -425,6 +262,7 @@ class CSWinTransformer(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to normed features (B, H / 32, W / 32, num_features)."""
+        one_graph_per_size(x)
         x = self.stage1_conv_embed(x)
         for merge, blocks in self._stages(self.num_stages):
             x = self._stage(x, merge, blocks)

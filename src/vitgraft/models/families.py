@@ -157,8 +157,8 @@ def to_markdown(results: list[FamilyResult]) -> str:
     lines = [
         "# Which timm families can be grafted",
         "",
-        "Made by `vitgraft families --output docs/families.md`, which grafts one small model of each family, checks that "
-        "identity grafts leave its output equal bit for bit, and that other weights change it.",
+        "Made by `vitgraft families --output docs/families.md`, which grafts one small model of each family, checks "
+        "that identity grafts leave its output equal bit for bit, and that other weights change it.",
         "",
         f"timm {timm.__version__}: {done} of {len(results)} families with attention blocks.",
         "",

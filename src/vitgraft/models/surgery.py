@@ -67,14 +67,22 @@ def _input_size(model: nn.Module, img_size: int | Size | None) -> tuple[int, int
     cfg = cfg if isinstance(cfg, Mapping) else vars(cfg)
     channels, H, W = cfg.get("input_size") or (3, 224, 224)
     embed = getattr(model, "patch_embed", None)
-    built = getattr(embed, "img_size", None)
+    built = getattr(embed, "img_size", None) or getattr(model, "img_size", None)
     if img_size is not None:
-        H, W = (img_size, img_size) if isinstance(img_size, int) else img_size
+        size = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise GraftError(f"img_size={img_size!r} is neither a number of pixels >= 1 nor a (height, width) of such")
+        H, W = size
     elif built is not None:
         H, W = (built, built) if isinstance(built, int) else tuple(built)[:2]
-    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if stem is not None and stem.in_channels in (1, 2, 4):  # built for other images than its default_cfg says
-        channels = stem.in_channels
+    # where timm's builder did not make the model, the first convolution counts, whatever its name
+    stems = (cfg["first_conv"] or ()) if "first_conv" in cfg else ("",)
+    stems = (stems,) if isinstance(stems, str) else stems
+    for name, module in model.named_modules():
+        # a feature wrapper puts its own name before, a linear stem has another kind of layer there
+        if isinstance(module, nn.Conv2d) and any(not stem or f".{name}".endswith(f".{stem}") for stem in stems):
+            channels = module.in_channels  # built with in_chans, which the configuration does not know
+            break
     return channels, H, W
 
 
@@ -273,8 +281,9 @@ def _choose(config: GraftConfig, sites: list[GraftSite], levels: list[int]) -> l
             if i not in able:
                 h, w = sites[i].feat_size
                 raise GraftError(
-                    f"blocks={config.blocks}: block {i} ({sites[i].name}) has a {h} x {w} map, which gets no level with "
-                    f"levels={config.levels!r} and window_size={config.window_size}; give levels as a tuple or a smaller window"
+                    f"blocks={config.blocks}: block {i} ({sites[i].name}) has a {h} x {w} map, which gets no level "
+                    f"with levels={config.levels!r} and window_size={config.window_size}; give levels as a tuple or "
+                    "a smaller window"
                 )
         return sorted(config.blocks)
     # the paper leaves the first layer alone: its features are not encoded enough (section 3.3)
@@ -303,6 +312,22 @@ def _why_nothing(model: nn.Module, sites: list[GraftSite], config: GraftConfig) 
     )
 
 
+def _changes_backbone(config: GraftConfig) -> bool:
+    """Whether every block computes something else, also those without a graft."""
+    return config.backbone_attention == "window" or config.swin_padding == "authors"
+
+
+def _check_swin(sites: list[GraftSite]) -> None:
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    for site in sites:
+        if not isinstance(site.block, SwinTransformerBlock):
+            raise GraftError(
+                f"swin_padding='authors' is for timm's Swin (v1) blocks; {site.name} is a {type(site.block).__name__}. "
+                "Use swin_padding='timm'"
+            )
+
+
 def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
     from timm.layers import Attention
 
@@ -316,14 +341,16 @@ def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
         H, W = site.feat_size
         if site.tokens != H * W:
             raise GraftError(
-                f"backbone_attention='window': {site.tokens - H * W} prefix token(s) cannot live in windows; create the "
-                "model with class_token=False, reg_tokens=0, global_pool='avg', or use backbone_attention='keep'"
+                f"backbone_attention='window': {site.tokens - H * W} prefix token(s) cannot live in windows; create "
+                "the model with class_token=False, reg_tokens=0, global_pool='avg', or use backbone_attention='keep'"
             )
 
 
 def _check_model(model: nn.Module) -> None:
     from vitgraft.models.families import NOT_GRAFTABLE, family_of
 
+    if not isinstance(model, nn.Module):
+        raise GraftError(f"graft() takes an nn.Module, such as timm.create_model(name) makes; got {model!r:.80}")
     family = family_of(model)
     if family in NOT_GRAFTABLE:
         raise NoGraftPointError(f"{type(model).__name__} ({family}) cannot be grafted: {NOT_GRAFTABLE[family]}")
@@ -332,7 +359,8 @@ def _check_model(model: nn.Module) -> None:
     drop = getattr(model, "patch_drop", None)
     if drop is not None and not isinstance(drop, nn.Identity):
         raise GraftError(
-            "patch_drop_rate > 0 drops tokens, and a graft needs the whole grid: create the model with patch_drop_rate=0"
+            "patch_drop_rate > 0 drops tokens, and a graft needs the whole grid: create the model with "
+            "patch_drop_rate=0"
         )
 
 
@@ -367,14 +395,18 @@ def graft(
     """
     config = GraftConfig.make(config, **options)
     _check_model(model)
+    if not any(find_point(m) for m in model.modules()):
+        raise NoGraftPointError(_why_nothing(model, [], config))
     sites = find_sites(model, img_size)
-    windows_only = config.blocks == () and config.backbone_attention == "window"
+    windows_only = config.blocks == () and _changes_backbone(config)
     levels = _levels(config, sites) if sites else []
     chosen = _choose(config, sites, levels) if sites else []
     if not sites or (not chosen and not windows_only):
         raise NoGraftPointError(_why_nothing(model, sites, config))
     if config.backbone_attention == "window":
         _check_window_attention(model, sites)
+    if config.swin_padding == "authors":
+        _check_swin(sites)
     for i in chosen:
         heads = config.num_heads
         if heads is not None and sites[i].dim % heads:
@@ -383,13 +415,13 @@ def graft(
         for i in chosen:
             if not sites[i].point.plain:
                 raise GraftError(
-                    f"ffn='separate' is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) maps "
-                    "several tensors at once: use ffn='shared'"
+                    f"ffn='separate' is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) "
+                    "maps several tensors at once: use ffn='shared'"
                 )
     made = {i: _make(config, sites[i], levels[i]) for i in chosen}
     # from here on the model changes, and nothing can fail
     for i, site in enumerate(sites):
-        if i in made or config.backbone_attention == "window":
+        if i in made or _changes_backbone(config):
             _attach(site, made.get(i), config)
     _attach_model(model, config)
     return model
@@ -423,6 +455,7 @@ def _attach(site: GraftSite, module: GrafT | None, config: GraftConfig) -> None:
     side = config.backbone_window_size or config.window_size
     block._graft_window = (side, side) if config.backbone_attention == "window" else None
     block._graft_fused_last = config.ffn == "separate"
+    block._graft_authors_padding = config.swin_padding == "authors"
     if module is not None:
         block.graft = module
     block.__class__ = grafted_class(type(block), ("block",), ())

@@ -17,13 +17,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
+from vitgraft.layers.attention import attend_qkv
+from vitgraft.layers.window import into_windows, out_of_windows, pad_grid
 from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._compile import one_graph_per_size
 
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
 
@@ -31,16 +33,23 @@ __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mas
 
 
 def _shift_mask(
-    height: int, width: int, window_size: tuple[int, int], shift_size: tuple[int, int], device: torch.device, dtype
+    windows_h: int,
+    windows_w: int,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     regions = []
-    for size, window, shift in zip((height, width), window_size, shift_size, strict=True):
-        # After the shift the last window of an axis holds two strips that are not neighbours: 1 and 2.
-        position = torch.arange(size, device=device)
-        regions.append((position >= size - window).long() + (position >= size - shift).long() * (shift > 0))
-    regions = regions[0][:, None] * 3 + regions[1]  # (H, W)
-    (rows, cols) = window_size
-    regions = regions.view(height // rows, rows, width // cols, cols).transpose(1, 2).reshape(-1, rows * cols)
+    for windows, window, shift in zip((windows_h, windows_w), window_size, shift_size, strict=True):
+        # Only the last window of an axis holds tokens that the shift has made neighbours: its last `shift` ones came
+        # from the other end of the map.
+        last = torch.arange(windows, device=device) == windows - 1
+        wrapped = torch.arange(window, device=device) >= window - shift
+        regions.append((last[:, None] & wrapped).long())  # (windows, window)
+    rows, cols = regions
+    regions = rows[:, None, :, None] * 2 + cols[None, :, None, :]  # (windows_h, windows_w, M, M)
+    regions = regions.reshape(windows_h * windows_w, -1)
     apart = regions[:, None, :] != regions[:, :, None]
     return apart.to(dtype) * -100.0  # the authors' value; an infinite one would change nothing that can be seen
 
@@ -54,7 +63,7 @@ def _cached_shift_mask(*key) -> torch.Tensor:
 
 
 def shift_mask(
-    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], padded_size: tuple[int, int]
+    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], windows: tuple[int, int]
 ) -> torch.Tensor:
     """Mask that keeps tokens apart which only the cyclic shift has brought into one window.
 
@@ -63,12 +72,12 @@ def shift_mask(
 
     Args:
         x: Any tensor of the wanted device and dtype.
-        padded_size: Height and width of the map, multiples of the window.
+        windows: Number of windows down and across the padded map.
 
     Returns:
         (N, L, L), 0 or -100, for the N windows in row-major order.
     """
-    args = (*padded_size, window_size, shift_size, x.device, x.dtype)
+    args = (*windows, window_size, shift_size, x.device, x.dtype)
     if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
         return _shift_mask(*args)
     return _cached_shift_mask(*args)
@@ -105,29 +114,28 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
 
     def _attn(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C), normed, to (B, H, W, C)."""
-        _, H, W, C = x.shape
+        _, H, W, _ = x.shape
         rows, cols = self.window_size
-        pad_h, pad_w = -H % rows, -W % cols
-        if pad_h or pad_w:
-            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-        Hp, Wp = H + pad_h, W + pad_w
+        x = pad_grid(x, self.window_size)
+        Hp, Wp = x.shape[1], x.shape[2]
 
-        shift_h, shift_w = self.shift_size
-        shifted = (shift_h > 0 or shift_w > 0) and (rows < H or cols < W)
-        mask = None
-        if shifted:
-            x = torch.roll(x, (-shift_h, -shift_w), (1, 2))
-            mask = shift_mask(x, self.window_size, self.shift_size, (Hp, Wp))
+        windows = Hp // rows, Wp // cols
+        shift = self.shift_size if windows[0] > 1 or windows[1] > 1 else (0, 0)
+        mask = shift_mask(x, self.window_size, shift, windows) if any(shift) else None
+        x = into_windows(x, self.window_size, shift)  # (B * N, L, C)
+        x = self._window_attention(x, mask)
+        x = out_of_windows(x, self.window_size, shift, (Hp, Wp))
+        return x if (Hp, Wp) == (H, W) else x[:, :H, :W]
 
-        x = x.reshape(-1, Hp // rows, rows, Wp // cols, cols, C).transpose(2, 3)
-        x = self.attn(x.reshape(-1, rows * cols, C), mask=mask)  # (B * N, L, C)
-        x = x.reshape(-1, Hp // rows, Wp // cols, rows, cols, C).transpose(2, 3).reshape(-1, Hp, Wp, C)
-
-        if shifted:
-            x = torch.roll(x, (shift_h, shift_w), (1, 2))
-        if pad_h or pad_w:
-            x = x[:, :H, :W]
-        return x
+    def _window_attention(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """timm's WindowAttention on (B * N, L, C) with mask (N, L, L) or None, by the faster way on this device."""
+        attn = self.attn
+        if attn.attn_drop.p > 0 and self.training:
+            return attn(x, mask=mask)
+        bias = attn._get_rel_pos_bias()  # (1, heads, L, L)
+        if mask is not None:
+            bias = bias + mask[:, None]
+        return attn.proj_drop(attn.proj(attend_qkv(attn.qkv(x), attn.num_heads, bias)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -140,6 +148,10 @@ class AnySizePatchEmbed(PatchEmbed):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{**kwargs, "strict_img_size": False, "dynamic_img_pad": True})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one_graph_per_size(x)
+        return super().forward(x)
 
     def _init_img_size(self, img_size):
         img_size, grid_size, num_patches = super()._init_img_size(img_size)

@@ -12,6 +12,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._compile import one_graph_per_size
 
 __all__: list[str] = []
 
@@ -35,6 +36,15 @@ class GraftDeiT(VisionTransformer):
     Without a class token timm hands on a transposed view of the patch embedding, and every sum after it inherits that
     layout: each LayerNorm would then copy its input (5 % of the time on a CPU).
     """
+
+    def forward_features(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        one_graph_per_size(x)
+        # not super(): a stand-in may be self here, and torch.compile does not trace super() of one (_grafted.py)
+        return VisionTransformer.forward_features(self, x, *args, **kwargs)
+
+    def forward_intermediates(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        one_graph_per_size(x)
+        return VisionTransformer.forward_intermediates(self, x, *args, **kwargs)
 
     def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
         return super()._pos_embed(x).contiguous()

@@ -1,0 +1,37 @@
+# make demo   train three small ViTs on digits and write runs/demo/report.html (about five minutes after set-up)
+# make test   everything that CI checks
+# Both set up what they need in .venv, at the versions of constraints.txt. Nothing else has to be installed by hand.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test quality style docs clean
+
+demo: $(READY)
+	$(BIN)/vitgraft demo
+
+test: quality
+	$(BIN)/python -m pytest -n 2 --durations=10
+
+quality: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+style: $(READY)
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+docs: $(READY)
+	$(BIN)/vitgraft families --output docs/families.md
+	$(BIN)/vitgraft tables --format markdown --output docs/tables.md
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"vitgraft needs Python 3.11 to 3.13, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

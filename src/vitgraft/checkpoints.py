@@ -1,0 +1,342 @@
+"""Checkpoints as the authors of the backbones published them, read into this package's models and timm's.
+
+`load_official` knows how they are wrapped and named: Swin (classification, detection, segmentation), CSWin (the same
+two), DeiT, and every model whose names are its authors' own. Everything is checked before the model changes.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from torch import nn
+
+from vitgraft.errors import CheckpointError
+from vitgraft.models.dense import DenseFeatures
+
+__all__ = ["LoadReport", "load_official"]
+
+# In this order: where averaged weights are stored beside the raw ones, the published accuracy is theirs.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+TABLE = "relative_position_bias_table"
+# Computed from sizes, so never loaded: relative_position_index, attn_mask, atten_mask_matrix, relative_coords_table
+BUFFER = re.compile(r"(^|\.)(relative_position_index|relative_coords_table|att[e]?n_mask\w*)$")
+HEADS = ("head.", "head_dist.", "fc.", "classifier.")
+TensorDict = dict[str, torch.Tensor]
+
+
+@dataclass
+class LoadReport:
+    """What `load_official` did, by the model's names (`unexpected` and `skipped`: the checkpoint's).
+
+    Attributes:
+        loaded: Filled from the checkpoint, reshaped ones included.
+        missing: Left as they were: grafts, the norms of DenseFeatures, and with strict=False anything else.
+        unexpected: In the checkpoint and not in the model (strict=False only).
+        reshaped: "name: old shape -> new shape"; tables of another window or image size, resized.
+        skipped: "name: reason"; known, and rightly not loaded.
+        wrapper: The key under which the weights were stored, None if they lay at the top.
+        passed_over: Other keys of the file that hold weights as well.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    wrapper: str | None = None
+    passed_over: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        source = f" from '{self.wrapper}'" if self.wrapper else ""
+        if self.passed_over:
+            source += f" (not taken: {_some(self.passed_over)})"
+        lines = [f"{len(self.loaded)} tensors loaded{source}"]
+        grafts = [name for name in self.missing if ".graft." in name]
+        others = [name for name in self.missing if ".graft." not in name]
+        for label, names in (
+            ("new, of grafts", grafts),
+            ("not in the checkpoint", others),
+            ("not in the model", self.unexpected),
+            ("reshaped", self.reshaped),
+            ("skipped", self.skipped),
+        ):
+            if names:
+                lines.append(f"  {len(names)} {label}: {_some(names)}")
+        return "\n".join(lines)
+
+
+def load_official(
+    model: nn.Module,
+    state_dict_or_path: dict[str, Any] | str | Path,
+    strict: bool = True,
+    wrapper: str | None = None,
+) -> LoadReport:
+    """Loads a checkpoint of a backbone's authors, grafted models and DenseFeatures included.
+
+    Args:
+        model: Not changed unless everything fits.
+        state_dict_or_path: A .safetensors file, a file of torch.save (read with weights_only=True), or what it holds.
+        strict: Every tensor of the checkpoint has a place and every parameter of the backbone a value, or it is an
+            error. Always allowed to be missing: all tensors of grafts, all norms of DenseFeatures. Without it, tensors
+            that are missing, left over, or of a classifier with other classes are listed instead.
+        wrapper: Key of the weights to take; None takes the first of `state_dict_ema`, `model_ema`, `state_dict`,
+            `model`, `net`.
+
+    Raises:
+        CheckpointError: The file holds no weights, or those of another model; the message names them.
+        FileNotFoundError: No such file.
+    """
+    content = _read(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
+    report = LoadReport()
+    source = _strip_prefixes(_unwrap(content, wrapper, report), report)
+    looks = _describe(source, report.wrapper)
+    _drop_buffers(source, report)
+    own = model.state_dict()
+    if any(value.is_meta for value in own.values()):
+        raise CheckpointError("the model is on the meta device and has no memory to load into: model.to_empty() first")
+
+    renamed = _rename(source, own, model)
+    _skip_what_has_no_place(renamed, own, report)
+    _fit_shapes(renamed, own, model, strict, looks, report)
+
+    report.loaded = [name for name in own if name in renamed]
+    report.unexpected = [name for name in renamed if name not in own]
+    report.missing = [name for name in own if name not in renamed and not BUFFER.search(name)]
+    problems = _problems(report, model, renamed)
+    if (strict and problems) or not report.loaded:
+        problems = problems or ["no name of the checkpoint is one of the model's"]
+        raise CheckpointError(
+            f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded.\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+            + f"\n{looks}"
+        )
+    model.load_state_dict({name: renamed[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        # timm's training script, which CSWin and T2T-ViT used, stores its arguments beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} could not be read as tensors alone ({str(error).splitlines()[0]}). If you trust the file, load it "
+            "with torch.load(path, weights_only=False) and give the dictionary to load_official"
+        ) from error
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _unwrap(content: Any, wrapper: str | None, report: LoadReport) -> TensorDict:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"a checkpoint is a dictionary of tensors, not a {type(content).__name__}")
+    found = [key for key in WRAPPERS if _is_weights(content.get(key))]
+    if wrapper is not None:
+        if not _is_weights(content.get(wrapper)):
+            have = ", ".join(map(repr, found)) or f"none of them; its keys are {_some(list(content))}"
+            raise CheckpointError(f"wrapper={wrapper!r}: the checkpoint has weights under {have}")
+        report.wrapper = wrapper
+    elif found:
+        report.wrapper = found[0]
+    elif not _is_weights(content):
+        raise CheckpointError(
+            f"no weights found, neither at the top nor under {', '.join(WRAPPERS)}; its keys are {_some(list(content))}"
+        )
+    report.passed_over = [key for key in found if key != report.wrapper]
+    weights = content[report.wrapper] if report.wrapper else content
+    foreign = [str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor)]
+    report.skipped += [f"{name}: not a tensor" for name in foreign]
+    return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+
+
+def _strip_prefixes(source: TensorDict, report: LoadReport) -> TensorDict:
+    if all(name.startswith("module.") for name in source):
+        source = {name.removeprefix("module."): value for name, value in source.items()}
+    if any(name.startswith("backbone.") for name in source):
+        # DenseFeatures keeps its norms beside the backbone; a whole detector has necks and heads there
+        inside = {name.removeprefix("backbone."): v for name, v in source.items() if name.startswith("backbone.")}
+        for name, value in source.items():
+            if re.match(r"norm\d+\.", name):
+                inside[name] = value
+            elif not name.startswith("backbone."):
+                report.skipped.append(f"{name}: not of the backbone")
+        source = inside
+    return source
+
+
+def _drop_buffers(source: TensorDict, report: LoadReport) -> None:
+    for name in [name for name in source if BUFFER.search(name)]:
+        report.skipped.append(f"{name}: computed, not loaded")
+        del source[name]
+
+
+def _rename(source: TensorDict, own: TensorDict, model: nn.Module) -> TensorDict:
+    """The authors' names to the model's; names that are the same, or unknown, stay."""
+    dense = isinstance(model, DenseFeatures)
+    prefix = "backbone." if dense else ""
+    # The authors merge at the end of a stage, timm at the start of the next.
+    merge_at_end = any(re.match(r"layers\.0\.downsample\.", name) for name in source)
+    merge_at_start = any(name.startswith(f"{prefix}layers.1.downsample.") for name in own)
+    # CSWin's segmentation backbone counts its norms from 1.
+    from_one = "norm4.weight" in source and "norm0.weight" not in source
+
+    renamed = {}
+    for name, value in source.items():
+        norm = re.match(r"norm(\d+)\.(.+)", name)
+        if dense and norm:
+            name = f"norm{int(norm[1]) - from_one}.{norm[2]}"
+        else:
+            if merge_at_end and merge_at_start:
+                name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
+            name = prefix + name
+            with_fc = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)
+            if name not in own and with_fc in own:
+                name = with_fc
+        renamed[name] = value
+    return renamed
+
+
+def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadReport) -> None:
+    """Leaves out what a model without classifier, final norm or class token does not have."""
+    headless = not any(name.startswith(HEADS) for name in own)
+    dense = any(name.startswith("backbone.") for name in own)
+    for name in [name for name in renamed if name not in own]:
+        bare = name.removeprefix("backbone.")
+        if headless and bare.startswith(HEADS):
+            reason = "the model has no classifier"
+        elif dense and bare in ("norm.weight", "norm.bias"):
+            reason = "maps for dense tasks have norms of their own"
+        elif bare == "cls_token" and name.replace("cls_token", "pos_embed") in own:
+            reason = "the model has no class token"
+        else:
+            continue
+        report.skipped.append(f"{name}: {reason}")
+        del renamed[name]
+
+
+def _fit_shapes(
+    renamed: TensorDict, own: TensorDict, model: nn.Module, strict: bool, looks: str, report: LoadReport
+) -> None:
+    """Resizes tables in `renamed`; other differences are errors."""
+    wrong, classes = [], []
+    for name in [name for name in renamed if name in own]:
+        value, want = renamed[name], own[name].shape
+        old = tuple(value.shape)
+        if value.shape == want:
+            continue
+        bare = name.removeprefix("backbone.")
+        if bare.endswith(TABLE) and value.ndim == 2 and old[1] == want[1]:
+            window = model.get_submodule(name.rpartition(".")[0]).window_size
+            renamed[name] = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(want))
+        elif bare == "pos_embed" and value.ndim == 3 and old[2] == want[2]:
+            renamed[name] = _fit_pos_embed(value, model, own, name)
+        elif bare.startswith(HEADS) and value.shape[1:] == want[1:]:
+            classes.append((name, old, tuple(want)))
+            continue
+        if renamed[name].shape == want:
+            report.reshaped.append(f"{name}: {old} -> {tuple(want)}")
+        else:
+            wrong.append(f"{name} is {old} in the checkpoint and {tuple(want)} in the model")
+    if wrong:
+        raise CheckpointError(
+            f"shapes differ; nothing was loaded. {_some(wrong)}. Was the model made with the same widths, depths, "
+            f"heads, patch size and in_chans?\n{looks}"
+        )
+    if classes and strict:
+        name, old, want = classes[0]
+        raise CheckpointError(
+            f"{name} is {old} in the checkpoint and {want} in the model: {old[0]} classes against {want[0]}; nothing "
+            f"was loaded. Make the model with num_classes={old[0]}, load, then model.reset_classifier({want[0]}); or "
+            f"pass strict=False to leave the classifier as it is.\n{looks}"
+        )
+    for name, old, want in classes:
+        report.skipped.append(f"{name}: {old[0]} classes, the model has {want[0]}")
+        del renamed[name]
+
+
+def _fit_pos_embed(value: torch.Tensor, model: nn.Module, own: TensorDict, name: str) -> torch.Tensor:
+    """(1, P + N, C) to the model's prefix tokens and grid; the class token's row goes if the model has none."""
+    vit = model.backbone if isinstance(model, DenseFeatures) else model
+    grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
+    if grid is None:
+        return value
+    prefix = own[name].shape[1] - grid[0] * grid[1]
+    tokens = value.shape[1]
+    stored = next((p for p in (prefix, 1, 2, 0) if round((tokens - p) ** 0.5) ** 2 == tokens - p), None)
+    if stored is None or stored < prefix:
+        return value
+    value = value[:, stored - prefix :]
+    return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=prefix)
+
+
+def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict) -> list[str]:
+    """What strict loading does not allow, each with a way out."""
+    problems = []
+    grafts_stored = any(".graft." in name for name in renamed)
+    grafts = [name for name in report.missing if ".graft." in name]
+    norms = {name for name in report.missing if isinstance(model, DenseFeatures) and re.match(r"norm\d+\.", name)}
+    norms_stored = any(re.match(r"norm\d+\.", name) for name in renamed)
+    if grafts and grafts_stored:
+        problems.append(
+            f"{len(grafts)} tensors of grafts are missing ({_some(grafts)}), others are there: the checkpoint is of "
+            "another graft configuration. Make the model with that one"
+        )
+    missing = [name for name in report.missing if ".graft." not in name and (name not in norms or norms_stored)]
+    if missing:
+        heads = all(name.startswith(HEADS) for name in missing)
+        hint = (
+            "Make the model with num_classes=0, or pass strict=False to keep its new classifier"
+            if heads
+            else "Is it of another size or family? strict=False loads the rest"
+        )
+        problems.append(f"{len(missing)} tensors of the model are missing ({_some(missing)}). {hint}")
+    unexpected = report.unexpected
+    if unexpected:
+        hint = "Is it of another size or family? strict=False leaves them out"
+        if any(".graft." in name for name in unexpected):
+            hint = "Tensors of grafts: make the model with the same grafts"
+        elif any(re.match(r"norm\d+\.", name) for name in unexpected):
+            hint = "Norms of a dense-task backbone: load into vitgraft.DenseFeatures(model)"
+        problems.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)}). {hint}")
+    return problems
+
+
+def _describe(source: TensorDict, wrapper: str | None) -> str:
+    """One sentence on what the checkpoint seems to be."""
+    if any(name.startswith("stage1_conv_embed.") for name in source):
+        family = "a CSWin"
+    elif any(TABLE in name for name in source) and any(name.startswith("layers.") for name in source):
+        family = "a Swin, named as its authors do" if any("layers.0.downsample" in n for n in source) else "a Swin"
+    elif "pos_embed" in source and "blocks.0.attn.qkv.weight" in source:
+        family = "a ViT or DeiT"
+    else:
+        family = "of a family this loader has no rules for"
+    if any(".graft." in name for name in source):
+        family += ", with grafts"
+    heads = [value for name, value in source.items() if re.match(r"(head|head\.fc|fc|classifier)\.weight$", name)]
+    head = f"a classifier of {heads[0].shape[0]} classes" if heads else "no classifier"
+    where = f" under '{wrapper}'" if wrapper else ""
+    names = _some(list(source))
+    return f"The checkpoint looks like {family}: {len(source)} tensors{where}, {head}, names like {names}."
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > count else ""
+    return ", ".join(map(str, names[:count])) + more

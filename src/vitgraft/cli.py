@@ -1,0 +1,392 @@
+"""The command `vitgraft`. Each sub-command's `--help` shows what it does and examples that work as they stand.
+
+PyTorch and everything above it is imported when a sub-command runs, not to print a help text.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from vitgraft._version import __version__
+from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, ModelSpecError
+from vitgraft.report.terminal import Progress, console, show, write
+
+FORMATS = ("terminal", "markdown", "json")
+
+MODEL_HELP = """\
+A MODEL is a name that timm knows, grafted or not, with options behind colons:
+  graft_swin_tiny_patch4_window7_224                 the paper's model
+  graft_deit_tiny_patch16_224:graft.levels=1         a graft option (a field of GraftConfig)
+  graft_deit_tiny_patch16_224:graft.blocks=[4,8]     values are JSON, other text is text
+  deit_tiny_patch16_224:drop_path_rate=0.1           any option of timm.create_model
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 1 a check failed, 2 a wrong request.
+
+    Args:
+        argv: the words after the command's name; by default those of this process.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 2
+    try:
+        return args.run(args) or 0
+    except (ModelSpecError, GraftError, CheckpointError, MissingExtraError, CommandError) as error:
+        print(f"vitgraft {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+class CommandError(ValueError):
+    """A request that the command line can't fulfil; the message says what would work."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitgraft",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"Grafting Vision Transformers: what grafted models cost, how fast they are, and where they go.\n\n"
+        f"{MODEL_HELP}",
+        epilog="vitgraft COMMAND --help says more and shows examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"vitgraft {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_info(commands)
+    _add_tables(commands)
+    _add_bench(commands)
+    _add_export(commands)
+    _add_families(commands)
+    if _has("vitgraft.demo"):
+        _add_demo(commands)
+    return parser
+
+
+def _add(commands, name: str, run: Callable, summary: str, text: str, examples: Iterable[str]):
+    shown = "\n".join(f"  {example}" for example in examples)
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=text,
+        epilog=f"examples:\n{shown}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_info(commands) -> None:
+    parser = _add(
+        commands,
+        "info",
+        _info,
+        "where a model carries grafts and what they cost",
+        f"Prints which blocks carry a graft, the map sizes of its levels, and the parameters and\n"
+        f"multiply-accumulates (MAC) of backbone and grafts.\n\n{MODEL_HELP}",
+        [
+            "vitgraft info graft_swin_tiny_patch4_window7_224",
+            "vitgraft info graft_deit_tiny_patch16_224 --img-size 384",
+        ],
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--img-size", type=_positive, metavar="N", help="side of the image (default: the model's own)")
+
+
+def _add_tables(commands) -> None:
+    parser = _add(
+        commands,
+        "tables",
+        _tables,
+        "the paper's tables beside our counts",
+        "Prints the paper's tables with columns paper, here and difference. Parameters and MAC are counted\n"
+        "now; accuracies come from the files in the results folder, and are 'not measured' without one.",
+        ["vitgraft tables", "vitgraft tables --table 2 5", "vitgraft tables --output tables.md"],
+    )
+    parser.add_argument("--table", nargs="+", metavar="N", help="1, 2, 5, 6, 7 or A (default: all)")
+    _add_format(parser)
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: ./results")
+
+
+def _add_bench(commands) -> None:
+    parser = _add(
+        commands,
+        "bench",
+        _bench,
+        "how fast models are beside each other",
+        "Measures inference and training steps of models in one process, taking turns round by round, so that\n"
+        "ratios hold on a machine whose speed drifts. Prints images/s (median, quartiles), the ratio to the\n"
+        "first model, peak memory, MAC, and the achieved FLOP/s as a share of the matrix product's peak,\n"
+        f"measured in the same run.\n\n{MODEL_HELP}",
+        [
+            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224",
+            "vitgraft bench swin_tiny_patch4_window7_224 graft_swin_tiny_patch4_window7_224 --mode infer train \\",
+            "    --dtype float32 bfloat16 --output results/bench.json",
+        ],
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="the first is what the others are compared with")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=["float32"],
+        help="bfloat16 is autocast over float32 weights (default: float32)",
+    )
+    parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=("infer", "train"),
+        default=["infer"],
+        help="train: forward, loss, backward and optimizer step (default: infer)",
+    )
+    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="default: 16")
+    parser.add_argument(
+        "--img-size", type=_positive, metavar="N", help="side of the images (default: each model's own)"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
+    parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="default: 10")
+    parser.add_argument(
+        "--round-seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="about how long a model runs in each round (default: 1)",
+    )
+    parser.add_argument(
+        "--fused-attn",
+        choices=("fastest", "on", "off"),
+        default="fastest",
+        help="timm's switch, experimental paths (Swin's) included where on; fastest tries both for each "
+        "model and says which it took (default: fastest)",
+    )
+    parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="default: adamw")
+    parser.add_argument("--no-memory", action="store_true", help="skip the measurement of the peak memory")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write every number there too")
+
+
+def _add_export(commands) -> None:
+    parser = _add(
+        commands,
+        "export",
+        _export,
+        "write a model as ONNX and check it",
+        "Writes ONNX with a dynamic batch, runs it in onnxruntime and compares it with PyTorch: every output\n"
+        f"within 1e-4, or exit code 1.\n\n{MODEL_HELP}",
+        [
+            "vitgraft export graft_deit_tiny_patch16_224 graft_deit_tiny.onnx",
+            "vitgraft export graft_swin_tiny_patch4_window7_224 out.onnx \\",
+            "    --checkpoint best.safetensors --num-classes 10",
+        ],
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("output", type=Path, metavar="OUT.onnx")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to load (default: random ones)")
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the checkpoint (default: 1000)")
+    parser.add_argument("--img-size", type=_positive, metavar="N", help="side of the image (default: the model's own)")
+    parser.add_argument("--opset", type=_positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
+
+
+def _add_families(commands) -> None:
+    parser = _add(
+        commands,
+        "families",
+        _families,
+        "which of timm's transformer families can be grafted",
+        "Grafts a small model of each transformer family of the installed timm, and checks that identity\n"
+        "grafts leave its output equal bit for bit; prints what became of each, or why it cannot be grafted.\n"
+        "Takes a few minutes for all of them.",
+        ["vitgraft families", "vitgraft families beit eva", "vitgraft families --output docs/families.md"],
+    )
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="names of timm's files (default: all)")
+    _add_format(parser)
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write to FILE (.md, .json, .txt), not the terminal"
+    )
+
+
+def _add_demo(commands) -> None:
+    parser = _add(
+        commands,
+        "demo",
+        _demo,
+        "train three small models on real handwritten digits",
+        "Trains full attention, windows only, and windows with grafts on scenes of handwritten digits, in\n"
+        "minutes on a CPU, and writes a report that opens in a browser.",
+        ["vitgraft demo"],
+    )
+    from vitgraft.demo import add_demo_arguments
+
+    add_demo_arguments(parser)
+
+
+def _info(args: argparse.Namespace) -> int:
+    out = console()
+    from vitgraft.report.info import describe_model, print_terminal
+    from vitgraft.report.spec import ModelSpec, create_at, input_size_of
+
+    spec = ModelSpec.parse(args.model)
+    model = create_at(spec, args.img_size)
+    input_size = input_size_of(model, args.img_size)
+    title = f"{spec} at {input_size[1]} x {input_size[2]}"
+    print_terminal(title, describe_model(model, input_size), out)
+    return 0
+
+
+def _tables(args: argparse.Namespace) -> int:
+    _check_output(args.output)
+    from vitgraft.report import tables
+
+    wanted = [number.upper() for number in args.table or tables.TABLES]
+    unknown = [number for number in wanted if number not in tables.TABLES]
+    if unknown:
+        raise CommandError(f"--table {' '.join(unknown)}: there are {', '.join(tables.TABLES)}")
+    try:
+        top1 = tables.read_top1(args.results)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    with Progress(sum(len(tables.TABLES[number].rows) for number in wanted)) as step:
+
+        def rows(items):
+            for row in items:
+                step(row.label)
+                yield row
+
+        counted = {number: tables.count_table(tables.TABLES[number], top1, rows) for number in wanted}
+    _print(
+        args,
+        lambda out: tables.print_terminal(counted, out),
+        lambda: tables.to_markdown(counted),
+        lambda: tables.to_json(counted),
+    )
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    out = console()
+    _check_output(args.output)
+    import torch
+
+    from vitgraft.report import bench
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        config = bench.BenchConfig(
+            args.device,
+            tuple(args.dtype),
+            tuple(args.mode),
+            args.batch_size,
+            args.img_size,
+            args.rounds,
+            args.round_seconds,
+            args.compile,
+            args.fused_attn,
+            args.optimizer,
+            not args.no_memory,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise CommandError(str(error)) from error
+    with Progress(bench.total_reports(len(args.models), config)) as step:
+        result = bench.bench(args.models, config, step)
+    bench.print_terminal(result, out)
+    if args.output:
+        write(args.output, json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    _check_output(args.output)
+    from vitgraft.export import TOLERANCE, export_onnx
+    from vitgraft.report.spec import ModelSpec, create_at, input_size_of
+
+    options = {"num_classes": args.num_classes} if args.num_classes else {}
+    if args.checkpoint:
+        if not args.checkpoint.is_file():
+            raise CommandError(f"--checkpoint {args.checkpoint}: no such file")
+        options["checkpoint_path"] = str(args.checkpoint)
+    model = create_at(ModelSpec.parse(args.model), args.img_size, **options)
+    input_size = input_size_of(model, args.img_size)
+    done = export_onnx(model, args.output, input_size, args.opset)
+    shape = f"(batch, {', '.join(map(str, input_size))})"
+    weights = f"weights of {args.checkpoint}" if args.checkpoint else "random weights (no --checkpoint)"
+    print(f"{done.path}: {done.size_bytes / 1e6:.1f} MB, opset {done.opset}, input images {shape}, {weights}")
+    for batch, difference in done.differences.items():
+        verdict = "ok" if difference <= TOLERANCE else "TOO LARGE"
+        print(f"  onnxruntime, batch {batch}: largest difference {difference:.1e}, {verdict} (limit {TOLERANCE:.0e})")
+    return 0 if done.ok else 1
+
+
+def _families(args: argparse.Namespace) -> int:
+    _check_output(args.output)
+    from dataclasses import asdict
+
+    from vitgraft.models.families import FAMILIES, NOT_GRAFTABLE, survey, to_markdown
+    from vitgraft.report.families import print_terminal
+
+    known = sorted({*FAMILIES, *NOT_GRAFTABLE})
+    unknown = [name for name in args.families if name not in known]
+    if unknown:
+        raise CommandError(f"unknown family {', '.join(unknown)}; there are {', '.join(known)}")
+    names = args.families or known
+    results = []
+    with Progress(len(names)) as step:
+        for name in names:
+            step(name)
+            results += survey([name])
+    _print(
+        args,
+        lambda out: print_terminal(results, out),
+        lambda: to_markdown(results),
+        lambda: {"kind": "families", "families": [{**asdict(result), "ok": result.ok} for result in results]},
+    )
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from vitgraft.demo import main as demo
+
+    return demo(args)
+
+
+def _print(args: argparse.Namespace, terminal: Callable, markdown: Callable, values: Callable) -> None:
+    """Writes what a command found in the asked format, to the terminal or to the file."""
+    suffixes = {".md": "markdown", ".json": "json"}
+    chosen = args.format or (suffixes.get(args.output.suffix, "terminal") if args.output else "terminal")
+    if chosen == "terminal":
+        show(args.output, terminal)
+    elif chosen == "markdown":
+        write(args.output, markdown())
+    else:
+        write(args.output, json.dumps(values(), indent=1) + "\n")
+
+
+def _check_output(path: Path | None) -> None:
+    """Before any work is done: a file can be written there."""
+    if path is not None and not path.parent.is_dir():
+        raise CommandError(f"{path}: the folder {path.parent} does not exist")
+    if path is not None and path.is_dir():
+        raise CommandError(f"{path} is a folder; name a file in it")
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value

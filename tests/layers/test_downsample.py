@@ -1,0 +1,45 @@
+import pytest
+import torch
+from helpers import SIZES, assert_same, grid, randomized
+from reference import operators
+
+from vitgraft.layers import Downsample, pool_grid
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pooling_equals_the_loops(size):
+    x = grid(2, *size, 3)
+    assert_same(pool_grid(x), operators.pool(x))
+
+
+@pytest.mark.parametrize("mode", ["avg_pool", "linear", "cross_attention"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_downsample_equals_the_loops(size, mode):
+    module = randomized(Downsample(4, mode, num_heads=2, window_size=(3, 3)))
+    x = grid(2, *size, 4)
+    assert_same(module(x).detach(), operators.downsample(x, module.state_dict(), mode, 2, (3, 3)))
+
+
+def test_a_constant_stays_constant_on_odd_grids():
+    """The last row of an odd grid is the mean of what exists, not of zeros."""
+    assert torch.equal(pool_grid(torch.full((1, 5, 3, 2), 3.0)), torch.full((1, 3, 2, 2), 3.0))
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_flip_commutes_with_pooling(dim):
+    x = grid(1, 8, 6, 3)
+    assert_same(pool_grid(x.flip(dim)), pool_grid(x).flip(dim))
+
+
+def test_a_strided_input():
+    """Grids come as slices and permuted maps too."""
+    x = grid(2, 4, 9, 7).permute(0, 2, 3, 1)
+    assert_same(pool_grid(x), pool_grid(x.contiguous()))
+    module = randomized(Downsample(4, "linear"))
+    assert_same(module(x), module(x.contiguous()))
+
+
+@pytest.mark.parametrize("mode", ["avg_pool", "linear"])
+def test_gradcheck(mode):
+    module = randomized(Downsample(2, mode))
+    assert torch.autograd.gradcheck(module, grid(1, 3, 2, 2).requires_grad_())

@@ -1,0 +1,214 @@
+"""The same numbers wherever a grafted model runs: compiled, exported, in onnxruntime, in bf16, in several processes."""
+
+import io
+import os
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from zoo import images, wake
+
+import vitgraft
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+# As small as all parts of a graft are still run at 64 pixels: tracing takes a second per block.
+MODELS = {
+    "deit": (
+        "graft_deit_tiny_patch16_224",
+        {"depth": 2, "embed_dim": 24, "num_heads": 3, "graft": {"window_size": 2, "levels": 1}},
+    ),
+    "swin": (
+        "graft_swin_tiny_patch4_window7_224",
+        {"depths": (2, 1), "embed_dim": 16, "num_heads": (1, 2), "graft": {"window_size": 3, "levels": 2}},
+    ),
+    "cswin": (
+        "graft_cswin_tiny_224",
+        {
+            "depths": (2, 1),
+            "embed_dim": 16,
+            "num_heads": (2, 2),
+            "split_sizes": (1, 7),
+            "graft": {"window_size": 3, "levels": 2},
+        },
+    ),
+    "user's vit": ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 24, "num_heads": 3, "img_size": 64}),
+}
+FAMILIES = ["deit", "swin", "cswin"]
+
+
+def make(key: str) -> nn.Module:
+    torch.manual_seed(0)
+    name, options = MODELS[key]
+    model = timm.create_model(name, num_classes=5, **options).eval()
+    if not name.startswith("graft_"):
+        vitgraft.graft(model, window_size=2)
+    return wake(model)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", MODELS)
+def test_compile(key):
+    """One graph without breaks, gradients too."""
+    model = make(key).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = images(2, 3, *((64, 64) if key == "user's vit" else (48, 80)))
+    grads = []
+    for run in (model, compiled):
+        model.zero_grad()
+        torch.manual_seed(0)
+        out = run(x)
+        out.square().sum().backward()
+        grads.append((out.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_models_take_another_size():
+    model = make("deit")
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    with torch.no_grad():
+        for size in [(64, 64), (48, 80)]:
+            x = images(2, 3, *size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compile_with_inductor():
+    model = make("deit")
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", MODELS)
+def test_torch_export(key):
+    model = make(key)
+    x = images(2, 3, 64, 64)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    exported = torch.export.load(file).module()
+    with torch.no_grad():
+        for other in (x, images(5, 3, 64, 64, seed=1)):
+            torch.testing.assert_close(exported(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", FAMILIES)
+def test_onnx(key, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs vitgraft[export]")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs vitgraft[export]")
+    model = make(key)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        model,
+        (images(2, 3, 64, 64),),
+        path,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        x = images(batch, 3, 64, 64, seed=batch)
+        (logits,) = session.run(None, {"image": x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", MODELS)
+@pytest.mark.parametrize("train", [False, True])
+def test_bf16_autocast(key, train):
+    model = make(key).train(train)
+    x = images(2, 3, 64, 64)
+    torch.manual_seed(0)
+    exact = model(x)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(x)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.1 * exact.abs().max().item())
+    if train:
+        out.float().square().sum().backward()
+        assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_bf16_weights(key):
+    model = make(key).to(torch.bfloat16)
+    with torch.inference_mode():
+        out = model(images(2, 3, 64, 64).bfloat16())
+    assert out.dtype == torch.bfloat16 and out.isfinite().all()
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_channels_last_and_fused_attention_change_nothing(key):
+    model = make(key)
+    x = images(2, 3, 48, 80)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(x).detach(), expected, rtol=1e-4, atol=1e-5)  # attention with gradients
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_inference_mode_first_then_training(key):
+    """Masks and indices that were cached in inference mode must not get into a graph that needs gradients."""
+    model = make(key).train()
+    x = images(2, 3, 72, 40)
+    with torch.inference_mode():
+        model(x)
+    model(x).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def _one_ddp_step(rank: int, world: int, key: str, store: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    model = make(key).train()
+    if key == "user's vit":
+        vitgraft.train_grafts_only(model, head=True)
+    parallel = DistributedDataParallel(model, find_unused_parameters=False)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
+    for step in range(2):  # an unused parameter shows at the second forward
+        optimizer.zero_grad()
+        parallel(images(2, 3, 64, 64, seed=rank + world * step)).square().mean().backward()
+        optimizer.step()
+    grafted = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if ".graft." in n])
+    results.put((rank, grafted.double().sum().item(), grafted.isfinite().all().item()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", MODELS)
+def test_distributed_data_parallel(key, tmp_path):
+    """Two processes with other images end with the same weights, and without find_unused_parameters."""
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_one_ddp_step, args=(2, key, str(tmp_path / "store"), results), nprocs=2)
+    (_, first, finite), (_, second, also) = results.get(), results.get()
+    assert finite and also
+    assert first == second

@@ -1,0 +1,174 @@
+"""Every option of GraftConfig on a real backbone: what it changes, and that the model still runs and trains."""
+
+import pytest
+import torch
+from timm.layers import Attention
+from zoo import backbone, image, images, wake
+
+import vitgraft
+from vitgraft import GraftConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:timm")
+
+
+def grow(key: str = "swin", **options):
+    return vitgraft.graft(backbone(key), **{"window_size": 2, **options})
+
+
+def levels(model) -> dict[str, int]:
+    return {name: len(g.levels) for name, g in vitgraft.grafts(model).items()}
+
+
+# the maps of the Swin in zoo.py have 16, 8 and 4 tokens a side; blocks 2, 2 and 1
+@pytest.mark.parametrize(
+    "options,expected",
+    [
+        ({}, [3, 2, 2, 1]),
+        ({"levels": "global"}, [3, 2, 2, 1]),
+        ({"levels": 1}, [1, 1, 1, 1]),
+        ({"levels": 2}, [2, 2, 2, 1]),
+        ({"levels": 99}, [3, 2, 2, 1]),
+        ({"levels": (1, 0, 2)}, [1, 2]),
+        ({"levels": (0, 3, 0)}, [3, 3]),
+        ({"window_size": 4}, [2, 1, 1]),
+        ({"window_size": 7}, [2, 1, 1]),
+        ({"img_size": (64, 128)}, [4, 3, 3, 2]),
+        ({"blocks": 1}, [1]),
+        ({"blocks": 3}, [2, 2, 1]),
+        ({"blocks": (0, 4)}, [3, 1]),
+        ({"blocks": [3]}, [2]),
+        ({"levels": 0, "left_levels": 1}, [0, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_levels_and_blocks(options, expected):
+    # timm's Swin checks the size of its images unless it is told not to
+    model = vitgraft.graft(backbone("swin", strict_img_size=False), **{"window_size": 2, **options})
+    assert list(levels(model).values()) == expected
+    assert model(image("swin")).shape == (2, 5)
+
+
+def test_blocks_are_named_in_the_order_they_run():
+    assert list(levels(grow(blocks=(4, 0, 2)))) == ["layers.0.blocks.0", "layers.1.blocks.0", "layers.2.blocks.0"]
+
+
+def test_the_first_block_is_left_alone_unless_it_is_named():
+    assert list(levels(grow("vit class token"))) == ["blocks.1", "blocks.2"]
+    assert list(levels(grow("vit class token", blocks=2))) == ["blocks.1", "blocks.2"]
+    assert list(levels(grow("vit class token", blocks=(0,)))) == ["blocks.0"]
+
+
+def test_grids_that_are_not_square():
+    model = vitgraft.graft(backbone("vit class token", img_size=(32, 96)), window_size=2)
+    graft = vitgraft.grafts(model)["blocks.1"]
+    assert graft.feat_size == (2, 6)
+    assert [tuple(level.up.anti_alias.shape[:2]) for level in graft.levels] == [(1, 3), (1, 2)]
+    assert model(images(2, 3, 32, 96)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("key", ["vit class token", "swin"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"downsample": "linear"},
+        {"downsample": "cross_attention"},
+        {"upsample": "bilinear"},
+        {"upsample": "nearest"},
+        {"upsample": "cross_attention"},
+        {"downsample": "linear", "upsample": "cross_attention"},
+        {"ffn": "separate"},
+        {"ffn": "separate", "ffn_ratio": 2},
+        {"left_levels": 1},
+        {"left_levels": 2, "levels": 0},
+        {"num_heads": 8},
+    ],
+    ids=str,
+)
+def test_each_option_keeps_identity_and_trains(key, options):
+    options = {"window_size": 2, **options}
+    model, x = backbone(key), image(key)
+    expected = model(x).detach()
+    vitgraft.graft(model, init="identity", **options)
+    assert torch.equal(model(x), expected)
+    out = wake(model)(x)
+    assert not torch.equal(out, expected)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.graft_config == GraftConfig(init="identity", **options)
+    vitgraft.strip(model)
+    assert torch.equal(model(x), expected)
+
+
+def test_a_separate_ffn_is_fused_after_the_block():
+    model = wake(grow("swin", ffn="separate"))
+    block = model.layers[1].blocks[0]
+    x = images(2, 8, 8, 32)
+    expected = type(backbone("swin").layers[1].blocks[0]).forward(block, x) + block.graft(x)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_heads_are_the_blocks_own():
+    model = grow()
+    assert [g.levels[0].attn.num_heads for g in vitgraft.grafts(model).values()] == [1, 2, 2, 4]
+    assert {g.levels[0].attn.num_heads for g in vitgraft.grafts(grow(num_heads=8)).values()} == {8}
+
+
+def test_paper_init_is_not_zero_and_half_gated():
+    model = grow(init="paper")
+    x = image("swin")
+    assert not torch.equal(model(x), backbone("swin")(x))
+    for graft in vitgraft.grafts(model).values():
+        assert not graft.levels[0].up.anti_alias.any()
+
+
+def windows_alone(attn: Attention, x: torch.Tensor, grid: tuple[int, int], window: int) -> torch.Tensor:
+    """timm's own attention, window after window; the padding right and bottom are zero tokens."""
+    B, _, C = x.shape
+    H, W = grid
+    h, w = min(window, H), min(window, W)
+    x = x.view(B, H, W, C)
+    out = torch.zeros_like(x)
+    for top in range(0, H, h):
+        for left in range(0, W, w):
+            tokens = torch.zeros(B, h, w, C)
+            part = x[:, top : top + h, left : left + w]
+            tokens[:, : part.shape[1], : part.shape[2]] = part
+            result = attn(tokens.flatten(1, 2)).view(B, h, w, C)
+            out[:, top : top + h, left : left + w] = result[:, : part.shape[1], : part.shape[2]]
+    return out.flatten(1, 2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (16, 16)], ids=str)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_window_attention_of_the_backbone(size, qk_norm):
+    model = backbone("vit average pooling", dynamic_img_size=True, qk_norm=qk_norm)
+    plain = backbone("vit average pooling", dynamic_img_size=True, qk_norm=qk_norm)
+    vitgraft.graft(model, init="identity", window_size=2, backbone_attention="window", backbone_window_size=3)
+    grid = size[0] // 16, size[1] // 16
+    for block in plain.blocks:
+        attn = block.attn
+        block.attn = torch.nn.Module()
+        block.attn.forward = lambda x, attn=attn, **_: windows_alone(attn, x, grid, 3)
+    x = images(2, 3, *size)
+    torch.testing.assert_close(model(x), plain(x))
+
+
+def test_windows_only():
+    """`blocks=()` with window attention is the paper's ablation "DeiT-T, windows, no graft": no parameter more."""
+    model = backbone("vit average pooling")
+    x = image("vit average pooling")
+    names, expected = list(model.state_dict()), model(x)
+    vitgraft.graft(model, backbone_attention="window", blocks=(), window_size=2)
+    assert list(model.state_dict()) == names
+    assert vitgraft.is_grafted(model) and not vitgraft.grafts(model)
+    assert not torch.equal(model(x), expected)
+    assert torch.equal(vitgraft.strip(model)(x), expected)
+
+
+def test_the_window_of_the_backbone_is_its_own():
+    x = image("vit average pooling")
+    options = {"backbone_attention": "window", "init": "identity", "window_size": 2}
+    two, four = (grow("vit average pooling", **options, backbone_window_size=n)(x) for n in (None, 4))
+    # 4 x 4 tokens are one window of 4: nothing changes
+    torch.testing.assert_close(four, backbone("vit average pooling")(x))
+    assert not torch.allclose(two, four)

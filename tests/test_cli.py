@@ -1,0 +1,126 @@
+"""The command line: help that teaches, errors without a traceback, each command on a small model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vitgraft import __version__
+from vitgraft.cli import main
+
+MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
+COMMANDS = ["info", "tables", "bench", "export", "families"]
+
+
+def run(capsys, *words):
+    """Exit code, stdout and stderr of the command line."""
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and f"examples:\n  vitgraft {command}" in out
+    _, out, _ = run(capsys, "--help")
+    assert f"    {command} " in out and "graft.levels=1" in out
+
+
+def test_version_and_no_command(capsys):
+    assert run(capsys, "--version")[:2] == (0, f"vitgraft {__version__}\n")
+    code, out, _ = run(capsys)
+    assert code == 2 and "commands:" in out
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "vitgraft", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"vitgraft {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["info"], ["bench", "--no-memory"], ["export"]])
+def test_unknown_model(capsys, tmp_path, words):
+    tail = [str(tmp_path / "a.onnx")] if words == ["export"] else []
+    code, out, err = run(capsys, *words, "deit_tny_patch16_224", *tail)
+    assert code == 2 and out == ""
+    assert err.startswith(f"vitgraft {words[0]}: error: unknown model 'deit_tny_patch16_224'; close names: ")
+    assert "deit_tiny_patch16_224" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["info", "deit_tiny_patch16_224:dept=1"], "dept"),
+        (["info", "deit_tiny_patch16_224:a=1:a=1"], "given twice"),
+        (["tables", "--table", "2", "3"], "--table 3: there are 1, 2, 5, 6, 7, A"),
+        (["tables", "--output", "/nowhere/t.md"], "the folder /nowhere does not exist"),
+        (["bench", MICRO, "--device", "gpu"], "gpu"),
+        (["bench", MICRO, "--batch-size", "0"], "at least 1"),
+        (["export", MICRO, "/nowhere/a.onnx"], "the folder /nowhere does not exist"),
+        (["export", MICRO, "a.onnx", "--checkpoint", "/nowhere/b.pth"], "no such file"),
+    ],
+)
+def test_errors_have_no_traceback(capsys, words, message):
+    code, out, err = run(capsys, *words)
+    assert code == 2 and message in err and out == "" and "Traceback" not in err
+
+
+def test_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    code, _, err = run(capsys, "info", MICRO)
+    assert code == 2 and "rich is not installed" in err and "vitgraft[report]" in err
+
+
+def test_tables_need_no_rich_for_files(capsys, monkeypatch, tmp_path):
+    for name in ("rich", "rich.console", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, out, _ = run(capsys, "tables", "--table", "a", "--format", "markdown")
+    assert code == 0 and out.startswith("### Table A: ") and "| DeiT-T | 0 | 0 | 5.7 | 5.717 |" in out
+    path = tmp_path / "tables.json"
+    assert run(capsys, "tables", "--table", "a", "--format", "json", "--output", str(path))[:2] == (0, "")
+    assert json.loads(path.read_text())["tables"][0]["table"] == "A"
+
+
+def test_info(capsys):
+    code, out, _ = run(capsys, "info", MICRO)
+    assert code == 0 and "at 32 x 32" in out and "no grafts" in out and "M parameters" in out
+
+
+def test_info_of_a_grafted_model(capsys):
+    code, out, _ = run(capsys, "info", "graft_deit_tiny_patch16_224:graft.blocks=[3,5]")
+    assert code == 0 and "2 grafts" in out and "blocks.3  14 x 14" in out and "blocks.5  14 x 14" in out
+    code, _, err = run(capsys, "info", "graft_deit_tiny_patch16_224:graft.blox=3")
+    assert code == 2 and "did you mean 'blocks'?" in err
+
+
+def test_families(capsys, tmp_path):
+    code, out, _ = run(capsys, "families", "pit", "repvit")
+    assert code == 0 and "1 of 2 families grafted" in out and "convolutions and no attention" in out
+    path = tmp_path / "families.md"
+    assert run(capsys, "families", "repvit", "--output", str(path))[0] == 0
+    assert "| `repvit` |" in path.read_text()
+    code, _, err = run(capsys, "families", "reptil")
+    assert code == 2 and "unknown family reptil; there are beit," in err
+
+
+def test_bench(capsys, tmp_path):
+    path = tmp_path / "bench.json"
+    words = ["--rounds", "1", "--round-seconds", "0.001", "--batch-size", "1", "--img-size", "32", "--no-memory"]
+    code, out, _ = run(capsys, "bench", MICRO, *words, "--output", str(path))
+    assert code == 0 and "images/s" in out and "matmul peak in this run" in out
+    assert json.loads(path.read_text())["results"][0]["model"] == MICRO
+
+
+GRAFTED = "graft_deit_tiny_patch16_224:depth=2:embed_dim=48:num_heads=3:img_size=32:graft.window_size=1"
+
+
+@pytest.mark.parametrize("model", [MICRO, GRAFTED])
+def test_export(capsys, tmp_path, model):
+    path = tmp_path / "micro.onnx"
+    code, out, _ = run(capsys, "export", model, str(path))
+    assert code == 0 and path.stat().st_size > 10_000
+    assert "random weights" in out and all(f"batch {batch}: largest difference" in out for batch in (1, 2, 5))
+    assert "(batch, 3, 32, 32)" in out and "TOO LARGE" not in out
