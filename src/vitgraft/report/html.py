@@ -194,10 +194,10 @@ def write_demo_report(
     body = f"""
 <h1>Windows, full attention, and a graft</h1>
 <p>Three small vision transformers learned the same scenes of real handwritten digits for {options.steps} steps of
-{options.batch_size} scenes. Small digits of one class lie on the left and of another on the right. The large digit in the
-middle says which side counts: 0 the left, 1 the right; the label is the digit of that side. A window of
-{options.window_size} x {options.window_size} tokens sees the small digits or a part of the large one, not both: who sees
-windows only can name the two candidates, and guess.</p>
+{options.batch_size} scenes. Small digits of one class lie on the left and of another on the right. The large digit in
+the middle says which side counts: 0 the left, 1 the right; the label is the digit of that side. A window of
+{options.window_size} x {options.window_size} tokens sees the small digits or a part of the large one, not both: who
+sees windows only can name the two candidates, and guess.</p>
 {_table(results)}
 <p>Windows with grafts against windows only: {100 * margin:+.1f} points. Ahead: {results[ahead].name}.
 Chance is {1 / test.config.num_classes:.0%}; naming a candidate without knowing the side gives about 50 %.</p>
