@@ -34,7 +34,7 @@ class DemoOptions:
     """
 
     seed: int = 0
-    steps: int = 500
+    steps: int = 700
     batch_size: int = 32
     train_scenes: int = 8000
     test_scenes: int = 1000
@@ -138,9 +138,7 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
             bar.set_postfix({k.split("/")[1]: f"{float(v):.3f}" for k, v in trainer.progress_bar_metrics.items()})
 
         def init_validation_tqdm(self) -> Any:
-            bar = super().init_validation_tqdm()
-            bar.disable = True
-            return bar
+            return pl.callbacks.progress.tqdm_progress.Tqdm(disable=True)
 
     pl.seed_everything(options.seed, verbose=False)
     batches = DataLoader(

@@ -142,7 +142,7 @@ def _receptive_fields(models: dict[str, nn.Module], images: torch.Tensor, block:
     figure, axes = plt.subplots(1, len(fields), figsize=(11, 3.9))
     for axis, (kind, field) in zip(axes, fields.items(), strict=True):
         shown = axis.imshow(field.clamp_min(1e-4).log10().numpy(), cmap="magma", vmin=-4, vmax=0)
-        axis.set_title(f"{kind}: {shares[kind]:.0%} of the image reached", fontsize=10)
+        axis.set_title(f"{kind}: reaches {shares[kind]:.0%}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
     bar = figure.colorbar(shown, ax=axes, shrink=0.75, ticks=[-4, -3, -2, -1, 0])
@@ -208,7 +208,7 @@ Chance is {1 / test.config.num_classes:.0%}; naming a candidate without knowing 
 pooled to coarser levels, attended there (globally on the coarsest), and brought back.</p>
 <h2>What a token of block {block} sees</h2>{fields}
 <p class="note">Effective receptive field: gradient of the centre token after block {block} with respect to the image,
-mean over {len(images)} test scenes. Reached: more than 1 % of the largest gradient
+mean over {len(images)} test scenes. Reached: share of the pixels with more than 0.1 % of the largest gradient
 ({", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())}).</p>
 <h2>How this was made</h2>
 <p class="note"><code>{html.escape(record["command"])}</code>, seed {options.seed}; {options.train_scenes:,} training

@@ -48,6 +48,6 @@ def effective_receptive_field(model: nn.Module, module: nn.Module, images: torch
     return field / field.max().clamp_min(torch.finfo(field.dtype).tiny)
 
 
-def reached_share(field: torch.Tensor, threshold: float = 0.01) -> float:
+def reached_share(field: torch.Tensor, threshold: float = 0.001) -> float:
     """Share of the pixels (0 to 1) whose value in `field` (H, W) is above `threshold` of the largest."""
     return (field > threshold * field.max()).float().mean().item()
