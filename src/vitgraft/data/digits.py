@@ -40,10 +40,11 @@ class SceneConfig:
 
     Args:
         size: Side of the square canvas, pixels; a multiple of 4.
-        large: Smallest and largest side of the large digit, pixels; at most half of the canvas and a little.
+        large: Smallest and largest side of the large digit, pixels; at most half of the canvas.
         small: Smallest and largest side of the small digits, pixels; at most a quarter of the canvas.
         copies: Small digits on each side, 1 to 4.
-        jitter: How far the large digit's centre may lie from the canvas's, pixels in x and in y.
+        jitter: How far the large digit's centre may lie from the canvas's, pixels in x and in y; it stays on the four
+            inner cells, so large + 2 * jitter is at most half of the canvas.
 
     Raises:
         ValueError: Sizes for which there is no room.
@@ -62,12 +63,15 @@ class SceneConfig:
                 raise ValueError(f"{name}={(low, high)}: give (least, most), 4 <= least <= most; smaller is unreadable")
         if self.size % 4 or self.small[1] > self.size // 4:
             raise ValueError(f"size={self.size}: give a multiple of 4, at least 4 x {self.small[1]} (the small digits)")
-        if self.large[1] > self.size // 2:
-            raise ValueError(f"large={self.large}: a digit over {self.size // 2} pixels would cover the small ones")
         if not 1 <= self.copies <= 4:
             raise ValueError(f"copies={self.copies}: there is room for 1 to 4 small digits on a side")
-        if not self.jitter >= 0:
+        if self.jitter < 0:
             raise ValueError(f"jitter={self.jitter}: give 0 or more pixels")
+        if self.large[1] + 2 * self.jitter > self.size // 2:
+            raise ValueError(
+                f"large={self.large} with jitter={self.jitter} would cover the small digits: the largest side plus "
+                f"twice the jitter may be {self.size // 2} pixels at most on a canvas of {self.size}"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -241,7 +245,7 @@ class DigitScenes(Dataset):
         seed: as in `make_scene`.
         split: as in `make_scene`.
         config: as in `make_scene`.
-        cache: draw all images now (about 5,000 a second on one core) and keep them in memory, H * W * 3 bytes each.
+        cache: draw all images now (close to 1,000 a second on one core) and keep them in memory, H * W * 3 bytes each.
     """
 
     def __init__(

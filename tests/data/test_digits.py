@@ -1,0 +1,135 @@
+"""Scenes of digits: a function of (seed, split, index), with labels, boxes and masks that agree with the contents."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from vitgraft.data import digits
+from vitgraft.data.digits import DigitScenes, SceneConfig, digit_instances, make_scene, to_tensor
+from vitgraft.errors import MissingExtraError
+
+pytest.importorskip("sklearn")
+CONFIGS = [SceneConfig(), SceneConfig(size=96, large=(30, 40), small=(8, 14), copies=2, jitter=4)]
+
+
+def _same(one: digits.Scene, other: digits.Scene) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_scene_depends_on_seed_split_and_index_alone():
+    first = make_scene(7, seed=3)
+    np.random.seed(0)
+    make_scene(8, seed=3)
+    assert _same(first, make_scene(7, seed=3))
+    assert _same(first, DigitScenes(10, seed=3).scene(7))
+    for other in (make_scene(8, seed=3), make_scene(7, seed=4), make_scene(7, seed=3, split="test")):
+        assert not np.array_equal(first.image, other.image)
+
+
+def test_splits_share_no_scan_and_hold_every_class():
+    train, test = (digit_instances(split) for split in ("train", "test"))
+    assert not set(np.concatenate(train)) & set(np.concatenate(test))
+    assert len(np.concatenate(train)) + len(np.concatenate(test)) == 1797
+    assert all(len(of_class) > 20 for of_class in (*train, *test))
+
+
+@pytest.mark.parametrize("split, other", [("train", "test"), ("test", "train")])
+def test_scenes_never_read_a_scan_of_the_other_split(monkeypatch, split, other):
+    before = [make_scene(i, split=split) for i in range(20)]
+    scans, classes = digits._digit_scans()
+    spoilt = scans.copy()
+    spoilt[np.concatenate(digit_instances(other))] = np.nan
+    monkeypatch.setattr(digits, "_digit_scans", lambda: (spoilt, classes))
+    assert all(_same(scene, make_scene(i, split=split)) for i, scene in enumerate(before))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_boxes_are_tight_masks_are_apart_and_the_semantic_map_agrees(config):
+    for index in range(40):
+        scene = make_scene(index, config=config)
+        assert scene.image.shape == (config.size, config.size, 3) and scene.image.dtype == np.uint8
+        assert len(scene.boxes) == len(scene.masks) == len(scene.category_ids) == 1 + 2 * config.copies
+        assert scene.masks.sum(0).max() == 1
+        semantic = np.zeros_like(scene.semantic_mask)
+        for box, mask, category in zip(scene.boxes, scene.masks, scene.category_ids, strict=True):
+            rows, columns = np.nonzero(mask)
+            assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            semantic[mask] = 1 + category
+        assert np.array_equal(semantic, scene.semantic_mask)
+
+
+def test_ink_is_brighter_than_the_canvas_about_it():
+    for index in range(20):
+        scene = make_scene(index)
+        assert scene.image[scene.semantic_mask > 0].mean() > scene.image[scene.semantic_mask == 0].mean() + 40
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_label_is_the_class_on_the_side_that_the_large_digit_names(config):
+    sides, labels = set(), set()
+    for index in range(150):
+        scene = make_scene(index, config=config)
+        areas = (scene.boxes[:, 2] - scene.boxes[:, 0]) * (scene.boxes[:, 3] - scene.boxes[:, 1])
+        assert areas.argmax() == 0
+        on_right = (scene.boxes[:, 0] + scene.boxes[:, 2]) / 2 > config.size / 2
+        left, right = (set(scene.category_ids[1:][on_right[1:] == side].tolist()) for side in (False, True))
+        assert len(left) == len(right) == 1 and left != right
+        assert {scene.label} == (right if scene.category_ids[0] == 1 else left)
+        sides.add(int(scene.category_ids[0]))
+        labels.add(scene.label)
+    assert sides == {0, 1} and labels == set(range(config.num_classes))
+
+
+def test_dataset_gives_the_same_with_and_without_cache_one_by_one_or_in_batches():
+    drawn, cached = DigitScenes(6, seed=1), DigitScenes(6, seed=1, cache=True)
+    for dataset in (drawn, cached):
+        assert len(dataset) == len(list(dataset)) == 6
+        for (image, label), index in zip(dataset.__getitems__([4, 0]), (4, 0), strict=True):
+            assert torch.equal(image, to_tensor(make_scene(index, seed=1).image))
+            assert torch.equal(image, dataset[index][0])
+            assert label == dataset[index][1] == make_scene(index, seed=1).label
+    with pytest.raises(IndexError, match="6 scenes"):
+        drawn[6]
+
+
+def test_standardised_images():
+    image = to_tensor(make_scene(0).image)
+    assert image.shape == (3, 64, 64) and image.dtype == torch.float32
+    torch.testing.assert_close(image.mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(image.std(), torch.tensor(1.0))
+    assert to_tensor(np.full((8, 8, 3), 9, np.uint8)).abs().max() == 0  # a blank one does not divide by zero
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"size": 62}, "size=62"),
+        ({"size": 32}, "size=32"),
+        ({"small": (3, 9)}, r"small=\(3, 9\)"),
+        ({"large": (30, 20)}, r"large=\(30, 20\)"),
+        ({"large": (26, 40)}, r"large=\(26, 40\)"),
+        ({"jitter": 1}, "jitter=1"),  # the default's largest digit fills the inner cells
+        ({"jitter": -1}, "jitter=-1"),
+        ({"copies": 5}, "copies=5"),
+    ],
+)
+def test_sizes_without_room_are_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        SceneConfig(**options)
+
+
+def test_bad_calls_are_refused():
+    with pytest.raises(ValueError, match="'val': choose one of train, test"):
+        DigitScenes(3, split="val")
+    with pytest.raises(ValueError, match="length=0"):
+        DigitScenes(0)
+    with pytest.raises(ValueError, match="index=-1"):
+        make_scene(-1)
+
+
+def test_a_missing_scikit_learn_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingExtraError, match=r"vitgraft\[train\]"):
+        digits._digit_scans.__wrapped__()
