@@ -82,7 +82,8 @@ def test_modules_without_a_grid_are_refused(pick, message):
 
 
 def test_reached_share():
-    field = torch.tensor([[0.0, 0.009], [0.011, 1.0]])
-    assert reached_share(field) == 0.5
+    field = torch.tensor([[0.0, 0.0009], [0.0011, 1.0]])
+    assert reached_share(field) == 0.5  # 0.1 % of the largest
     assert reached_share(7 * field) == 0.5
-    assert reached_share(field, threshold=0.001) == 0.75
+    assert reached_share(field, threshold=0.0001) == 0.75
+    assert reached_share(field, threshold=0.01) == 0.25
