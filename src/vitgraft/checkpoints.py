@@ -135,7 +135,7 @@ def _read(path: str | Path) -> dict[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{path} could not be read as tensors alone ({str(error).splitlines()[0]}). If you trust the file, load it "
+            f"{path} could not be read as tensors alone ({(str(error) or type(error).__name__).splitlines()[0]}). If you trust the file, load it "
             "with torch.load(path, weights_only=False) and give the dictionary to load_official"
         ) from error
 
@@ -242,6 +242,11 @@ def _fit_shapes(
         if value.shape == want:
             continue
         bare = name.removeprefix("backbone.")
+        if ".graft." in bare:
+            wrong.append(
+                f"{name} is {old} in the checkpoint and {tuple(want)} in the model: another graft configuration"
+            )
+            continue
         if bare.endswith(TABLE) and value.ndim == 2 and old[1] == want[1]:
             window = model.get_submodule(name.rpartition(".")[0]).window_size
             renamed[name] = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(want))
@@ -257,7 +262,7 @@ def _fit_shapes(
     if wrong:
         raise CheckpointError(
             f"shapes differ; nothing was loaded. {_some(wrong)}. Was the model made with the same widths, depths, "
-            f"heads, patch size and in_chans?\n{looks}"
+            f"heads, patch size, in_chans and graft options?\n{looks}"
         )
     if classes and strict:
         name, old, want = classes[0]

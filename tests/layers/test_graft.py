@@ -151,8 +151,8 @@ def test_meta_device_and_dtype():
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in module.parameters())
     module = module.to_empty(device="cpu")
     for m in module.modules():
-        if hasattr(m, "_init_buffers"):
-            m._init_buffers()
+        if hasattr(m, "init_non_persistent_buffers"):
+            m.init_non_persistent_buffers()
     module.init_weights()
     index = GrafT(4, 2, (14, 14), 1).levels[0].attn.relative_position_index
     assert torch.equal(module.levels[0].attn.relative_position_index, index)

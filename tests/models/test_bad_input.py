@@ -153,3 +153,53 @@ def test_a_model_that_fails_is_left_in_its_mode(mode):
     model = backbone("swin").train(mode)
     refuse(model, window_size=2, img_size=33)
     assert all(m.training is mode for m in model.modules())
+
+
+def test_a_block_is_not_run_with_a_guessed_grid():
+    """14 x 14 and 7 x 28 have the same number of tokens: where the size varies, the model has to say it."""
+    options = {"dynamic_img_size": True, "class_token": False, "global_pool": "avg"}
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, **options)
+    vitgraft.graft(model)
+    tokens = model._pos_embed(model.patch_embed(torch.zeros(1, 3, 112, 448)))
+    with pytest.raises(ValueError, match="without its grid"):
+        model.blocks[1](tokens)
+    assert model.blocks[1](tokens, graft_grid=(7, 28)).shape == tokens.shape
+
+
+def test_window_attention_refuses_a_mask_and_keeps_dropout():
+    model = timm.create_model("graft_deit_tiny_patch16_224", depth=2, attn_drop_rate=0.5)
+    x = torch.randn(1, 3, 224, 224)
+    with pytest.raises(ValueError, match="attn_mask"):
+        model.forward_features(x, attn_mask=torch.zeros(196, 196))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+def test_a_wrapped_model_is_checked_too():
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, patch_drop_rate=0.5)
+    with pytest.raises(GraftError, match="patch_drop_rate"):
+        vitgraft.graft(torch.nn.Sequential(model))
+
+
+def test_official_loader_refuses_another_graft_configuration(tmp_path):
+    source = timm.create_model("graft_deit_tiny_patch16_224", depth=2)
+    target = timm.create_model("graft_deit_tiny_patch16_224", depth=2, graft={"window_size": 5, "levels": (1,)})
+    with pytest.raises(vitgraft.CheckpointError, match="another graft configuration"):
+        vitgraft.load_official(target, source.state_dict())
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(vitgraft.CheckpointError):
+        vitgraft.load_official(target, tmp_path / "empty.pth")
+
+
+def test_untagged_names_have_no_weights():
+    from timm.models import get_pretrained_cfg
+
+    assert get_pretrained_cfg("graft_swin_tiny_patch4_window7_224").tag == "untrained"
+    assert get_pretrained_cfg("graft_swin_tiny_patch4_window7_224.backbone").hf_hub_id
+
+
+def test_torch_func_runs_on_a_grafted_swin():
+    model = timm.create_model("graft_swin_tiny_patch4_window7_224", depths=(1, 2, 1, 1), img_size=64).eval()
+    x = torch.randn(1, 3, 112, 112)
+    gradient = torch.func.grad(lambda image: model(image).sum())(x)
+    assert gradient.shape == x.shape and gradient.abs().sum() > 0

@@ -27,7 +27,13 @@ def _fused(x: torch.Tensor) -> bool:
     return use_fused_attn() and (x.device.type != "cpu" or not torch.is_grad_enabled())
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    drop: nn.Dropout | None = None,
+) -> torch.Tensor:
     """softmax(q k^T / sqrt(d) + bias) v.
 
     Args:
@@ -35,6 +41,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
         k: (B, h, L, d).
         v: (B, h, L, d).
         bias: (n, h or 1, N or 1, L) with n a divisor of B: it is repeated along the batch.
+        drop: Dropout of the attention weights.
 
     Returns:
         (B, h, N, d)
@@ -42,23 +49,29 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
     B, h, N, d = q.shape
     if bias is not None and bias.shape[0] > 1:
         bias = bias.expand(B // bias.shape[0], *bias.shape).flatten(0, 1)
-    if _fused(q):
+    drops = drop is not None and drop.training and drop.p > 0
+    if _fused(q) and not drops:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
     # the scale inside the product saves a pass over q; products of three dimensions save copies
     q, k, v = q.reshape(B * h, N, d), k.reshape(B * h, -1, d), v.reshape(B * h, -1, d)
     weights = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=d**-0.5)
     if bias is not None:
         weights = weights.view(B, h, N, -1) + bias
-    return torch.bmm(weights.softmax(dim=-1).view(B * h, N, -1).to(v.dtype), v).view(B, h, N, d)
+    weights = weights.softmax(dim=-1).view(B * h, N, -1)
+    if drops:
+        weights = drop(weights)
+    return torch.bmm(weights.to(v.dtype), v).view(B, h, N, d)
 
 
-def attend_qkv(qkv: torch.Tensor, num_heads: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+def attend_qkv(
+    qkv: torch.Tensor, num_heads: int, bias: torch.Tensor | None = None, drop: nn.Dropout | None = None
+) -> torch.Tensor:
     """`attend` on the result of a joint projection: (B, N, 3C), query, key, value, head-major -> (B, N, C)."""
     B, N, C3 = qkv.shape
     qkv = qkv.view(B, N, 3, num_heads, C3 // 3 // num_heads).permute(2, 0, 3, 1, 4)  # (3, B, h, N, d)
     if not _fused(qkv):
         qkv = qkv.contiguous()  # one copy instead of three
-    return attend(*qkv.unbind(0), bias).transpose(1, 2).reshape(B, N, C3 // 3)
+    return attend(*qkv.unbind(0), bias, drop).transpose(1, 2).reshape(B, N, C3 // 3)
 
 
 class WindowAttention(nn.Module):
@@ -109,8 +122,8 @@ class WindowAttention(nn.Module):
         if self.relative_position_bias_table is not None:
             trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def _init_buffers(self) -> None:
-        """Fills the index again after construction on the meta device (timm's convention)."""
+    def init_non_persistent_buffers(self) -> None:
+        """Fills the index again after construction on the meta device, as timm calls it."""
         if self.relative_position_bias_table is not None:
             index = relative_position_index(self.window_size, device=self.relative_position_index.device)
             self.relative_position_index.copy_(index)

@@ -74,10 +74,19 @@ def relative_position_index(window_size: tuple[int, int], device: torch.device |
 class _Permute(torch.autograd.Function):
     """x[:, index] for a permutation of dimension 1, whose gradient is the inverse permutation and not a scatter."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.permutation = (index, inverse)
+    def forward(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         return x.index_select(1, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.permutation = inputs[1:]
+
+    @staticmethod
+    def jvp(ctx, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return tangent.index_select(1, ctx.permutation[0])
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:

@@ -44,7 +44,8 @@ def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, 
         **more,
     }
     where = "url" if backbone.startswith("https://") else "hf_hub_id"
-    return {f"{variant}.untrained": cfg, f"{variant}.backbone": {**cfg, where: backbone}}
+    # the star makes it the default; timm would prefer a tag with weights, wherever it comes later
+    return {f"{variant}.backbone": {**cfg, where: backbone}, f"{variant}.untrained*": cfg}
 
 
 def _with_grafts(filter_fn: Callable) -> Callable:

@@ -90,6 +90,11 @@ class _Branch:
 def _token_grid(block: nn.Module, tokens: int, grid: Size | None) -> tuple[Size, int]:
     """Grid and number of prefix tokens of flat tokens, by what is known: the caller's word, or the built size."""
     if grid is None:
+        if getattr(block, "_graft_grid_varies", False):
+            raise ValueError(
+                f"{type(block).__name__} was run without its grid, which changes with the image: run it through the "
+                "model's forward, forward_features or forward_intermediates, or pass graft_grid=(height, width)"
+            )
         grid = block._graft_feat_size
         if tokens != block._graft_tokens:
             raise ValueError(
@@ -108,10 +113,10 @@ def window_attention(attn: nn.Module, x: torch.Tensor, grid: Size, window_size: 
     padded = x.shape[1], x.shape[2]
     x = window_partition(x, window)
     if isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity):
-        x = attend_qkv(attn.qkv(x), attn.num_heads)
+        x = attend_qkv(attn.qkv(x), attn.num_heads, drop=attn.attn_drop)
     else:
         q, k, v = attn.qkv(x).view(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        x = attend(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).flatten(2)
+        x = attend(attn.q_norm(q), attn.k_norm(k), v, drop=attn.attn_drop).transpose(1, 2).flatten(2)
     x = attn.proj_drop(attn.proj(attn.norm(x)))
     x = window_reverse(x, window, padded)[:, : grid[0], : grid[1]]
     return x.reshape(B, tokens, C)
@@ -170,7 +175,9 @@ class GraftedBlock:
         if self._graft_window is not None:
             attn = self._modules["attn"]
 
-            def attention(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            def attention(x: torch.Tensor, attn_mask: Any = None, is_causal: bool = False) -> torch.Tensor:
+                if attn_mask is not None or is_causal:
+                    raise ValueError("backbone_attention='window' takes no attn_mask and no is_causal")
                 window_grid, _prefix = _token_grid(self, x.shape[1], grid)
                 return window_attention(attn, x, window_grid, self._graft_window)
 

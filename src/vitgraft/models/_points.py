@@ -54,15 +54,21 @@ class GridSource:
         blocks: Its child that holds the blocks (a Sequential or ModuleList).
         methods: Its methods that run them; their first argument is what `grid` reads.
         grid: (module, first argument) -> (H, W).
+        varies: Whether this very module takes images of different sizes.
     """
 
     blocks: str
     methods: tuple[str, ...]
     grid: Callable[[nn.Module, Any], Size]
+    varies: Callable[[nn.Module], bool] = lambda module: True
 
 
 def _patches(model: nn.Module, image: torch.Tensor) -> Size:
     return tuple(model.patch_embed.dynamic_feat_size(tuple(image.shape[-2:])))
+
+
+def _is_dynamic(model: nn.Module) -> bool:
+    return bool(getattr(model, "dynamic_img_size", False))
 
 
 def _pit(stage: nn.Module, x: Sequence[torch.Tensor]) -> Size:
@@ -162,7 +168,6 @@ POINTS: dict[str, GraftPoint] = {
         "eva.EvaBlockPostNorm": _post,
         "fastvit.AttentionBlock": GraftPoint(reads="norm", maps=True),
         "gcvit.GlobalContextVitBlock": _pre,
-        "gemma4_vit.Gemma4Block": _one_drop_path,
         "hieradet_sam2.MultiScaleBlock": _pre,
         "iformer.Residual": GraftPoint("", "", maps=True, accepts=_has("module", "SHMA")),
         "levit.LevitBlock": GraftPoint(reads="attn", maps=True),
@@ -203,11 +208,11 @@ POINTS["vitgraft.models._cswin_blocks.CSWinBlock"] = _one_drop_path
 
 _model_methods = ("forward_features", "forward_intermediates")
 GRIDS: dict[str, GridSource] = {
-    _TIMM + "eva.Eva": GridSource("blocks", _model_methods, _patches),
+    _TIMM + "eva.Eva": GridSource("blocks", _model_methods, _patches, _is_dynamic),
     _TIMM + "mobilevit.MobileVitBlock": GridSource("transformer", ("forward",), _mobilevit),
     _TIMM + "mobilevit.MobileVitV2Block": GridSource("transformer", ("forward",), _mobilevit),
     _TIMM + "pit.Transformer": GridSource("blocks", ("forward",), _pit),
-    _TIMM + "vision_transformer.VisionTransformer": GridSource("blocks", _model_methods, _patches),
+    _TIMM + "vision_transformer.VisionTransformer": GridSource("blocks", _model_methods, _patches, _is_dynamic),
 }
 
 

@@ -146,7 +146,7 @@ def _run_once(model: nn.Module, img_size: int | Size | None) -> "_Watch":
     except Exception as error:
         raise GraftError(
             f"{type(model).__name__} does not run on a blank image of {tuple(image.shape[1:])}: {error}. "
-            "Say its input size with graft(model, img_size=...)"
+            "Say a size that it takes with graft(model, img_size=...), or build it for this one"
         ) from error
     finally:
         for module, mode in modes.items():
@@ -351,13 +351,14 @@ def _check_model(model: nn.Module) -> None:
 
     if not isinstance(model, nn.Module):
         raise GraftError(f"graft() takes an nn.Module, such as timm.create_model(name) makes; got {model!r:.80}")
-    family = family_of(model)
-    if family in NOT_GRAFTABLE:
-        raise NoGraftPointError(f"{type(model).__name__} ({family}) cannot be grafted: {NOT_GRAFTABLE[family]}")
+    for module in model.modules():
+        family = family_of(module)
+        if family in NOT_GRAFTABLE:
+            raise NoGraftPointError(f"{type(module).__name__} ({family}) cannot be grafted: {NOT_GRAFTABLE[family]}")
     if is_grafted(model):
         raise GraftError(f"{type(model).__name__} is grafted already; vitgraft.strip(model) gives the backbone back")
-    drop = getattr(model, "patch_drop", None)
-    if drop is not None and not isinstance(drop, nn.Identity):
+    drops = (getattr(module, "patch_drop", None) for module in model.modules())
+    if any(drop is not None and not isinstance(drop, nn.Identity) for drop in drops):
         raise GraftError(
             "patch_drop_rate > 0 drops tokens, and a graft needs the whole grid: create the model with "
             "patch_drop_rate=0"
@@ -468,6 +469,9 @@ def _attach_model(model: nn.Module, config: GraftConfig) -> None:
         if blocks is None or not any(isinstance(b, GraftedBlock) for b in blocks.children()):
             continue
         module._graft_grid_source = source
+        for block in blocks.children():
+            if isinstance(block, GraftedBlock):
+                block._graft_grid_varies = source.varies(module)
         roles = ("model", "grid") if module is model else ("grid",)
         module.__class__ = grafted_class(type(module), roles, source.methods)
     if not isinstance(model, GraftedModel):
@@ -489,6 +493,9 @@ def refresh_grids(model: nn.Module, img_size: int | Size | None) -> None:
 
 def strip(model: nn.Module) -> nn.Module:
     """Takes all grafts off, in place: the backbone as it was, its own attention included, and returns it.
+
+    Weights that were trained stay trained, and parameters that `train_grafts_only` froze stay frozen:
+    `model.requires_grad_(True)` thaws them.
 
     Raises:
         GraftError: The model carries no graft.

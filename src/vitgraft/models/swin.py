@@ -130,12 +130,10 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
     def _window_attention(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """timm's WindowAttention on (B * N, L, C) with mask (N, L, L) or None, by the faster way on this device."""
         attn = self.attn
-        if attn.attn_drop.p > 0 and self.training:
-            return attn(x, mask=mask)
         bias = attn._get_rel_pos_bias()  # (1, heads, L, L)
         if mask is not None:
             bias = bias + mask[:, None]
-        return attn.proj_drop(attn.proj(attend_qkv(attn.qkv(x), attn.num_heads, bias)))
+        return attn.proj_drop(attn.proj(attend_qkv(attn.qkv(x), attn.num_heads, bias, attn.attn_drop)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
