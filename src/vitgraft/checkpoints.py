@@ -134,9 +134,10 @@ def _read(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} could not be read as tensors alone ({(str(error) or type(error).__name__).splitlines()[0]}). If you trust the file, load it "
-            "with torch.load(path, weights_only=False) and give the dictionary to load_official"
+            f"{path} could not be read as tensors alone ({reason}). If you trust the file, load it with "
+            "torch.load(path, weights_only=False) and give the dictionary to load_official"
         ) from error
 
 

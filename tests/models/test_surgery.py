@@ -356,3 +356,14 @@ def test_train_grafts_only_again_with_other_choices():
     report = vitgraft.train_grafts_only(model, head=False)
     assert report.norms == report.head == 0
     assert all((".graft." in n) == p.requires_grad for n, p in model.named_parameters())
+
+
+def test_every_graft_point_can_be_pickled():
+    import pickle
+
+    from vitgraft.models._points import GRIDS, POINTS
+
+    for point in POINTS.values():
+        assert pickle.loads(pickle.dumps(point)) is point or pickle.loads(pickle.dumps(point)) == point
+    for source in GRIDS.values():
+        assert pickle.loads(pickle.dumps(source)) == source

@@ -45,6 +45,14 @@ class GraftPoint:
     from_grid: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     plain: bool = True
 
+    def __reduce__(self) -> tuple:
+        # by name: some entries hold functions that pickle cannot find
+        return POINTS.get, (next(name for name, point in POINTS.items() if point is self),)
+
+
+def _always(module: nn.Module) -> bool:
+    return True
+
 
 @dataclass(frozen=True)
 class GridSource:
@@ -60,7 +68,7 @@ class GridSource:
     blocks: str
     methods: tuple[str, ...]
     grid: Callable[[nn.Module, Any], Size]
-    varies: Callable[[nn.Module], bool] = lambda module: True
+    varies: Callable[[nn.Module], bool] = _always
 
 
 def _patches(model: nn.Module, image: torch.Tensor) -> Size:
