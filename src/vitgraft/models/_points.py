@@ -47,7 +47,7 @@ class GraftPoint:
 
     def __reduce__(self) -> tuple:
         # by name: some entries hold functions that pickle cannot find
-        return POINTS.get, (next(name for name, point in POINTS.items() if point is self),)
+        return _named, (next(name for name, point in POINTS.items() if point is self),)
 
 
 def _always(module: nn.Module) -> bool:
@@ -222,6 +222,10 @@ GRIDS: dict[str, GridSource] = {
     _TIMM + "pit.Transformer": GridSource("blocks", ("forward",), _pit),
     _TIMM + "vision_transformer.VisionTransformer": GridSource("blocks", _model_methods, _patches, _is_dynamic),
 }
+
+
+def _named(name: str) -> GraftPoint:
+    return POINTS[name]
 
 
 def _lookup(module: nn.Module, table: dict[str, Any]) -> Any:
