@@ -22,3 +22,24 @@ class MissingExtraError(ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'vitgraft[{extra}]'")
+
+
+class DataError(ValueError):
+    """A data set that can't be used: not found, of no known format, an empty class, classes that differ."""
+
+
+class ImageError(ValueError):
+    """An image that can't be read.
+
+    Args:
+        name: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str = ""):
+        # one argument where it is unpickled or passed on by a worker process
+        super().__init__(f"{name}: {reason}" if reason else name)
+        self.name, self.reason = name, reason
+
+    def __reduce__(self):
+        return type(self), (self.name, self.reason)
