@@ -22,3 +22,11 @@ class MissingExtraError(ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'vitgraft[{extra}]'")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run as it stands; the message names everything that is wrong with it."""
+
+    def __init__(self, problems: "str | list[str]"):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
