@@ -22,3 +22,11 @@ class MissingExtraError(ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'vitgraft[{extra}]'")
+
+
+class RunFolderError(ValueError):
+    """An output folder that this run can't use: it holds another run, can't be written, or has nothing to continue."""
+
+
+class TrainingError(RuntimeError):
+    """A run that can't go on: loss not finite, images unreadable, memory or disk full; the message says what helps."""
