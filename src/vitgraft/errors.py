@@ -43,3 +43,19 @@ class ImageError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.name, self.reason)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run as it stands; the message names everything that is wrong with it."""
+
+    def __init__(self, problems: "str | list[str]"):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class RunFolderError(ValueError):
+    """An output folder that this run can't use: it holds another run, can't be written, or has nothing to continue."""
+
+
+class TrainingError(RuntimeError):
+    """A run that can't go on: loss not finite, images unreadable, memory or disk full; the message says what helps."""

@@ -171,3 +171,32 @@ sys.keep = iterators[0], loaders[0]
 raise SystemExit(3)
 """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=100).returncode == 3
+
+
+def test_wrong_options_are_told_at_once():
+    values = {
+        "batch_size": 0,
+        "workers": -1,
+        "reprob": 2.0,
+        "auto_augment": "nonsense-m9",
+        "train_crop_mode": "crop",
+        "scale": (1.0, 0.5),
+        "input_size": 0,
+        "format": "zip",
+        "crop_pct": 1.5,
+    }
+    problems = ImageData.problems(values)
+    assert {problem.split("=")[0] for problem in problems} == set(values) and len(problems) == len(values)
+    with pytest.raises(ValueError, match=r"batch_size=0: at least 1; .*workers=-1"):
+        ImageData(**values)
+    assert ImageData.problems({"batch_size": 1}) == []
+
+
+def test_the_models_preprocessing_is_taken(folder):
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, embed_dim=12)
+    data = ImageData(folder, crop_pct=1.0)
+    data.use_model(model)
+    assert data.preprocessing.input_size == (48, 48) and data.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert data.preprocessing.crop_pct == 1.0 and data.preprocessing.interpolation == "bicubic"

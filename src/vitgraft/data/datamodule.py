@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +12,7 @@ from vitgraft.data.generated import GeneratedSource
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.loader import Loader
 from vitgraft.data.sampling import EvalOrder, TrainOrder
-from vitgraft.data.sources import ImageSource, check_same_classes, open_files, open_source
+from vitgraft.data.sources import FORMATS, ImageSource, check_same_classes, open_files, open_source
 from vitgraft.data.transforms import (
     Augmentation,
     Preprocessing,
@@ -27,6 +29,7 @@ except ImportError as error:
 
 # three draws of a sample: facebookresearch/deit samplers.py
 REPEATS = 3
+FIELDS = {field.name for field in fields(Preprocessing)}
 
 
 class ImageData(pl.LightningDataModule):
@@ -68,7 +71,7 @@ class ImageData(pl.LightningDataModule):
         smoke: generated images instead of the real ones.
 
     Raises:
-        ValueError: an augmentation that does not exist.
+        ValueError: options that can't be; all of them are named.
     """
 
     def __init__(
@@ -108,6 +111,8 @@ class ImageData(pl.LightningDataModule):
         smoke: bool = False,
     ):
         super().__init__()
+        if wrong := self.problems({name: value for name, value in locals().items() if name != "self"}):
+            raise ValueError("data: " + "; ".join(wrong))
         self.root, self.format, self.num_classes, self.given_names = root, format, num_classes, class_names
         self.splits = {"train": train, "val": val, "test": test or val}
         self.predict = predict
@@ -135,6 +140,30 @@ class ImageData(pl.LightningDataModule):
         self._loaders: list[Loader] = []
         self._preprocessing: Preprocessing | None = None
 
+    @classmethod
+    def problems(cls, values: dict[str, Any]) -> list[str]:
+        """What is wrong with options, one line each, without looking at any file.
+
+        Args:
+            values: options by name; those left out are not judged.
+        """
+        wrong = []
+        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "num_classes": 1, "seed": 0}.items():
+            value = values.get(name)
+            if value is not None and value < least:
+                wrong.append(f"{name}={value}: at least {least}")
+        size = values.get("input_size")
+        if size is not None and min([size] if isinstance(size, int) else size) < 1:
+            wrong.append(f"input_size={size}: at least 1 pixel")
+        if (given := values.get("format")) is not None and given not in FORMATS:
+            wrong.append(f"format={given!r}: one of {', '.join(FORMATS)}")
+        if (crop := values.get("crop_pct")) is not None and not 0 < crop <= 1:
+            wrong.append(f"crop_pct={crop}: over 0, at most 1")
+        if (cache_gb := values.get("cache_gb")) is not None and cache_gb <= 0:
+            wrong.append(f"cache_gb={cache_gb}: over 0")
+        names = {field.name for field in fields(Augmentation)}
+        return wrong + Augmentation.problems({name: value for name, value in values.items() if name in names})
+
     def smoke(self, num_classes: int | None = None) -> None:
         """Swaps in generated images, in small batches and without worker processes: for two quick steps."""
         self.is_smoke = True
@@ -158,12 +187,12 @@ class ImageData(pl.LightningDataModule):
     def preprocessing(self) -> Preprocessing:
         """What the model expects of its images; known once the trainer has a model, or all of it was given."""
         if self._preprocessing is None:
-            model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
             given = {name: value for name, value in self.model_options.items() if value is not None}
-            if model is not None:
-                self._preprocessing = model_preprocessing(model, self.input_size, **given)
-            else:
-                self._preprocessing = Preprocessing(input_size=self.input_size or (224, 224), **given)
+            # the model itself is built after the data is set up, it may take its number of classes from here
+            config = getattr(getattr(self.trainer, "lightning_module", None), "data_config", None) or {}
+            own = {name: value for name, value in config.items() if name in FIELDS}
+            size = self.input_size or config.get("input_size", (224, 224))[-2:]
+            self._preprocessing = Preprocessing(**own | given | {"input_size": tuple(size)})
         return self._preprocessing
 
     def use_model(self, model: torch.nn.Module) -> None:

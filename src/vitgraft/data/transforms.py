@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -67,6 +68,12 @@ class Augmentation:
     recount: int = 1
 
     def __post_init__(self) -> None:
+        if wrong := self.problems(asdict(self)):
+            raise ValueError("augmentation: " + "; ".join(wrong))
+
+    @staticmethod
+    def problems(values: dict[str, Any]) -> list[str]:
+        """What is wrong with fields given by name, one line each."""
         wrong = []
         choices = {
             "train_interpolation": ("bicubic", "bilinear", "random"),
@@ -74,44 +81,49 @@ class Augmentation:
             "remode": ("pixel", "rand", "const"),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                wrong.append(f"{name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
+            if name in values and values[name] not in allowed:
+                wrong.append(f"{name}={values[name]!r}: one of {', '.join(allowed)}")
         for name in ("hflip", "vflip", "reprob"):
-            if not 0 <= getattr(self, name) <= 1:
-                wrong.append(f"{name}={getattr(self, name)}: a probability, 0 to 1")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            wrong.append(f"scale={self.scale}: smallest and largest share of the area, such as (0.08, 1.0)")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            wrong.append(f"ratio={self.ratio}: smallest and largest width / height, such as (0.75, 1.333)")
-        if wrong:
-            raise ValueError("augmentation: " + "; ".join(wrong))
+            if not 0 <= values.get(name, 0) <= 1:
+                wrong.append(f"{name}={values[name]}: a probability, 0 to 1")
+        for name, example in (("scale", "[0.08, 1.0] of the area"), ("ratio", "[0.75, 1.333] as width / height")):
+            low, high = values.get(name, (1, 1))
+            if not 0 < low <= high:
+                wrong.append(f"{name}={list(values[name])}: the smallest and the largest, such as {example}")
+        if values.get("recount", 1) < 1:
+            wrong.append(f"recount={values['recount']}: at least 1")
+        if (values.get("color_jitter") or 0) < 0:
+            wrong.append(f"color_jitter={values['color_jitter']}: 0 or more, or null")
+        if given := values.get("auto_augment"):
+            try:
+                _auto_augment(given)
+            except Exception as error:  # timm's parser lets KeyError, ValueError, AssertionError ... through
+                wrong.append(
+                    f"auto_augment={given!r}: timm can't read it ({error or type(error).__name__}); "
+                    f"such as 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or 'original'"
+                )
+        return wrong
+
+
+def _auto_augment(text: str) -> None:
+    create_transform(32, is_training=True, auto_augment=text)
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
-    """RGB image -> float32 (3, H, W), drawn from the global generators.
-
-    Raises:
-        ValueError: `auto_augment` is a text that timm can't read.
-    """
+    """RGB image -> float32 (3, H, W), drawn from the global generators."""
     options = asdict(augmentation)
     padded = options["train_crop_mode"] == "pad"
-    try:
-        transform = create_transform(
-            (3, *preprocessing.input_size),
-            is_training=True,
-            interpolation=options.pop("train_interpolation"),
-            re_prob=options.pop("reprob"),
-            re_mode=options.pop("remode"),
-            re_count=options.pop("recount"),
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            **options | {"train_crop_mode": "rrc" if padded else options["train_crop_mode"]},
-        )
-    except (AssertionError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"auto_augment={augmentation.auto_augment!r}: timm can't read it ({error}); "
-            f"such as 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or 'original'"
-        ) from error
+    transform = create_transform(
+        (3, *preprocessing.input_size),
+        is_training=True,
+        interpolation=options.pop("train_interpolation"),
+        re_prob=options.pop("reprob"),
+        re_mode=options.pop("remode"),
+        re_count=options.pop("recount"),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        **options | {"train_crop_mode": "rrc" if padded else options["train_crop_mode"]},
+    )
     if padded:
         height, width = preprocessing.input_size
         padding = (width // 8, height // 8)
