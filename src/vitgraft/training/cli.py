@@ -22,7 +22,7 @@ except ImportError as error:
 
 from vitgraft.tasks.classification import Classification
 from vitgraft.training._image_folder import ImageData
-from vitgraft.training.check_recipe import find_problems
+from vitgraft.training.check_recipe import find_problems, with_class_paths
 from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
@@ -30,7 +30,14 @@ __all__ = ["COMMANDS", "default_callbacks", "main"]
 COMMANDS = ("fit", "validate", "test", "predict")
 TASKS = (Classification,)
 DATA = f"{ImageData.__module__}.{ImageData.__name__}"
-TOP = {"seed_everything": int, "out": str, "ckpt_path": str, "verbose": bool, "return_predictions": bool}
+TOP = {
+    "seed_everything": int,
+    "out": str,
+    "ckpt_path": str,
+    "verbose": bool,
+    "return_predictions": bool,
+    "weights_only": bool | None,
+}
 USER_ERRORS = (RecipeError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
 
 # What a smoke run changes: the recipe's own model, on generated images, two steps, nothing kept
@@ -139,9 +146,13 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
 
     A run that goes on (fit) keeps its recipe; so does a recipe without a checkpoint file ("last", "best").
     """
-    if path is None or command == "fit" or not Path(path).is_file():
+    if path in (None, "last", "best"):
         return recipe
-    from vitgraft.training.checkpoints import read_hyper_parameters
+    if not Path(path).is_file():
+        raise RecipeError(f"ckpt_path={path}: no such file")
+    if command == "fit":
+        return recipe
+    from vitgraft.training.rebuild import read_hyper_parameters
 
     class_path, options = read_hyper_parameters(path)
     model = {"class_path": class_path, "init_args": options}
@@ -176,8 +187,12 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if "smoke" in request.flags:
         recipe, over = merge(recipe, {**SMOKE, "out": scratch}), merge(over, {"out": scratch})
     problems = find_problems(merge(recipe, over), TOP, {"data": DATA})
+    if "model" not in merge(recipe, over):
+        need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
+        problems.insert(0, f"no model: give {need}")
     if problems:
         raise RecipeError(problems)
+    recipe = with_class_paths(recipe, {"data": DATA})
     words = [*request.words, "--out", over["out"]] if "smoke" in request.flags else request.words
     cli = VitgraftCLI(request, [command, "--config", as_text(recipe), *words])
     cli.run()
