@@ -4,6 +4,7 @@ This module needs the `train` extra and is imported by what trains, never by `im
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -210,7 +211,12 @@ class Classification(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the classes of the data, or refuses data of other classes than the model's."""
         h = self.hparams
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "preprocessing"):  # with the data's own options on top: what the checkpoint must keep
+            used = asdict(data.preprocessing)
+            plain = {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
+            h.data_config = {**plain, "input_size": [self.data_config["input_size"][0], *used["input_size"]]}
+        names = getattr(data, "class_names", None)
         if not names:
             return
         if h.num_classes is None:
@@ -313,6 +319,8 @@ class Classification(pl.LightningModule):
 
     def _evaluate(self, batch: Sequence[Any], stage: str) -> None:
         images, labels = batch[0], batch[1]
+        if not len(labels):  # unreadable images are left out
+            return
         logits = self(images)
         self.accuracy(logits, labels)
         loss = F.cross_entropy(logits, labels)

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.errors import (
+    CheckpointError,
+    DataError,
+    GraftError,
+    ImageError,
+    MissingExtraError,
+    ModelSpecError,
+    RecipeError,
+)
 
 try:
     import pytorch_lightning as pl
@@ -20,8 +28,8 @@ try:
 except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
+from vitgraft.data.datamodule import ImageData
 from vitgraft.tasks.classification import Classification
-from vitgraft.training._image_folder import ImageData
 from vitgraft.training.check_recipe import find_problems, with_class_paths
 from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
@@ -38,12 +46,12 @@ TOP = {
     "return_predictions": bool,
     "weights_only": bool | None,
 }
-USER_ERRORS = (RecipeError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
+USER_ERRORS = (RecipeError, DataError, ImageError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
 
 # What a smoke run changes: the recipe's own model, on generated images, two steps, nothing kept
 SMOKE = {
     "model": {"init_args": {"pretrained": False, "checkpoint_path": None}},
-    "data": {"init_args": {"smoke": True, "batch_size": 2, "workers": 0}},
+    "data": {"init_args": {"batch_size": 2, "workers": 0}},
     "trainer": {
         "accelerator": "cpu",
         "devices": 1,
@@ -133,6 +141,10 @@ class VitgraftCLI(LightningCLI):
         if importlib.util.find_spec("tensorboard"):
             found.append(TensorBoardLogger(**where))
         return found
+
+    def after_instantiate_classes(self) -> None:
+        if "smoke" in self.request.flags:
+            self.datamodule.smoke(self.model.hparams.get("num_classes"))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
