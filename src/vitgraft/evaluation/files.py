@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, a table of the classes, and two pictures; and what the terminal shows."""
+"""What an evaluation leaves behind: metrics.json, a table of the classes, two pictures; what the terminal shows."""
 
 import csv
 import io
@@ -146,7 +146,7 @@ def class_rows(report: EvaluationReport, class_names: Sequence[str]) -> list[dic
 def print_report(
     console, report: EvaluationReport, class_names: Sequence[str], title: str, unreadable: int = 0
 ) -> None:
-    """Shows the numbers, the classes (the weakest where there are many), and the pairs that are confused most often.
+    """Shows the numbers and the classes, the ten weakest where there are many.
 
     Args:
         console: of rich.

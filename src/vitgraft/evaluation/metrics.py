@@ -44,7 +44,7 @@ class EvaluationReport:
         bin_counts: int64 (bins,), samples by confidence, the probability of the predicted class.
         bin_hits: int64 (bins,), the right ones among them.
         bin_confidences: float64 (bins,), sum of their confidences.
-        num_nonfinite: Samples with logits that are not finite: they count as wrong, and neither in loss nor calibration.
+        num_nonfinite: Samples whose logits are not finite: wrong ones, left out of loss and calibration.
         num_unlabelled: Samples without a label, or with one that the model has no class for: not counted at all.
     """
 
