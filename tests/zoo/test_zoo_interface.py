@@ -323,7 +323,10 @@ def test_bad_options(name, options, said):
         make(name, **options)
 
 
-@pytest.mark.parametrize("name,size,said", [("pvt_tiny", (64, 31), "64 x 31"), ("t2t_vit_14", (64, 80), "64 x 80"), ("regionvit_tiny", (64, 3), "64 x 3")])
+@pytest.mark.parametrize(
+    "name,size,said",
+    [("pvt_tiny", (64, 31), "64 x 31"), ("t2t_vit_14", (64, 80), "64 x 80"), ("regionvit_tiny", (64, 3), "64 x 3")],
+)
 def test_sizes_that_cannot_work(name, size, said):
     with pytest.raises(ValueError, match=said):
         make(name)(images(name, size=size))
