@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.errors import (
+    CheckpointError,
+    DataError,
+    GraftError,
+    ImageError,
+    MissingExtraError,
+    ModelSpecError,
+    RecipeError,
+)
 
 try:
     import pytorch_lightning as pl
@@ -20,9 +28,10 @@ try:
 except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
+from vitgraft.data.datamodule import ImageData
 from vitgraft.tasks.classification import Classification
-from vitgraft.training._image_folder import ImageData
 from vitgraft.training.check_recipe import find_problems, with_class_paths
+from vitgraft.training.evaluation_files import EvaluationFiles
 from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
@@ -38,12 +47,12 @@ TOP = {
     "return_predictions": bool,
     "weights_only": bool | None,
 }
-USER_ERRORS = (RecipeError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
+USER_ERRORS = (RecipeError, DataError, ImageError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
 
 # What a smoke run changes: the recipe's own model, on generated images, two steps, nothing kept
 SMOKE = {
     "model": {"init_args": {"pretrained": False, "checkpoint_path": None}},
-    "data": {"init_args": {"smoke": True, "batch_size": 2, "workers": 0}},
+    "data": {"init_args": {"batch_size": 2, "workers": 0}},
     "trainer": {
         "accelerator": "cpu",
         "devices": 1,
@@ -71,7 +80,7 @@ def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
         command: fit, validate, test or predict.
         config: The parsed configuration of the command.
     """
-    return []
+    return [EvaluationFiles()] if command in ("validate", "test") else []
 
 
 class VitgraftCLI(LightningCLI):
@@ -134,6 +143,12 @@ class VitgraftCLI(LightningCLI):
             found.append(TensorBoardLogger(**where))
         return found
 
+    def after_instantiate_classes(self) -> None:
+        if "smoke" in self.request.flags:
+            self.datamodule.smoke(self.model.hparams.get("num_classes"))
+            keep = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
+            self.trainer.callbacks = keep
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
 
@@ -181,6 +196,10 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     request = parse_words(argv)
     recipe = request.recipe()
     recipe = with_checkpoint(recipe, request.values.get("ckpt_path"), command)
+    if command in ("validate", "test"):
+        recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
+        if Path(str(request.values.get("ckpt_path"))).is_file():
+            recipe["out"] = str(Path(request.values["ckpt_path"]).parent)  # the run that it belongs to
     if "out" not in recipe:
         recipe["out"] = f"runs/{Path(request.configs[-1]).stem}" if request.configs else "runs/unnamed"
     over = request.values
