@@ -17,15 +17,14 @@ NAMES = [str(path.relative_to(FOLDER)) for path in FILES]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
+IMAGENET = """
+deit_tiny deit_tiny_window graft_deit_tiny graft_deit_tiny_4 graft_deit_tiny_8 swin_tiny swin_small
+graft_swin_tiny graft_swin_tiny_1scale graft_swin_small cswin_tiny graft_cswin_tiny
+"""
+
+
 def test_all_recipes_are_there():
-    imagenet = {
-        f"imagenet1k/{name}.yaml"
-        for name in (
-            "deit_tiny deit_tiny_window graft_deit_tiny graft_deit_tiny_4 graft_deit_tiny_8 swin_tiny swin_small "
-            "graft_swin_tiny graft_swin_tiny_1scale graft_swin_small cswin_tiny graft_cswin_tiny"
-        ).split()
-    }
-    assert imagenet <= set(NAMES)
+    assert {f"imagenet1k/{name}.yaml" for name in IMAGENET.split()} <= set(NAMES)
     for folder in ("cifar10", "finetune"):
         assert sum(name.startswith(folder) for name in NAMES) >= 3
 
