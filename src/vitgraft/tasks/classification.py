@@ -32,9 +32,9 @@ class Classification(pl.LightningModule):
     """A classifier and how it is trained.
 
     Logs `train/loss` and `lr` every step, and at every validation `val/acc` (top-1, 0 to 1), `val/acc5`,
-    `val/acc_class` (mean of the classes), `val/ece` and `val/loss`, with `_ema` behind them for averaged weights. Everything
-    random in a training step is seeded by (seed, step, process), and the learning rate follows from the number of the
-    step, so a resumed run needs no more than weights, optimizer and counters.
+    `val/acc_class` (mean of the classes), `val/ece` and `val/loss`, with `_ema` behind them for averaged weights.
+    Everything random in a training step is seeded by (seed, step, process), and the learning rate follows from the
+    number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
