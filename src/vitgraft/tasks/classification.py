@@ -18,6 +18,7 @@ from vitgraft.evaluation.metrics import ClassificationMetrics, EvaluationReport
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._checks import problems_of
 from vitgraft.tasks._models import build_model, data_config_of
+from vitgraft.tasks._sharding import shard
 from vitgraft.training.optimization import Schedule, make_optimizer, scale_learning_rates
 
 try:
@@ -171,6 +172,8 @@ class Classification(pl.LightningModule):
             model.set_grad_checkpointing()
         self._take(model)
         h.data_config = self.data_config
+        if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
+            shard(model, self.device_mesh)
 
     def _take(self, model: nn.Module) -> None:
         h = self.hparams
