@@ -18,6 +18,7 @@ from vitgraft.evaluation.metrics import ClassificationMetrics, EvaluationReport
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._checks import problems_of
 from vitgraft.tasks._models import build_model, data_config_of
+from vitgraft.tasks._sharding import shard
 from vitgraft.training.optimization import Schedule, make_optimizer, scale_learning_rates
 
 try:
@@ -32,9 +33,9 @@ class Classification(pl.LightningModule):
     """A classifier and how it is trained.
 
     Logs `train/loss` and `lr` every step, and at every validation `val/acc` (top-1, 0 to 1), `val/acc5`,
-    `val/acc_class` (mean of the classes), `val/ece` and `val/loss`, with `_ema` behind them for averaged weights. Everything
-    random in a training step is seeded by (seed, step, process), and the learning rate follows from the number of the
-    step, so a resumed run needs no more than weights, optimizer and counters.
+    `val/acc_class` (mean of the classes), `val/ece` and `val/loss`, with `_ema` behind them for averaged weights.
+    Everything random in a training step is seeded by (seed, step, process), and the learning rate follows from the
+    number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
@@ -171,6 +172,8 @@ class Classification(pl.LightningModule):
             model.set_grad_checkpointing()
         self._take(model)
         h.data_config = self.data_config
+        if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
+            shard(model, self.device_mesh)
 
     def _take(self, model: nn.Module) -> None:
         h = self.hparams
