@@ -7,6 +7,7 @@ asked for, from any process, and keeps no state that could matter.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,8 +106,12 @@ def is_image_name(name: str) -> bool:
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS
 
 
-def open_folder(root: Path) -> FileSource:
+def open_folder(root: Path, allow_empty: bool = False) -> FileSource:
     """A folder of class folders; images may lie deeper inside them. Labels count the folders in order of their names.
+
+    Args:
+        root: the folder.
+        allow_empty: whether there may be class folders without images.
 
     Raises:
         DataError: there is no class folder, or one without images.
@@ -122,7 +127,12 @@ def open_folder(root: Path) -> FileSource:
             empty.append(name)
         files += found
         labels += [label] * len(found)
-    _no_empty_class(str(root), classes, empty)
+    if empty and not allow_empty:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise DataError(
+            f"{root}: {len(empty)} of {len(classes)} class folders hold no image: {shown}. "
+            f"Remove them, or add images ({' '.join(sorted(EXTENSIONS))})"
+        )
     return FileSource(root, files, labels, classes)
 
 
@@ -133,15 +143,6 @@ def _images_below(root: Path, folder: str) -> list[str]:
         below = os.path.relpath(here, root)
         found += [os.path.join(below, name) for name in names if is_image_name(name)]
     return found
-
-
-def _no_empty_class(where: str, classes: Sequence[str], empty: Sequence[str]) -> None:
-    if empty:
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        raise DataError(
-            f"{where}: {len(empty)} of {len(classes)} class folders hold no image: {shown}. "
-            f"Remove them, or add images ({' '.join(sorted(EXTENSIONS))})"
-        )
 
 
 def open_files(paths: Sequence[str | Path]) -> ImageSource:
@@ -176,6 +177,7 @@ def open_source(
     class_names: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     cache_gb: float = 64.0,
+    allow_empty: bool = False,
 ) -> ImageSource:
     """Opens a set of images; what it is, is found out from what lies there.
 
@@ -191,33 +193,52 @@ def open_source(
         class_names: of shards that carry label numbers only.
         cache_dir: where unpacked tars, indices and downloaded shards go; None is `default_cache_dir()`.
         cache_gb: most that downloaded shards may take there, in 10**9 bytes.
+        allow_empty: whether class folders may be empty.
 
     Raises:
         DataError: nothing there, or nothing of a known format; the message says what was looked for.
     """
     if format is not None and format not in FORMATS:
         raise DataError(f"format={format!r}: one of {', '.join(FORMATS)}")
+    from vitgraft.data.huggingface import is_huggingface, open_huggingface
+    from vitgraft.data.imagenet import is_imagenet_val, open_imagenet_val
+    from vitgraft.data.shards import expand_braces, is_shards, open_shards
     from vitgraft.data.tar import is_tar, open_tar
 
+    if format == "huggingface" or (format is None and is_huggingface(root)):
+        return open_huggingface(root, split)
+    if is_shards(str(root)):
+        return open_shards(expand_braces(str(root)), class_names, cache_dir, cache_gb)
     where = Path(root)
     if split is not None and where.is_dir():
-        where = _find_split(where, split)
-        split = None
+        where, split = _find_split(where, split), None
+        if isinstance(where, list):
+            return open_shards(where, class_names, cache_dir, cache_gb)
     if not where.exists():
         raise DataError(f"{where}: no such file or folder")
+    if format == "imagenet-val" or (format is None and is_imagenet_val(where)):
+        return open_imagenet_val(where, cache_dir)
+    if format == "shards":
+        return open_shards([str(where)], class_names, cache_dir, cache_gb)
     if format == "tar" or (format is None and is_tar(where)):
         return open_tar(where, split, cache_dir)
-    return open_folder(where)
+    return open_folder(where, allow_empty)
 
 
-def _find_split(root: Path, split: str) -> Path:
-    """ROOT/SPLIT as a folder or a tar."""
+def _find_split(root: Path, split: str) -> Path | list[str]:
+    """ROOT/SPLIT as a folder or a tar, or the shards ROOT/SPLIT-NNN.tar or ROOT/SPLIT/NNN.tar."""
     tried = [root / split, *(root / f"{split}{suffix}" for suffix in TAR_SUFFIXES)]
     for path in tried:
+        if path.is_dir() and (shards := sorted(map(str, path.glob("*.tar")))):
+            return shards
         if path.exists():
             return path
+    numbered = re.compile(rf"(.*[-_])?{re.escape(split)}(ing|idation)?[-_.]?\d+\.tar")
+    if shards := sorted(str(path) for path in root.glob("*.tar") if numbered.fullmatch(path.name)):
+        return shards
     there = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
-    raise DataError(f"{root}: no split {split!r} (looked for {', '.join(p.name for p in tried)}); there is {there}")
+    looked = f"{', '.join(path.name for path in tried)}, {split}-NNN.tar"
+    raise DataError(f"{root}: no split {split!r} (looked for {looked}); there is {there}")
 
 
 def check_same_classes(train: ImageSource, val: ImageSource) -> None:

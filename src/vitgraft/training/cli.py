@@ -31,6 +31,7 @@ except ImportError as error:
 from vitgraft.data.datamodule import ImageData
 from vitgraft.tasks.classification import Classification
 from vitgraft.training.check_recipe import find_problems, with_class_paths
+from vitgraft.training.evaluation_files import EvaluationFiles
 from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
@@ -79,7 +80,7 @@ def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
         command: fit, validate, test or predict.
         config: The parsed configuration of the command.
     """
-    return []
+    return [EvaluationFiles()] if command in ("validate", "test") else []
 
 
 class VitgraftCLI(LightningCLI):
@@ -145,6 +146,8 @@ class VitgraftCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if "smoke" in self.request.flags:
             self.datamodule.smoke(self.model.hparams.get("num_classes"))
+            keep = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
+            self.trainer.callbacks = keep
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
@@ -193,6 +196,10 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     request = parse_words(argv)
     recipe = request.recipe()
     recipe = with_checkpoint(recipe, request.values.get("ckpt_path"), command)
+    if command in ("validate", "test"):
+        recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
+        if Path(str(request.values.get("ckpt_path"))).is_file():
+            recipe["out"] = str(Path(request.values["ckpt_path"]).parent)  # the run that it belongs to
     if "out" not in recipe:
         recipe["out"] = f"runs/{Path(request.configs[-1]).stem}" if request.configs else "runs/unnamed"
     over = request.values
