@@ -68,13 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         f"{MODEL_HELP}",
         epilog="vitgraft COMMAND --help says more and shows examples.",
     )
-    parser.add_argument("--version", action="version", version=f"vitgraft {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"vitgraft {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_info(commands)
     _add_tables(commands)
     _add_bench(commands)
     _add_export(commands)
     _add_families(commands)
+    _add_check_data(commands)
     _add_figures(commands)
     if _has("vitgraft.demo"):
         _add_demo(commands)
@@ -302,6 +303,36 @@ def _add_figures(commands) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="start values (default: 0)")
 
 
+def _add_check_data(commands) -> None:
+    parser = _add(
+        commands,
+        "check-data",
+        _check_data,
+        "what is wrong with sets of images",
+        "Decodes every image of one or more sets and lists unreadable files, empty classes, classes that differ\n"
+        "between the sets, images that are in two of them (errors: exit code 1), and odd kinds of images, class\n"
+        "imbalance and images that are twice in a set (warnings). A PATH is whatever data.root takes: a folder or\n"
+        "tar of class folders, shards, or a folder with splits such as train and val, which are compared.",
+        [
+            "vitgraft check-data DIR",
+            "vitgraft check-data DIR/train DIR/val --output check.json",
+            "vitgraft check-data 'https://host/train-{0000..0127}.tar' --workers 8",
+        ],
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val or huggingface")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes that decode (default: 1)")
+    parser.add_argument(
+        "--imbalance",
+        type=float,
+        default=10.0,
+        metavar="X",
+        help="warn where the largest class has more than X times the images of the smallest (default: 10)",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    _add_format(parser)
+
+
 def _add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
     parser.add_argument(
@@ -482,6 +513,22 @@ def _figures(args: argparse.Namespace) -> int:
     for path in written:
         out.print(str(path), highlight=False, soft_wrap=True)
     return 0
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    _check_output(args.output)
+    if args.imbalance < 1:
+        raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
+    from vitgraft.data import check
+
+    sources, findings = check.open_sets(args.paths, args.data_format)
+    with Progress(sum(map(len, sources))) as step:
+        report = check.check_sources(sources, args.workers, args.imbalance, step)
+    report.findings[:0] = findings
+    _print(
+        args, lambda out: check.print_terminal(report, out), lambda: check.to_markdown(report), lambda: report.to_json()
+    )
+    return 1 if not report.ok or (args.strict and report.findings) else 0
 
 
 def _demo(args: argparse.Namespace) -> int:
