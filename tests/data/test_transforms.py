@@ -60,6 +60,19 @@ def test_small_images_are_padded_and_cropped_not_resized():
     assert len(places) > 20
 
 
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "v0", "originalr", "augmix-m9-w3"])
+def test_posterize_down_to_black(policy):
+    """The strongest Posterize keeps 0 bits, which Pillow 13 refuses; it must not stop a run."""
+    transform = train_transform(Preprocessing((24, 24)), Augmentation(auto_augment=policy))
+    step = next(step for step in transform.transforms if hasattr(step, "ops") or hasattr(step, "policy"))
+    operators = step.ops if hasattr(step, "ops") else [operator for policy in step.policy for operator in policy]
+    posterizing = [operator for operator in operators if "Posterize" in operator.name]
+    assert posterizing
+    for operator in posterizing:
+        assert not any(channel != (0, 0) for channel in operator.aug_fn(image(), 0).getextrema())
+        assert operator.aug_fn(image(), 4).getextrema()[0][1] > 0 and operator.aug_fn(image(), 8) is not None
+
+
 def test_random_interpolation_and_erasing_are_used():
     outputs = []
     for mode in ("bilinear", "bicubic"):

@@ -81,7 +81,14 @@ class ImageDataset(Dataset):
     def _sample(self, draw: Draw, image: Image.Image) -> tuple[torch.Tensor, int, int]:
         if self.train:
             seed_all(derive(self.seed, "augment", *draw))
-        return self.transform(image), int(self.source.labels[draw.index]), draw.index
+        try:
+            pixels = self.transform(image)
+        except Exception as error:
+            error.add_note(
+                f"while {self.source.name(draw.index)} was transformed, {image.width} x {image.height}, {draw}"
+            )
+            raise
+        return pixels, int(self.source.labels[draw.index]), draw.index
 
     def __getitems__(self, draws: Sequence[Draw]) -> Batch:
         """A batch; torch's DataLoader asks for it at once. Draws nothing from the caller's generators."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import auto_augment, create_transform, resolve_model_data_config
 from torch import nn
 from torchvision import transforms
 
@@ -124,11 +124,31 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         std=preprocessing.std,
         **options | {"train_crop_mode": "rrc" if padded else options["train_crop_mode"]},
     )
+    repair_posterize(transform)
     if padded:
         height, width = preprocessing.input_size
         padding = (width // 8, height // 8)
         transform.transforms[0] = transforms.RandomCrop((height, width), padding=padding, pad_if_needed=True)
     return transform
+
+
+def repair_posterize(transform: transforms.Compose) -> None:
+    """Lets timm's "keep 0 bits" of Posterize give a black image, as it is meant and as Pillow had it up to 12.
+
+    Pillow 13 refuses 0 bits. The strongest magnitude asks for them, which "rand-m9-mstd0.5" reaches by its noise about
+    once in 500 images, so training would stop there. Changes timm's operators in this transform only.
+    """
+    for step in transform.transforms:
+        policies = [getattr(step, "ops", None) or [], *(getattr(step, "policy", None) or [])]
+        for operator in (operator for policy in policies for operator in policy):
+            if getattr(operator, "aug_fn", None) is auto_augment.posterize:
+                operator.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **options)
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
