@@ -16,6 +16,14 @@ from vitgraft.report.terminal import Progress, console, show, write
 
 FORMATS = ("terminal", "markdown", "json")
 
+# Commands that read a recipe; Lightning's command line takes all that follows them
+RUNS = {
+    "fit": "train a model from a recipe",
+    "validate": "evaluate a checkpoint on the validation set",
+    "test": "evaluate a checkpoint on the test set",
+    "predict": "what a checkpoint sees in images",
+}
+
 MODEL_HELP = """\
 A MODEL is a name that timm knows, grafted or not, with options behind colons:
   graft_swin_tiny_patch4_window7_224                 the paper's model
@@ -31,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after the command's name; by default those of this process.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
+    if argv and argv[0] in RUNS:
+        return _training(argv)
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
         parser.print_help()
@@ -67,7 +78,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_families(commands)
     if _has("vitgraft.demo"):
         _add_demo(commands)
+    for name, summary in RUNS.items():
+        commands.add_parser(name, help=summary, add_help=False)
     return parser
+
+
+def _training(argv: list[str]) -> int:
+    """fit, validate, test, predict: their help needs no Lightning."""
+    from vitgraft.training.help import asked, show_help
+
+    if asked(argv):
+        return show_help(argv)
+    try:
+        from vitgraft.training.cli import main
+    except MissingExtraError as error:
+        print(f"vitgraft {argv[0]}: error: {error}", file=sys.stderr)
+        return 2
+    return main(argv)
 
 
 def _add(commands, name: str, run: Callable, summary: str, text: str, examples: Iterable[str]):

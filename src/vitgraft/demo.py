@@ -151,9 +151,9 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
     module = Classification(
         model,
         num_classes=model.num_classes,
-        total_steps=options.steps,
         lr=options.lr,
         warmup_steps=options.steps // 10,
+        no_weight_decay=(),
         betas=(0.9, 0.98),
     )
     trainer = pl.Trainer(

@@ -24,6 +24,14 @@ class MissingExtraError(ImportError):
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'vitgraft[{extra}]'")
 
 
+class RecipeError(ValueError):
+    """A recipe that cannot be run as it stands; the message names everything that is wrong with it."""
+
+    def __init__(self, problems: "str | list[str]"):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
 class RunFolderError(ValueError):
     """An output folder that this run can't use: it holds another run, can't be written, or has nothing to continue."""
 

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import math
 import sys
 
 import pytest
@@ -42,7 +43,7 @@ def _batch(count: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
 def test_validation_counts_every_sample_once_with_a_short_last_batch():
     images, labels = _batch()
     model = _linear()
-    module = Classification(model, 5, total_steps=1)
+    module = Classification(model, 5)
     metrics = _trainer().validate(module, DataLoader(TensorDataset(images, labels), 4), verbose=False)[0]
     logits = model(images)
     assert metrics["val/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
@@ -52,9 +53,10 @@ def test_validation_counts_every_sample_once_with_a_short_last_batch():
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_training_loss_is_cross_entropy_with_smoothing(smoothing, monkeypatch):
     images, labels = _batch()
-    module = Classification(_linear(), 5, total_steps=1, label_smoothing=smoothing)
+    module = Classification(_linear(), 5, smoothing=smoothing)
     logged = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    monkeypatch.setattr(module, "before_step", lambda batch_idx: None)
     loss = module.training_step((images, labels), 0)
     logs = module(images).log_softmax(1)
     wanted = -((1 - smoothing) * logs[torch.arange(len(labels)), labels] + smoothing * logs.mean(1)).mean()
@@ -66,23 +68,20 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     rates = []
 
     class Note(pl.Callback):
-        def on_train_batch_start(self, trainer, *_):
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
 
-        def on_train_end(self, trainer, *_):
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    module = Classification(_linear(), 5, total_steps=20, lr=0.1, warmup_steps=5)
+    module = Classification(_linear(), 5, lr=0.1, warmup_steps=5)
     _trainer(max_steps=20, callbacks=[Note()]).fit(module, DataLoader(TensorDataset(*_batch(8)), 4))
-    assert len(rates) == 21
+    assert len(rates) == 20
     assert rates[:5] == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08])
     assert all(after < before for before, after in itertools.pairwise(rates[5:]))
-    assert max(rates) > 0.08 and rates[-1] == pytest.approx(0, abs=1e-12)
+    assert max(rates) > 0.08 and rates[-1] == pytest.approx(0.05 * (1 + math.cos(math.pi * 19 / 20)))
 
 
 def test_vectors_and_position_embeddings_do_not_decay():
     model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2, num_classes=5)
-    optimizer = Classification(model, 5, 10, weight_decay=0.3, betas=(0.8, 0.9)).configure_optimizers()["optimizer"]
+    optimizer = Classification(model, 5, weight_decay=0.3, betas=(0.8, 0.9)).configure_optimizers()
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
@@ -93,7 +92,7 @@ def test_vectors_and_position_embeddings_do_not_decay():
 
 def test_a_few_steps_fit_a_batch():
     images, labels = _batch(8)
-    module = Classification(_linear(), 5, total_steps=60, lr=0.05, weight_decay=0.0)
+    module = Classification(_linear(), 5, lr=0.05, weight_decay=0.0)
     _trainer(max_steps=60).fit(module, DataLoader(TensorDataset(images, labels), 8))
     assert (module(images).argmax(1) == labels).all()
 

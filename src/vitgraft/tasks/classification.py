@@ -1,17 +1,23 @@
-"""Training a classifier through pytorch-lightning: timm's optimisers and schedules, torchmetrics' accuracy.
+"""Training a classifier through pytorch-lightning: timm's models, mixup, losses, optimisers and schedules.
 
 This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from vitgraft.errors import MissingExtraError
+import vitgraft
+from vitgraft.errors import MissingExtraError, RecipeError
+from vitgraft.randomness import derive, seed_all
+from vitgraft.tasks._checks import problems_of
+from vitgraft.tasks._models import build_model, data_config_of
+from vitgraft.training.optimization import Schedule, make_optimizer, scale_learning_rates
 
 try:
     import pytorch_lightning as pl
@@ -23,74 +29,279 @@ __all__ = ["Classification"]
 
 
 class Classification(pl.LightningModule):
-    """A classifier and how it is trained: AdamW, linear warm-up and cosine decay per step, cross entropy.
+    """A classifier and how it is trained.
 
-    Logs `train/loss` every step, and `val/loss` and `val/acc` (top-1, 0 to 1) at every validation.
+    Logs `train/loss` and `lr` every step, and `val/loss` and `val/acc` (top-1, 0 to 1) at every validation. Everything
+    random in a training step is seeded by (seed, step, process), and the learning rate follows from the number of the
+    step, so a resumed run needs no more than weights, optimizer and counters.
 
     Args:
-        model: Images (B, 3, H, W) -> logits (B, num_classes).
-        num_classes: Number of classes.
-        total_steps: Optimiser steps of the whole run, at which the learning rate reaches 0.
+        model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
+        num_classes: None takes those of the data.
+        pretrained: Start from timm's weights of that name (`graft_...backbone`: the backbone's).
+        checkpoint_path: Start from the weights of this file.
+        model_kwargs: Options of timm.create_model: drop_path_rate, img_size, ...
+        graft: Options of GraftConfig. A name that is not grafted already gets grafts by them; None: none.
+        train_grafts_only: Freeze the backbone; grafts and head train.
+        grad_checkpointing: Save memory by computing the blocks' inside twice.
+        loss: "cross_entropy", or "bce" (binary for each class, as in DeiT III).
+        smoothing: Share of the target that is spread over all classes.
+        bce_target_thresh: Targets above it become 1 (loss "bce").
+        mixup, cutmix: Alpha of their Beta distributions; 0: off.
+        mixup_prob, mixup_switch_prob, mixup_mode: timm's: share of batches mixed, share of cutmix where both are on,
+            and one lambda per "batch", "pair" or "elem".
+        mixup_off_epoch: Epoch from which nothing is mixed any more; 0: never.
+        opt: timm's name of the optimizer.
         lr: Peak learning rate.
-        warmup_steps: Steps of linear warm-up.
-        weight_decay: On all but vectors and what the model's `no_weight_decay` names.
-        betas: AdamW's.
-        label_smoothing: Share of the target that is spread over all classes.
+        lr_batch: Total batch for which `lr` is meant: it is scaled linearly to the total batch of the run (images per
+            process x processes x accumulated steps). None: `lr` as given.
+        lr_scale: What is scaled: "lr", or "all": warmup_lr and min_lr as well.
+        weight_decay: On all but vectors, what the model's `no_weight_decay` names, and the patterns in the option
+            `no_weight_decay`.
+        betas, eps, momentum: Of the optimizer; None leaves its own default.
+        opt_kwargs: Further options of the optimizer.
+        layer_decay: Factor on the learning rate from one layer to the one before it; None: the same for all.
+        sched: "cosine", "poly", "tanh" or "constant".
+        sched_on_updates: Whether the rate moves with every update (Swin) or once an epoch (DeiT, CSWin).
+        sched_kwargs: Further options of timm's create_scheduler_v2.
+        warmup_epochs, warmup_steps: Linear warm-up in epochs, or in updates, which wins.
+        warmup_lr, min_lr: Learning rate at the start of the warm-up and at the end.
+        warmup_prefix: The decay starts after the warm-up instead of beneath it.
+        cooldown_epochs: The last epochs of the run stay at `min_lr`.
+        seed: Of start weights, mixup, stochastic depth and dropout.
+        class_names: Filled from the data; travels with the checkpoint.
+        data_config: Overrides of the model's input_size, mean, std, crop_pct, interpolation.
+
+    Raises:
+        RecipeError: Options out of range; the message names all of them.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        num_classes: int,
-        total_steps: int,
+        model: str | nn.Module,
+        num_classes: int | None = None,
+        pretrained: bool = False,
+        checkpoint_path: str | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        graft: dict[str, Any] | None = None,
+        train_grafts_only: bool = False,
+        grad_checkpointing: bool = False,
+        loss: Literal["cross_entropy", "bce"] = "cross_entropy",
+        smoothing: float = 0.0,
+        bce_target_thresh: float | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+        mixup_mode: Literal["batch", "pair", "elem"] = "batch",
+        mixup_off_epoch: int = 0,
+        opt: str = "adamw",
         lr: float = 1e-3,
-        warmup_steps: int = 0,
+        lr_batch: int | None = None,
+        lr_scale: Literal["lr", "all"] = "lr",
         weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.999),
-        label_smoothing: float = 0.0,
+        no_weight_decay: Sequence[str] = ("*relative_position_bias_table",),
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        momentum: float | None = None,
+        opt_kwargs: dict[str, Any] | None = None,
+        layer_decay: float | None = None,
+        sched: Literal["cosine", "poly", "tanh", "constant"] = "cosine",
+        sched_on_updates: bool = True,
+        sched_kwargs: dict[str, Any] | None = None,
+        warmup_epochs: float = 0.0,
+        warmup_steps: int | None = None,
+        warmup_lr: float = 0.0,
+        min_lr: float = 0.0,
+        warmup_prefix: bool = False,
+        cooldown_epochs: float = 0.0,
+        seed: int = 0,
+        class_names: list[str] | None = None,
+        data_config: dict[str, Any] | None = None,
     ):
         super().__init__()
+        ready = isinstance(model, nn.Module)
+        self.save_hyperparameters(ignore=["model"] if ready else [])
+        problems = self.problems(dict(self.hparams))
+        if problems:
+            raise RecipeError([f"model.{problem}" for problem in problems])
+        self.model: nn.Module | None = None
+        self._schedule: Any = None
+        if ready:
+            self.hparams.num_classes = num_classes or getattr(model, "num_classes", None)
+            self._take(model)
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """What is out of range among these options (all of them, each with its name)."""
+        return problems_of(values)
+
+    # the model
+
+    def configure_model(self) -> None:
+        """Builds the model once the number of classes is known; Lightning calls this after the data's setup."""
+        if self.model is not None:
+            return
+        h = self.hparams
+        if h.num_classes is None:
+            raise RecipeError("num_classes: not given, and the data has no class names to count")
+        seed_all(derive(h.seed, "init"))
+        model = build_model(h.model, h.num_classes, h.model_kwargs, h.graft, h.pretrained, h.checkpoint_path)
+        if h.train_grafts_only:
+            vitgraft.train_grafts_only(model)
+        if h.grad_checkpointing:
+            model.set_grad_checkpointing()
+        self._take(model)
+        h.data_config = self.data_config
+
+    def _take(self, model: nn.Module) -> None:
+        h = self.hparams
         self.model = model
-        self.total_steps, self.warmup_steps = total_steps, warmup_steps
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
-        self.label_smoothing = label_smoothing
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.make_metrics()
+        self.mix = None
+        if h.mixup > 0 or h.cutmix > 0:
+            self.mix = Mixup(
+                mixup_alpha=h.mixup,
+                cutmix_alpha=h.cutmix,
+                prob=h.mixup_prob,
+                switch_prob=h.mixup_switch_prob,
+                mode=h.mixup_mode,
+                label_smoothing=h.smoothing,
+                num_classes=h.num_classes,
+            )
+        if h.loss == "bce":
+            smoothing = 0.0 if self.mix else h.smoothing  # mixed targets are smoothed already
+            self.loss = BinaryCrossEntropy(smoothing, h.bce_target_thresh)
+        elif self.mix:
+            self.loss = SoftTargetCrossEntropy()
+        else:
+            self.loss = LabelSmoothingCrossEntropy(h.smoothing) if h.smoothing else nn.CrossEntropyLoss()
+
+    def make_metrics(self) -> None:
+        """Makes what validation and test measure."""
+        self.accuracy = MulticlassAccuracy(self.hparams.num_classes, average="micro")
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """timm's data configuration of the model: input_size, mean, std, crop_pct, interpolation; known before the
+        model is built."""
+        given = self.hparams.data_config or {}
+        if self.model is not None:
+            return {**data_config_of(self.model), **given}
+        return {**data_config_of(self.hparams.model, self.hparams.model_kwargs), **given}
+
+    def setup(self, stage: str) -> None:
+        """Takes the classes of the data, or refuses data of other classes than the model's."""
+        h = self.hparams
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        if not names:
+            return
+        if h.num_classes is None:
+            h.num_classes = len(names)
+        if h.num_classes != len(names):
+            raise RecipeError(
+                f"num_classes={h.num_classes}, but the data has {len(names)} classes ({', '.join(names[:3])} ...): "
+                "give num_classes: null to take those of the data"
+            )
+        if h.class_names and list(h.class_names) != list(names):
+            wrong = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
+            raise RecipeError(
+                f"the model was trained for other classes than those of the data, or in another order: {wrong[:5]} "
+                "(model / data)"
+            )
+        h.class_names = list(names)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)"""
         return self.model(images)
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross entropy of one batch."""
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+    # training
+
+    def on_train_start(self) -> None:
+        """Builds the schedule, now that the length of an epoch is known."""
+        trainer, h = self.trainer, self.hparams
+        batches = trainer.num_training_batches
+        updates = max(1, -(-batches // trainer.accumulate_grad_batches)) if batches != float("inf") else 0
+        total = trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs * updates
+        if updates and trainer.max_epochs and trainer.max_epochs > 0:
+            total = min(total, trainer.max_epochs * updates)
+        self._schedule = Schedule(
+            h.sched,
+            h.sched_on_updates,
+            h.warmup_epochs,
+            h.warmup_steps,
+            self._rates.warmup_lr,
+            self._rates.min_lr,
+            h.cooldown_epochs,
+            h.warmup_prefix,
+            h.sched_kwargs,
+        ).build(trainer.optimizers[0], updates or total, total)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """Loss of one batch (images, labels, ...)."""
+        images, labels = batch[0], batch[1]
+        self.before_step(batch_idx)
+        if self.mix is not None:
+            self.mix.mixup_enabled = not (0 < self.hparams.mixup_off_epoch <= self.current_epoch)
+            images, labels = self.mix(images, labels)
+        loss = self.loss(self(images), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+    def before_step(self, batch_idx: int) -> None:
+        """Seeds all that the step draws, and sets its learning rate."""
+        h = self.hparams
+        seed_all(derive(h.seed, "step", self.global_step, batch_idx, self.global_rank))
+        self._schedule.step(self.global_step if h.sched_on_updates else self.current_epoch)
+        self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """timm's optimizer; the rates after the batch rule, which is printed."""
+        h = self.hparams
+        trainer = self._trainer
+        batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        if h.lr_batch is not None and batch_size is None:
+            raise RecipeError("lr_batch: needs a data module that knows its batch_size; give lr_batch: null")
+        processes, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
+        self._rates = scale_learning_rates(
+            h.lr, h.warmup_lr, h.min_lr, h.lr_batch, h.lr_scale, batch_size or 1, processes, accumulate
+        )
+        if batch_size is not None:
+            self.print(self._rates.text)
+        options = {name: h[name] for name in ("betas", "eps", "momentum") if h[name] is not None}
+        return make_optimizer(
+            self.model,
+            h.opt,
+            self._rates.lr,
+            h.weight_decay,
+            h.no_weight_decay,
+            h.layer_decay,
+            **options,
+            **(h.opt_kwargs or {}),
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says which class rebuilds the model from the checkpoint's hyper-parameters."""
+        checkpoint["task"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    # evaluation
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         """Loss and accuracy over the whole set, each sample counted once."""
-        images, labels = batch
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """As validation, under `test/`."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Sequence[Any], stage: str) -> None:
+        images, labels = batch[0], batch[1]
         logits = self(images)
         self.accuracy(logits, labels)
-        self.log("val/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log("val/acc", self.accuracy, prog_bar=True, batch_size=len(labels))
+        loss = F.cross_entropy(logits, labels)
+        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
+        self.log(f"{stage}/acc", self.accuracy, prog_bar=True, batch_size=len(labels))
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """timm's AdamW (no decay on vectors) and its cosine schedule, stepped per update."""
-        optimizer = create_optimizer_v2(
-            self.model, opt="adamw", lr=self.lr, weight_decay=self.weight_decay, betas=self.betas
-        )
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched="cosine",
-            num_epochs=self.total_steps,
-            warmup_epochs=self.warmup_steps,
-            warmup_lr=0.0,
-            min_lr=0.0,
-            warmup_prefix=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """timm's schedulers take the number of the update, here counted as their epochs."""
-        scheduler.step(self.global_step)
+    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """Probabilities (B, num_classes)."""
+        return self(batch[0]).softmax(1)

@@ -1,0 +1,68 @@
+"""Models of the tasks, by timm's names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+from torch import nn
+
+import vitgraft
+from vitgraft.report.spec import ModelSpec, create, input_size_of
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    model_kwargs: Mapping[str, Any] | None = None,
+    graft: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    checkpoint_path: str | None = None,
+    device: str | None = None,
+) -> nn.Module:
+    """A timm model by name, grafted where `graft` asks for it.
+
+    Args:
+        graft: Options of GraftConfig: those of a grafted name, or for grafting a name that is not. An empty mapping
+            grafts with the defaults, None does not.
+        pretrained, checkpoint_path: Weights of the named model, loaded before it is grafted.
+        device: "meta" makes no tensors.
+
+    Raises:
+        ModelSpecError, GraftError: Unknown name, option, or an impossible graft.
+    """
+    options = dict(model_kwargs or {})
+    named = is_graft_name(name)
+    if named and graft is not None:
+        options["graft"] = {**options.get("graft", {}), **graft}
+    start = {"checkpoint_path": checkpoint_path} if checkpoint_path else {}
+    model = create(ModelSpec(name, {**options, "num_classes": num_classes}), device, pretrained=pretrained, **start)
+    return vitgraft.graft(model, **graft) if graft is not None and not named else model
+
+
+def is_graft_name(name: str) -> bool:
+    """Whether the named model carries grafts by itself."""
+    return name.split("/")[-1].startswith("graft_")
+
+
+def data_config_of(model: nn.Module | str, model_kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """input_size (3, H, W), mean, std, crop_pct and interpolation of a model, as plain lists and numbers.
+
+    Args:
+        model: The model, or its name, which is looked up without building it.
+        model_kwargs: Options that the name is built with; `img_size` and `in_chans` count.
+    """
+    options = model_kwargs or {}
+    if isinstance(model, nn.Module):
+        config = getattr(model, "pretrained_cfg", None) or {}
+        size = input_size_of(model)
+    else:
+        found = None if ":" in model else timm.get_pretrained_cfg(model)
+        if found is None:  # hf-hub:, local-dir: and unknown names, which create() explains
+            return data_config_of(create(ModelSpec(model, options)))
+        config = found.to_dict()
+        side = options.get("img_size") or config["input_size"][1:]
+        size = (options.get("in_chans", config["input_size"][0]), *((side, side) if isinstance(side, int) else side))
+    resolved = {**resolve_data_config(pretrained_cfg=config), "input_size": size}
+    kept = ("input_size", "mean", "std", "crop_pct", "interpolation")
+    return {key: list(value) if isinstance(value := resolved[key], tuple) else value for key in kept}

@@ -1,0 +1,124 @@
+"""Everything that is wrong with a recipe at once. jsonargparse stops at the first mistake; here each value is tried
+alone, against the type that the class it goes to declares."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+
+from vitgraft.training.recipe import close
+
+__all__ = ["find_problems"]
+
+KINDS = {"model": LightningModule, "data": LightningDataModule}
+
+
+def find_problems(recipe: Mapping[str, Any], top: Mapping[str, type], default_classes: Mapping[str, str]) -> list[str]:
+    """What a parser would refuse in a recipe, and what the classes themselves refuse: one line each, with its name.
+
+    Args:
+        recipe: Sections and values; the options of a class stand beside `class_path` or under `init_args`.
+        top: Options at the top level (not sections), with their types.
+        default_classes: Class path of a section that names none.
+    """
+    found = []
+    sections = (*KINDS, "trainer")
+    for key, value in recipe.items():
+        if key in top:
+            found += _try(key, value, top[key])
+        elif key not in sections:
+            found.append(f"{key}: no such option; {close(key, [*sections, *top])}")
+        elif key == "trainer":
+            found += _options("trainer", value, Trainer)
+        else:
+            found += _class(key, value, default_classes.get(key))
+    return found
+
+
+def _class(key: str, value: Any, default: str | None) -> list[str]:
+    if isinstance(value, str):
+        value = {"class_path": value}
+    if not isinstance(value, Mapping):
+        return [f"{key}: {value!r} is not a mapping of options"]
+    path = value.get("class_path", default)
+    if path is None:
+        return [f"{key}.class_path: which task? For example Classification"]
+    cls = _resolve(path, KINDS[key])
+    if cls is None:
+        names = sorted(c.__name__ for c in _subclasses(KINDS[key]) if c.__module__.startswith("vitgraft"))
+        return [f"{key}.class_path: {path!r} cannot be imported; vitgraft has {', '.join(names)}"]
+    options = {k: v for k, v in value.items() if k not in ("class_path", "init_args", "dict_kwargs")}
+    inner = value.get("init_args") or {}
+    if not isinstance(inner, Mapping):
+        return [f"{key}.init_args: {inner!r} is not a mapping of options"]
+    options = {**inner, **options}
+    found = _options(key, options, cls)
+    if hasattr(cls, "problems"):
+        wrong = {re.split(r"[.:= ]", line.removeprefix(f"{key}."))[0] for line in found}
+        fine = {name: option for name, option in options.items() if name not in wrong}
+        found += [f"{key}.{problem}" for problem in cls.problems(fine)]
+    return found
+
+
+def _options(key: str, options: Any, cls: type) -> list[str]:
+    if not isinstance(options, Mapping):
+        return [f"{key}: {options!r} is not a mapping of options"]
+    known = {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+    found = []
+    for name, value in options.items():
+        if name not in known:
+            found.append(f"{key}.{name}: {cls.__name__} has no such option; {close(name, list(known))}")
+            continue
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=set(known) - {name})
+        found += _parse(parser, {name: value}, f"{key}.{name}", value)
+    required = [n for n, p in known.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return found + [f"{key}.{name}: missing, and {cls.__name__} needs it" for name in required if name not in options]
+
+
+def _try(name: str, value: Any, kind: Any) -> list[str]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{name}", type=kind)
+    return _parse(parser, {name: value}, name, value)
+
+
+def _parse(parser: ArgumentParser, values: dict[str, Any], name: str, value: Any) -> list[str]:
+    try:
+        parser.parse_object(values)
+    except (ArgumentError, TypeError, ValueError) as error:
+        return [f"{name}={value!r}: {_shorten(str(error))}"]
+    return []
+
+
+def _shorten(message: str) -> str:
+    """What is wrong in jsonargparse's message, without the parser, the key and the value, which stand before it."""
+    wanted = re.findall(r"Expected a (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
+    if wanted:
+        kinds = [re.sub(r"<class '([\w.]+\.)?(\w+)'>|typing\.|NoneType", _plain, kind) for kind in wanted]
+        return "expected " + " or ".join(dict.fromkeys(kinds))
+    lines = [line.strip(" -") for line in message.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("Given value", "Parser key"))] or [message]
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _plain(match: re.Match) -> str:
+    name = match[2] or ("" if match[0] == "typing." else match[0])
+    return "null" if name == "NoneType" else name
+
+
+def _subclasses(cls: type) -> set[type]:
+    return {cls}.union(*(_subclasses(sub) for sub in cls.__subclasses__())) - {LightningModule, LightningDataModule}
+
+
+def _resolve(path: str, kind: type) -> type | None:
+    """The class of an import path, or of a bare name among what is imported."""
+    if "." not in path:
+        return next((cls for cls in _subclasses(kind) if cls.__name__ == path), None)
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(__import__(module, fromlist=[name]), name)
+    except (ImportError, AttributeError):
+        return None

@@ -1,0 +1,57 @@
+"""The help texts of fit, validate, test and predict: what they do, examples that work as they stand, common options."""
+
+_COMMON = """\
+options that most runs need (all of them: vitgraft {command} --help-all):
+  --config FILE                 the recipe; given again, the later one wins
+  --data.root DIR               the images: DIR/train/CLASS/* and DIR/val/CLASS/*
+  --data.batch_size N           images per process
+  --model.OPTION VALUE          e.g. --model.lr 1e-3   (all: --model.help Classification)
+  --trainer.OPTION VALUE        e.g. --trainer.max_epochs 20 --trainer.devices 8 --trainer.precision bf16-mixed
+  --seed_everything N           of start weights, order, augmentation (default: 0)
+  --out DIR                     folder of the run (default: runs/NAME OF THE RECIPE)
+  --smoke                       two steps on generated images, nothing written: does the recipe run here?
+"""
+
+_TEXTS = {
+    "fit": """\
+vitgraft fit: train a model from a recipe
+
+examples:
+  vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --smoke
+  vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR
+  vitgraft fit --config recipes/imagenet1k/graft_swin_tiny.yaml --data.root DIR --trainer.devices 8
+  vitgraft fit --config recipes/finetune/graft_deit_tiny.yaml --data.root DIR --model.lr 1e-4
+  vitgraft fit --config runs/NAME/config.yaml --ckpt_path last         go on after an interruption
+""",
+    "validate": """\
+vitgraft validate: evaluate a checkpoint on the validation set
+
+examples:
+  vitgraft validate --ckpt_path runs/NAME/checkpoints/best.ckpt --data.root DIR
+""",
+    "test": """\
+vitgraft test: evaluate a checkpoint on the test set
+
+examples:
+  vitgraft test --ckpt_path runs/NAME/checkpoints/best.ckpt --data.root DIR
+""",
+    "predict": """\
+vitgraft predict: what a checkpoint sees in images
+
+examples:
+  vitgraft predict --ckpt_path runs/NAME/checkpoints/best.ckpt --data.root DIR
+""",
+}
+
+HELP = {command: f"{text}\n{_COMMON.format(command=command)}" for command, text in _TEXTS.items()}
+
+
+def asked(argv: list[str]) -> bool:
+    """Whether a command line asks for the short help: by --help, or by saying nothing."""
+    return len(argv) == 1 or bool({"-h", "--help"} & set(argv))
+
+
+def show_help(argv: list[str]) -> int:
+    """Prints the short help; the exit code is that of a wrong request where nothing was said."""
+    print(HELP[argv[0]])
+    return 2 if len(argv) == 1 else 0

@@ -1,0 +1,126 @@
+"""Learning rate, parameter groups and schedule, all from timm. Nothing here has a history: the learning rate of an
+update follows from its number alone, so a resumed run needs no scheduler state."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+__all__ = ["SCHEDULES", "LearningRates", "Schedule", "make_optimizer", "scale_learning_rates"]
+
+SCHEDULES = ("cosine", "poly", "tanh", "constant")
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """The rates of a run after the batch rule, and how they came about in words."""
+
+    lr: float
+    warmup_lr: float
+    min_lr: float
+    text: str
+
+
+def scale_learning_rates(
+    lr: float,
+    warmup_lr: float,
+    min_lr: float,
+    lr_batch: int | None,
+    scale: str,
+    batch_size: int,
+    world_size: int,
+    accumulate: int,
+) -> LearningRates:
+    """The linear rule: `lr` is meant for a total batch of `lr_batch`, and scaled to the batch there is.
+
+    Args:
+        lr, warmup_lr, min_lr: As the recipe gives them.
+        lr_batch: Total batch that they are meant for; None leaves them alone.
+        scale: "lr" scales the peak only (DeiT), "all" also the two ends (Swin).
+        batch_size: Images per process and step.
+        world_size: Processes.
+        accumulate: Steps per update.
+    """
+    total = batch_size * world_size * accumulate
+    batch = f"total batch {total} = {batch_size} images x {world_size} processes x {accumulate} accumulated"
+    if lr_batch is None:
+        return LearningRates(lr, warmup_lr, min_lr, f"learning rate {lr:g} as given ({batch})")
+    factor = total / lr_batch
+    ends = factor if scale == "all" else 1.0
+    text = f"learning rate {lr * factor:g} = {lr:g} x {total} / {lr_batch} ({batch})"
+    return LearningRates(lr * factor, warmup_lr * ends, min_lr * ends, text)
+
+
+def make_optimizer(
+    model: nn.Module,
+    opt: str,
+    lr: float,
+    weight_decay: float,
+    no_weight_decay: Sequence[str] = (),
+    layer_decay: float | None = None,
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """timm's optimiser `opt` over the parameters that train.
+
+    Vectors and what the model's own `no_weight_decay()` names do not decay, nor what matches a pattern.
+
+    Args:
+        no_weight_decay: Further name patterns, `*` for anything.
+        layer_decay: Factor from one layer to the one before it; None for one rate. A graft belongs to its block.
+        options: Of the optimiser (betas, eps, momentum ...).
+    """
+    names = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    names |= set(no_weight_decay)
+    if layer_decay is None:
+        groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
+    else:
+        groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=names, layer_decay=layer_decay)
+    return create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=0.0, **options)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a run: warm-up, decay, and perhaps a rest at the minimum.
+
+    Args:
+        sched: One of `SCHEDULES`.
+        on_updates: The rate moves with every update (Swin); otherwise it stands still for an epoch (DeiT, CSWin).
+        warmup_epochs: Length of the linear warm-up from `warmup_lr`.
+        warmup_updates: The same in updates; wins where given.
+        cooldown_epochs: Epochs at the minimum at the end of the run.
+        warmup_prefix: The decay begins after the warm-up; otherwise it runs from the start and the warm-up covers its
+            first part.
+        options: Of timm's create_scheduler_v2 (decay_rate is the power of "poly").
+    """
+
+    sched: str = "cosine"
+    on_updates: bool = True
+    warmup_epochs: float = 0.0
+    warmup_updates: int | None = None
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    cooldown_epochs: float = 0.0
+    warmup_prefix: bool = False
+    options: Mapping[str, Any] | None = None
+
+    def build(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int, total_updates: int) -> Scheduler:
+        """timm's scheduler. Its `step(t)` sets the rates, t in updates or epochs as `on_updates` says."""
+        unit = 1 if self.on_updates else updates_per_epoch  # updates in one t
+        total = max(1, round(total_updates / unit))
+        warmup = self.warmup_epochs * updates_per_epoch if self.warmup_updates is None else self.warmup_updates
+        warmup = round(warmup / unit)
+        decay = max(1, total - round(self.cooldown_epochs * updates_per_epoch / unit))
+        if self.warmup_prefix:
+            decay = max(1, decay - warmup)
+        ends = {"warmup_epochs": warmup, "warmup_lr": self.warmup_lr, "warmup_prefix": self.warmup_prefix}
+        if self.sched == "constant":
+            scheduler, _ = create_scheduler_v2(optimizer, "step", decay, decay_epochs=total + 1, decay_rate=1.0, **ends)
+        else:
+            options = dict(self.options or {})
+            scheduler, _ = create_scheduler_v2(optimizer, self.sched, decay, min_lr=self.min_lr, **ends, **options)
+        return scheduler

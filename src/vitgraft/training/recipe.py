@@ -1,0 +1,187 @@
+"""Recipes: YAML files that say all of a run. Reading them, and telling everything that is wrong with one at once.
+
+A recipe may name one `base`, a file beside it whose values it completes and overrides. Words of the command line
+(`--model.lr 1e-3`) come on top.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitgraft.errors import RecipeError
+
+__all__ = ["Request", "merge", "parse_words", "read_recipe"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-3 as a number (YAML 1.1 wants 1.0e-3) and without silently repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_yaml(text: str) -> Any:
+    """One YAML value; `1e-3` is a number. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A recipe with its base filled in.
+
+    Raises:
+        RecipeError: No such file, no YAML, no mapping, or a base of a base.
+    """
+    recipe = _read(Path(path))
+    base = recipe.pop("base", None)
+    if base is None:
+        return recipe
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base: {base!r} is not the name of a file")
+    below = _read(Path(path).parent / base)
+    if "base" in below:
+        raise RecipeError(f"{path}: its base {base} has a base itself; one is the most that a reader should follow")
+    return merge(below, recipe)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        recipe = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from error
+    if recipe is None:
+        return {}
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+        raise RecipeError(f"{path}: a recipe has sections such as model:, data: and trainer:")
+    return recipe
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, `above` winning; mappings are merged, everything else is replaced.
+
+    Another class_path starts from nothing: options of one class mean nothing to another.
+    """
+    merged = deepcopy(dict(below))
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            other = "class_path" in value and "class_path" in old and value["class_path"] != old["class_path"]
+            merged[key] = deepcopy(dict(value)) if other else merge(old, value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+class Request:
+    """What a command line asks for.
+
+    Args:
+        command: fit, validate, test or predict.
+        configs: Recipes in the order in which they were given.
+        words: What remains of the command line, for the parser.
+        flags: Switches without a value (smoke).
+        values: The command line's own values as nested mappings, like a recipe's.
+    """
+
+    def __init__(self, command: str):
+        self.command = command
+        self.configs: list[str] = []
+        self.words: list[str] = []
+        self.flags: set[str] = set()
+        self.values: dict[str, Any] = {}
+
+    def recipe(self) -> dict[str, Any]:
+        """All recipes, merged in order. Raises RecipeError with the problems of all files."""
+        merged: dict[str, Any] = {}
+        problems: list[str] = []
+        for path in self.configs:
+            try:
+                merged = merge(merged, read_recipe(path))
+            except RecipeError as error:
+                problems += error.problems
+        if problems:
+            raise RecipeError(problems)
+        return merged
+
+
+def parse_words(argv: Sequence[str], flags: Sequence[str] = ("smoke",)) -> Request:
+    """Takes the command line apart: recipes, switches, values.
+
+    Raises:
+        RecipeError: An option without a value, or a stray word.
+    """
+    request = Request(argv[0])
+    words = list(argv[1:])
+    problems = []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("-"):
+            problems.append(f"{word!r}: options begin with --")
+            continue
+        name = name.lstrip("-").rstrip("+")
+        if name in flags:
+            request.flags.add(name)
+            continue
+        if not equals:
+            if not words or re.match(r"--[a-z]", words[0]):
+                problems.append(f"--{name}: a value is missing")
+                continue
+            value = words.pop(0)
+        if name in ("config", "c"):
+            request.configs.append(value)
+            continue
+        request.words += [word.partition("=")[0], value] if not equals else [word]
+        _put(request.values, name.split("."), _value(value))
+    if problems:
+        raise RecipeError(problems)
+    return request
+
+
+def _value(text: str) -> Any:
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Sets a nested value; options of a class may be given without `init_args` between."""
+    for key in path[:-1]:
+        below = values.get(key)
+        if not isinstance(below, dict):
+            below = values[key] = {} if below is None else {"class_path": below}
+        values = below
+    last = path[-1]
+    if isinstance(values.get(last), dict) and isinstance(value, str):
+        value = {**values[last], "class_path": value}
+    values[last] = value
+
+
+def close(name: str, known: Sequence[str]) -> str:
+    """What was probably meant, as the end of a message."""
+    likely = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {likely[0]!r}?" if likely else f"there are {', '.join(sorted(known))}"
+
+
+def as_text(recipe: Mapping[str, Any]) -> str:
+    """The recipe in one line that a config option of the parser takes."""
+    return json.dumps(recipe)
