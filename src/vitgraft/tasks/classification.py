@@ -236,6 +236,8 @@ class Classification(pl.LightningModule):
             h.warmup_prefix,
             h.sched_kwargs,
         ).build(trainer.optimizers[0], updates or total, total)
+        if self.global_step:  # a run that goes on: building the schedule has set the rate to that of its beginning
+            self._schedule.step(self.global_step - 1 if h.sched_on_updates else self.current_epoch)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Loss of one batch (images, labels, ...)."""

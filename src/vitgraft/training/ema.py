@@ -21,9 +21,9 @@ EMA_KEY = "state_dict_ema"
 class AveragedWeights(pl.Callback):
     """Averages the weights of `pl_module.model` after every update, by timm's ModelEmaV3.
 
-    The average is the task's `averaged_model`, in eval mode and no child of the task; the task evaluates it beside the raw
-    weights, as `val/acc_ema` beside `val/acc`. It starts as the weights after the first update, not as the random ones
-    before it.
+    The average is the task's `averaged_model`, in eval mode and no child of the task; the task evaluates it beside the
+    raw weights, as `val/acc_ema` beside `val/acc`. It starts as the weights after the first update, not as the random
+    ones before it.
 
     Args:
         decay: Share of the average that stays at an update.

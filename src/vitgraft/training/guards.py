@@ -1,4 +1,4 @@
-"""What a run puts up with and what ends it: losses that are not finite, images that can't be read, memory that is full."""
+"""What a run puts up with and what ends it: losses that are not finite, unreadable images, memory that is full."""
 
 import math
 from typing import Any
@@ -18,8 +18,8 @@ class Guards(pl.Callback):
     """Skips updates whose loss or gradient is not finite, counts unreadable images, and ends the run past a limit.
 
     All processes agree, once an update, so that all skip the same updates and all stop. With accumulated gradients one
-    bad batch spoils its update. The count of skipped updates starts anew every epoch; unreadable images count once each,
-    over the whole run, and both counts go on when the run does.
+    bad batch spoils its update. The count of skipped updates starts anew every epoch; unreadable images count once
+    each, over the whole run, and both counts go on when the run does.
 
     Args:
         max_skipped: Updates of an epoch that may be skipped.

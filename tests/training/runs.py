@@ -1,0 +1,58 @@
+"""Starts miniature runs (`small_run.py`) and compares what they left."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vitgraft.training import checkpoint_files
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+SRC = Path(__file__).parents[2] / "src"
+
+
+def runs(*options, timeout=300):
+    """Exit codes of the runs, one after the other, and what they printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::UserWarning:torch", SCRIPT, *map(json.dumps, options)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)},
+    )
+    text = done.stdout + done.stderr
+    found = re.search(r"exit codes \[(.*)\]", text)
+    assert found, text
+    return [int(code) for code in found[1].split(",")], text
+
+
+def difference(a, b, where=""):
+    """Every place where two checkpoints differ, and by how much."""
+    if isinstance(a, torch.Tensor):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return [f"{where}: {a.shape} {a.dtype} / {b.shape} {b.dtype}"]
+        largest = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+        return [] if torch.equal(a, b) else [f"{where}: {largest}"]
+    if isinstance(a, dict):
+        found = [f"{where}.{key}: only in one" for key in a.keys() ^ b.keys()]
+        return found + [d for key in a.keys() & b.keys() for d in difference(a[key], b[key], f"{where}.{key}")]
+    if isinstance(a, list | tuple):
+        found = [] if len(a) == len(b) else [f"{where}: lengths {len(a)} and {len(b)}"]
+        return found + [
+            d for i, (x, y) in enumerate(zip(a, b, strict=False)) for d in difference(x, y, f"{where}[{i}]")
+        ]
+    return [] if a == b else [f"{where}: {a!r} / {b!r}"]
+
+
+def assert_same_run(whole, resumed, names=("last.ckpt", "best.ckpt")):
+    """Everything in the checkpoints is equal: weights, averages, optimizer, counters, sums, best score."""
+    for name in names:
+        found = difference(checkpoint_files.read(whole / name), checkpoint_files.read(resumed / name), name)
+        assert not found, "\n".join(found)
+    a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, resumed))
+    assert b, "the last process trained nothing"
+    assert {name: a[name] for name in b} == b, "metrics of the last process"
