@@ -1,7 +1,8 @@
 """Checkpoints as the authors of the backbones published them, read into this package's models and timm's.
 
 `load_official` knows how they are wrapped and named: Swin (classification, detection, segmentation), CSWin (the same
-two), DeiT, and every model whose names are its authors' own. Everything is checked before the model changes.
+two), DeiT, the models of `vitgraft.zoo`, and every other whose names are its authors' own. Everything is checked before
+the model changes.
 """
 
 import argparse
@@ -100,6 +101,7 @@ def load_official(
         raise CheckpointError("the model is on the meta device and has no memory to load into: model.to_empty() first")
 
     renamed = _rename(source, own, model)
+    _drop_second_names(renamed, own, model, looks, report)
     _skip_what_has_no_place(renamed, own, report)
     _fit_shapes(renamed, own, model, strict, looks, report)
 
@@ -188,6 +190,27 @@ def _drop_buffers(source: TensorDict, report: LoadReport) -> None:
         del source[name]
 
 
+def _drop_second_names(renamed: TensorDict, own: TensorDict, model: nn.Module, looks: str, report: LoadReport) -> None:
+    """Leaves out what the authors store under two names (`second_names` of the zoo's models), or without values."""
+    inner = model.backbone if isinstance(model, DenseFeatures) else model
+    for name in [name for name in renamed if name not in own]:
+        first = next(
+            (name.replace(second, f) for second, f in getattr(inner, "second_names", ()) if second in name), ""
+        )
+        if first in renamed:
+            if not torch.equal(renamed[name], renamed[first]):
+                raise CheckpointError(
+                    f"{name} and {first} differ in the checkpoint, and are one tensor in {type(inner).__name__}; "
+                    f"nothing was loaded. It was trained with options that this model does not have.\n{looks}"
+                )
+            report.skipped.append(f"{name}: the same tensor as {first}")
+        elif renamed[name].numel() == 0:
+            report.skipped.append(f"{name}: empty")
+        else:
+            continue
+        del renamed[name]
+
+
 def _rename(source: TensorDict, own: TensorDict, model: nn.Module) -> TensorDict:
     """The authors' names to the model's; names that are the same, or unknown, stay."""
     dense = isinstance(model, DenseFeatures)
@@ -237,6 +260,7 @@ def _fit_shapes(
 ) -> None:
     """Resizes tables in `renamed`; other differences are errors."""
     wrong, classes = [], []
+    inner = model.backbone if isinstance(model, DenseFeatures) else model
     for name in [name for name in renamed if name in own]:
         value, want = renamed[name], own[name].shape
         old = tuple(value.shape)
@@ -256,6 +280,8 @@ def _fit_shapes(
         elif bare.startswith(HEADS) and value.shape[1:] == want[1:]:
             classes.append((name, old, tuple(want)))
             continue
+        elif hasattr(inner, "fit_tensor"):
+            renamed[name] = inner.fit_tensor(bare, value)
         if renamed[name].shape == want:
             report.reshaped.append(f"{name}: {old} -> {tuple(want)}")
         else:
@@ -330,6 +356,16 @@ def _describe(source: TensorDict, wrapper: str | None) -> str:
         family = "a CSWin"
     elif any(TABLE in name for name in source) and any(name.startswith("layers.") for name in source):
         family = "a Swin, named as its authors do" if any("layers.0.downsample" in n for n in source) else "a Swin"
+    elif any(name.startswith("patch_embed1.") for name in source) and "pos_embed1" in source:
+        family = "a PVT v1"
+    elif any(name.startswith("tokens_to_token.") for name in source):
+        family = "a T2T-ViT" + ("" if "tokens_to_token.attention1.w" in source else "_t")
+    elif "cls_token.proj.weight" in source:
+        family = "a RegionViT"
+    elif any(name.startswith("layer1.0.") for name in source) and "layer1.1.attn.query.weight" in source:
+        family = "a Vision Longformer with " + (
+            "absolute positions" if "layer1.0.x_pos_embed" in source else "relative position bias"
+        )
     elif "pos_embed" in source and "blocks.0.attn.qkv.weight" in source:
         family = "a ViT or DeiT"
     else:

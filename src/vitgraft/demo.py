@@ -153,7 +153,6 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
         num_classes=model.num_classes,
         lr=options.lr,
         warmup_steps=options.steps // 10,
-        no_weight_decay=(),
         betas=(0.9, 0.98),
     )
     trainer = pl.Trainer(

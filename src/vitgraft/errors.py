@@ -24,6 +24,27 @@ class MissingExtraError(ImportError):
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'vitgraft[{extra}]'")
 
 
+class DataError(ValueError):
+    """A data set that can't be used: not found, of no known format, an empty class, classes that differ."""
+
+
+class ImageError(ValueError):
+    """An image that can't be read.
+
+    Args:
+        name: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str = ""):
+        # one argument where it is unpickled or passed on by a worker process
+        super().__init__(f"{name}: {reason}" if reason else name)
+        self.name, self.reason = name, reason
+
+    def __reduce__(self):
+        return type(self), (self.name, self.reason)
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be run as it stands; the message names everything that is wrong with it."""
 

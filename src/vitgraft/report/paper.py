@@ -65,9 +65,9 @@ _TABLE_1 = PaperTable(
     "Comparison of GrafT with pyramid architectures on ImageNet-1K",
     (
         # smaller models, the left half of the printed table
-        PaperRow("PVT-M", "44", "6.7", "81.2"),
+        PaperRow("PVT-M", "44", "6.7", "81.2", "pvt_medium"),
         PaperRow("PoolFormer-S36", "31", "5.2", "81.4", "poolformer_s36"),
-        PaperRow("T2T_t-14", "22", "6.1", "81.7"),
+        PaperRow("T2T_t-14", "22", "6.1", "81.7", "t2t_vit_t_14"),
         PaperRow("TNT-S", "24", "5.2", "81.5", "tnt_s_legacy_patch16_224"),
         PaperRow(
             "Swin-T", "29", "4.5", "81.3", "swin_tiny_patch4_window7_224", note="28.3 M; the Swin paper prints 29"
@@ -78,9 +78,9 @@ _TABLE_1 = PaperTable(
         PaperRow("CSWin-T", "23", "4.3", "82.7", "cswin_tiny_224", note="22.3 M; the CSWin paper prints 23"),
         PaperRow("CSWin-T + GrafT", "29", "4.7", "83.2", "graft_cswin_tiny_224", note=_CSWIN),
         # larger models, the right half
-        PaperRow("PVT-L", "61", "9.8", "81.7"),
+        PaperRow("PVT-L", "61", "9.8", "81.7", "pvt_large"),
         PaperRow("PoolFormer-M36", "56", "9.1", "82.1", "poolformer_m36"),
-        PaperRow("T2T_t-19", "39", "9.8", "82.2"),
+        PaperRow("T2T_t-19", "39", "9.8", "82.2", "t2t_vit_t_19"),
         PaperRow("TNT-B", "66", "14.1", "82.9", "tnt_b_patch16_224"),
         PaperRow("Swin-S", "50", "8.7", "83", "swin_small_patch4_window7_224"),
         PaperRow("ViL-M", "40", "8.7", "83.5"),
@@ -95,7 +95,7 @@ _TABLE_2 = PaperTable(
     (
         PaperRow("DeiT-T", "5.7", "1.3", "72.2", DEIT),
         PaperRow("CrossViT-9", "8.6", "1.8", "73.9", "crossvit_9_240"),
-        PaperRow("PVT-T", "13.2", "1.9", "75.1"),
+        PaperRow("PVT-T", "13.2", "1.9", "75.1", "pvt_tiny"),
         PaperRow("DeiT-T + GrafT", "7.9", "1.2", "76.1", GRAFT_DEIT),
     ),
 )

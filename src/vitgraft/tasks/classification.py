@@ -4,6 +4,7 @@ This module needs the `train` extra and is imported by what trains, never by `im
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import nn
 
 import vitgraft
-from vitgraft.errors import MissingExtraError, RecipeError
+from vitgraft.errors import GraftError, MissingExtraError, ModelSpecError, RecipeError
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._checks import problems_of
 from vitgraft.tasks._models import build_model, data_config_of
@@ -56,8 +57,8 @@ class Classification(pl.LightningModule):
         lr_batch: Total batch for which `lr` is meant: it is scaled linearly to the total batch of the run (images per
             process x processes x accumulated steps). None: `lr` as given.
         lr_scale: What is scaled: "lr", or "all": warmup_lr and min_lr as well.
-        weight_decay: On all but vectors, what the model's `no_weight_decay` names, and the patterns in the option
-            `no_weight_decay`.
+        weight_decay: On all but vectors and what the model itself names (position embeddings, the grafts' tables).
+        no_weight_decay: Name patterns of further parameters without it.
         betas, eps, momentum: Of the optimizer; None leaves its own default.
         opt_kwargs: Further options of the optimizer.
         layer_decay: Factor on the learning rate from one layer to the one before it; None: the same for all.
@@ -100,7 +101,7 @@ class Classification(pl.LightningModule):
         lr_batch: int | None = None,
         lr_scale: Literal["lr", "all"] = "lr",
         weight_decay: float = 0.05,
-        no_weight_decay: Sequence[str] = ("*relative_position_bias_table",),
+        no_weight_decay: Sequence[str] = (),
         betas: tuple[float, float] | None = None,
         eps: float | None = None,
         momentum: float | None = None,
@@ -135,6 +136,23 @@ class Classification(pl.LightningModule):
     def problems(cls, values: Mapping[str, Any]) -> list[str]:
         """What is out of range among these options (all of them, each with its name)."""
         return problems_of(values)
+
+    @classmethod
+    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """Why a model cannot be built from options that are fine one by one; tried without making a tensor."""
+        if not isinstance(values.get("model"), str) or ":" in values["model"]:
+            return []
+        try:
+            build_model(
+                values["model"],
+                values.get("num_classes") or 2,
+                values.get("model_kwargs"),
+                values.get("graft"),
+                device="meta",
+            )
+        except (ModelSpecError, GraftError) as error:
+            return [f"model: {error}"]
+        return []
 
     # the model
 
@@ -193,7 +211,12 @@ class Classification(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the classes of the data, or refuses data of other classes than the model's."""
         h = self.hparams
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "preprocessing"):  # with the data's own options on top: what the checkpoint must keep
+            used = asdict(data.preprocessing)
+            plain = {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
+            h.data_config = {**plain, "input_size": [self.data_config["input_size"][0], *used["input_size"]]}
+        names = getattr(data, "class_names", None)
         if not names:
             return
         if h.num_classes is None:
@@ -298,6 +321,8 @@ class Classification(pl.LightningModule):
 
     def _evaluate(self, batch: Sequence[Any], stage: str) -> None:
         images, labels = batch[0], batch[1]
+        if not len(labels):  # unreadable images are left out
+            return
         logits = self(images)
         self.accuracy(logits, labels)
         loss = F.cross_entropy(logits, labels)

@@ -56,11 +56,29 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
         return [f"{key}.init_args: {inner!r} is not a mapping of options"]
     options = {**inner, **options}
     found = _options(key, options, cls)
-    if hasattr(cls, "problems"):
+    if hasattr(cls, "problems"):  # what the class itself finds wrong with the values that have the right type
         wrong = {re.split(r"[.:= ]", line.removeprefix(f"{key}."))[0] for line in found}
         fine = {name: option for name, option in options.items() if name not in wrong}
         found += [f"{key}.{problem}" for problem in cls.problems(fine)]
+    if hasattr(cls, "build_problems") and not found:
+        found += [f"{key}.{problem}" for problem in cls.build_problems(options)]
     return found
+
+
+def with_class_paths(recipe: Mapping[str, Any], default_classes: Mapping[str, str]) -> dict[str, Any]:
+    """The recipe with full import paths for bare class names, and for sections that name none."""
+    full = dict(recipe)
+    for key in KINDS:
+        section = full.get(key)
+        if section is None and key not in default_classes:
+            continue
+        section = {"class_path": section} if isinstance(section, str) else dict(section or {})
+        path = section.get("class_path", default_classes.get(key))
+        cls = _resolve(path, KINDS[key]) if path else None
+        if cls is not None:
+            section["class_path"] = f"{cls.__module__}.{cls.__qualname__}"
+        full[key] = section
+    return full
 
 
 def _options(key: str, options: Any, cls: type) -> list[str]:

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.errors import (
+    CheckpointError,
+    DataError,
+    GraftError,
+    ImageError,
+    MissingExtraError,
+    ModelSpecError,
+    RecipeError,
+)
 
 try:
     import pytorch_lightning as pl
@@ -20,9 +28,9 @@ try:
 except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
+from vitgraft.data.datamodule import ImageData
 from vitgraft.tasks.classification import Classification
-from vitgraft.training._image_folder import ImageData
-from vitgraft.training.check_recipe import find_problems
+from vitgraft.training.check_recipe import find_problems, with_class_paths
 from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
@@ -30,13 +38,20 @@ __all__ = ["COMMANDS", "default_callbacks", "main"]
 COMMANDS = ("fit", "validate", "test", "predict")
 TASKS = (Classification,)
 DATA = f"{ImageData.__module__}.{ImageData.__name__}"
-TOP = {"seed_everything": int, "out": str, "ckpt_path": str, "verbose": bool, "return_predictions": bool}
-USER_ERRORS = (RecipeError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
+TOP = {
+    "seed_everything": int,
+    "out": str,
+    "ckpt_path": str,
+    "verbose": bool,
+    "return_predictions": bool,
+    "weights_only": bool | None,
+}
+USER_ERRORS = (RecipeError, DataError, ImageError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
 
 # What a smoke run changes: the recipe's own model, on generated images, two steps, nothing kept
 SMOKE = {
     "model": {"init_args": {"pretrained": False, "checkpoint_path": None}},
-    "data": {"init_args": {"smoke": True, "batch_size": 2, "workers": 0}},
+    "data": {"init_args": {"batch_size": 2, "workers": 0}},
     "trainer": {
         "accelerator": "cpu",
         "devices": 1,
@@ -127,6 +142,10 @@ class VitgraftCLI(LightningCLI):
             found.append(TensorBoardLogger(**where))
         return found
 
+    def after_instantiate_classes(self) -> None:
+        if "smoke" in self.request.flags:
+            self.datamodule.smoke(self.model.hparams.get("num_classes"))
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
 
@@ -139,9 +158,13 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
 
     A run that goes on (fit) keeps its recipe; so does a recipe without a checkpoint file ("last", "best").
     """
-    if path is None or command == "fit" or not Path(path).is_file():
+    if path in (None, "last", "best"):
         return recipe
-    from vitgraft.training.checkpoints import read_hyper_parameters
+    if not Path(path).is_file():
+        raise RecipeError(f"ckpt_path={path}: no such file")
+    if command == "fit":
+        return recipe
+    from vitgraft.training.rebuild import read_hyper_parameters
 
     class_path, options = read_hyper_parameters(path)
     model = {"class_path": class_path, "init_args": options}
@@ -176,8 +199,12 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if "smoke" in request.flags:
         recipe, over = merge(recipe, {**SMOKE, "out": scratch}), merge(over, {"out": scratch})
     problems = find_problems(merge(recipe, over), TOP, {"data": DATA})
+    if "model" not in merge(recipe, over):
+        need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
+        problems.insert(0, f"no model: give {need}")
     if problems:
         raise RecipeError(problems)
+    recipe = with_class_paths(recipe, {"data": DATA})
     words = [*request.words, "--out", over["out"]] if "smoke" in request.flags else request.words
     cli = VitgraftCLI(request, [command, "--config", as_text(recipe), *words])
     cli.run()

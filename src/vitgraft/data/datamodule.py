@@ -1,0 +1,334 @@
+"""`ImageData`: everything between a path and the batches that a trainer takes. Needs the `train` extra."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitgraft.data.generated import GeneratedSource
+from vitgraft.data.images import ImageDataset
+from vitgraft.data.loader import Loader
+from vitgraft.data.sampling import EvalOrder, TrainOrder
+from vitgraft.data.sources import FORMATS, ImageSource, check_same_classes, open_files, open_source
+from vitgraft.data.transforms import (
+    Augmentation,
+    Preprocessing,
+    eval_transform,
+    model_preprocessing,
+    train_transform,
+)
+from vitgraft.errors import DataError, MissingExtraError
+
+try:
+    import pytorch_lightning as pl
+except ImportError as error:
+    raise MissingExtraError("pytorch-lightning", "train") from error
+
+# three draws of a sample: facebookresearch/deit samplers.py
+REPEATS = 3
+FIELDS = {field.name for field in fields(Preprocessing)}
+
+
+class ImageData(pl.LightningDataModule):
+    """Labelled images for training and evaluation.
+
+    Args:
+        root: folder with the splits, tar, shard pattern or URL; `vitgraft.data.sources.open_source` says what is found.
+        train: split of `root` to train on, or a path of its own.
+        val: split of `root` to validate on, or a path of its own.
+        test: likewise for `test`; None is the validation split.
+        predict: files, folders or a tar for `predict`.
+        format: "folder", "tar", "shards", "imagenet-val" or "huggingface", where it is not to be found out.
+        num_classes: how many classes there must be; None takes what is found.
+        class_names: names of the labels, for shards that carry numbers only.
+        batch_size: images per step of each process.
+        eval_batch_size: likewise in evaluation; None is `batch_size`.
+        workers: loader processes for each process; they change nothing in the batches.
+        seed: order and augmentation are functions of it.
+        input_size: side of the square images, or (height, width), in pixels; None is the model's own.
+        mean: of each colour, 0 to 1; None is the model's own.
+        std: of each colour, 0 to 1; None is the model's own.
+        interpolation: of the resize in evaluation; None is the model's own.
+        crop_pct: share of the resized side that evaluation keeps; None is the model's own.
+        scale: as in `Augmentation`, like all down to `recount`.
+        ratio: see there.
+        hflip: see there.
+        vflip: see there.
+        color_jitter: see there.
+        auto_augment: see there.
+        train_interpolation: see there.
+        train_crop_mode: see there.
+        reprob: see there.
+        remode: see there.
+        recount: see there.
+        repeated_aug: DeiT's repeated augmentation, three draws of a sample in a row.
+        cache: keep decoded images in memory; for small sets of small images.
+        cache_dir: folder for unpacked tars, indices and downloaded shards; None is ~/.cache/vitgraft.
+        cache_gb: most that downloaded shards may take there.
+        smoke: generated images instead of the real ones.
+
+    Raises:
+        ValueError: options that can't be; all of them are named.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train: str = "train",
+        val: str = "val",
+        test: str | None = None,
+        predict: list[str] | None = None,
+        format: str | None = None,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        workers: int = 4,
+        seed: int = 0,
+        input_size: int | tuple[int, int] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        interpolation: str | None = None,
+        crop_pct: float | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (0.75, 1.3333333333333333),
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        color_jitter: float | None = 0.4,
+        auto_augment: str | None = None,
+        train_interpolation: str = "random",
+        train_crop_mode: str = "rrc",
+        reprob: float = 0.0,
+        remode: str = "pixel",
+        recount: int = 1,
+        repeated_aug: bool = False,
+        cache: bool = False,
+        cache_dir: str | None = None,
+        cache_gb: float = 64.0,
+        smoke: bool = False,
+    ):
+        super().__init__()
+        if wrong := self.problems({name: value for name, value in locals().items() if name != "self"}):
+            raise ValueError("data: " + "; ".join(wrong))
+        self.root, self.format, self.num_classes, self.given_names = root, format, num_classes, class_names
+        self.splits = {"train": train, "val": val, "test": test or val}
+        self.predict = predict
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.workers, self.seed = workers, seed
+        self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
+        self.model_options = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+        self.augmentation = Augmentation(
+            scale=tuple(scale),
+            ratio=tuple(ratio),
+            hflip=hflip,
+            vflip=vflip,
+            color_jitter=color_jitter,
+            auto_augment=auto_augment,
+            train_interpolation=train_interpolation,
+            train_crop_mode=train_crop_mode,
+            reprob=reprob,
+            remode=remode,
+            recount=recount,
+        )
+        self.repeats = REPEATS if repeated_aug else 1
+        self.cache, self.cache_dir, self.cache_gb = cache, cache_dir, cache_gb
+        self.is_smoke = smoke
+        self._sources: dict[str, ImageSource] = {}
+        self._loaders: list[Loader] = []
+        self._preprocessing: Preprocessing | None = None
+
+    @classmethod
+    def problems(cls, values: dict[str, Any]) -> list[str]:
+        """What is wrong with options, one line each, without looking at any file.
+
+        Args:
+            values: options by name; those left out are not judged.
+        """
+        wrong = []
+        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "num_classes": 1, "seed": 0}.items():
+            value = values.get(name)
+            if value is not None and value < least:
+                wrong.append(f"{name}={value}: at least {least}")
+        size = values.get("input_size")
+        if size is not None and min([size] if isinstance(size, int) else size) < 1:
+            wrong.append(f"input_size={size}: at least 1 pixel")
+        if (given := values.get("format")) is not None and given not in FORMATS:
+            wrong.append(f"format={given!r}: one of {', '.join(FORMATS)}")
+        if (crop := values.get("crop_pct")) is not None and not 0 < crop <= 1:
+            wrong.append(f"crop_pct={crop}: over 0, at most 1")
+        if (cache_gb := values.get("cache_gb")) is not None and cache_gb <= 0:
+            wrong.append(f"cache_gb={cache_gb}: over 0")
+        names = {field.name for field in fields(Augmentation)}
+        return wrong + Augmentation.problems({name: value for name, value in values.items() if name in names})
+
+    def smoke(self, num_classes: int | None = None) -> None:
+        """Swaps in generated images, in small batches and without worker processes: for two quick steps."""
+        self.is_smoke = True
+        self.num_classes = num_classes or self.num_classes
+        self.batch_size, self.eval_batch_size = min(self.batch_size, 4), min(self.eval_batch_size, 4)
+        self.workers, self.cache = 0, False
+        self._sources = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label; opens the training set, or the validation set where there is no training."""
+        try:
+            return self.source("train").class_names
+        except DataError as error:
+            try:
+                return self.source("val").class_names
+            except DataError:
+                raise error from None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the model expects of its images; known once the trainer has a model, or all of it was given."""
+        if self._preprocessing is None:
+            given = {name: value for name, value in self.model_options.items() if value is not None}
+            # the model itself is built after the data is set up, it may take its number of classes from here
+            config = getattr(getattr(self.trainer, "lightning_module", None), "data_config", None) or {}
+            own = {name: value for name, value in config.items() if name in FIELDS}
+            size = self.input_size or config.get("input_size", (224, 224))[-2:]
+            self._preprocessing = Preprocessing(**own | given | {"input_size": tuple(size)})
+        return self._preprocessing
+
+    def use_model(self, model: torch.nn.Module) -> None:
+        """Takes from a timm model what was not given: input size, mean, std, interpolation, crop."""
+        self._preprocessing = model_preprocessing(model, self.input_size, **self.model_options)
+
+    def source(self, split: str) -> ImageSource:
+        """The images of "train", "val", "test" or "predict"; opened once.
+
+        Raises:
+            DataError: nothing there, or another number of classes than `num_classes`.
+        """
+        if split not in self._sources:
+            self._sources[split] = self._open(split)
+        return self._sources[split]
+
+    def _open(self, split: str) -> ImageSource:
+        if split == "predict":
+            if not self.predict:
+                raise DataError("predict: no files were named (data.predict)")
+            return open_files(self.predict)
+        if self.is_smoke:
+            length = 64 if split == "train" else 10
+            return GeneratedSource(length * self.repeats, self.num_classes or 10, self.preprocessing.input_size)
+        if self.root is None:
+            raise DataError("data.root: name the folder, tar or shards with the images")
+        given = self.splits[split]
+        own_path = Path(given).exists() or any(mark in given for mark in ("/", "://", "{"))
+        source = open_source(
+            given if own_path else self.root,
+            None if own_path else given,
+            self.format,
+            self.given_names,
+            self.cache_dir,
+            self.cache_gb,
+        )
+        if self.num_classes is not None and len(source.class_names) != self.num_classes:
+            raise DataError(
+                f"num_classes={self.num_classes}: {source.where()} has {len(source.class_names)} classes "
+                f"({', '.join(source.class_names[:4])}, ...)"
+            )
+        return source
+
+    def prepare_data(self) -> None:
+        """Unpacks and indexes once for each machine what needs it."""
+        if not self.is_smoke and self.root is not None:
+            for split in ("train", "val"):
+                try:
+                    self.source(split)
+                except DataError:
+                    continue  # what is needed is asked for in `setup`, and fails there
+
+    def setup(self, stage: str) -> None:
+        """Opens what a stage needs: "fit", "validate", "test" or "predict".
+
+        Raises:
+            DataError: it is not there, or training and validation differ in their classes.
+        """
+        if stage == "fit":
+            check_same_classes(self.source("train"), self.source("val"))
+        else:
+            self.source({"validate": "val"}.get(stage, stage))
+
+    def train_dataloader(self) -> Loader:
+        """Batches of an epoch from where the trainer stands."""
+        dataset = ImageDataset(
+            self.source("train"),
+            train_transform(self.preprocessing, self.augmentation),
+            self.seed,
+            train=True,
+            cache=self.cache,
+        )
+        return self._loader(dataset, self.train_order(), self._position)
+
+    def train_order(self, world_size: int | None = None) -> TrainOrder:
+        """Which samples make up which batch of this process.
+
+        Args:
+            world_size: of so many processes instead of the trainer's.
+        """
+        source = self.source("train")
+        mine, rank = self._process()
+        return TrainOrder(
+            len(source),
+            self.seed,
+            self.batch_size,
+            world_size or mine,
+            rank if world_size is None else 0,
+            self.repeats,
+            source.blocks,
+        )
+
+    def steps_per_epoch(self, world_size: int | None = None, accumulate: int = 1) -> int:
+        """Optimiser steps of an epoch, with gradients of `accumulate` batches in each; the last may have fewer."""
+        return -(-len(self.train_order(world_size)) // accumulate)
+
+    def val_dataloader(self) -> Loader:
+        """The validation set, each sample once over all processes."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """The test set, each sample once over all processes."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """What `predict` names, or the test set; in order, each sample once over all processes."""
+        return self._eval_loader("predict" if self.predict else "test")
+
+    def teardown(self, stage: str) -> None:
+        """Ends worker processes and forgets cached images."""
+        for loader in self._loaders:
+            loader.shut_down()
+        self._loaders = []
+
+    def _eval_loader(self, split: str) -> Loader:
+        dataset = ImageDataset(self.source(split), eval_transform(self.preprocessing), self.seed, cache=self.cache)
+        return self._loader(dataset, EvalOrder(len(dataset), self.eval_batch_size, *self._process()), None)
+
+    def _loader(self, dataset: ImageDataset, order: TrainOrder | EvalOrder, position) -> Loader:
+        on_gpu = torch.cuda.is_available() and (
+            self.trainer is None or self.trainer.strategy.root_device.type == "cuda"
+        )
+        loader = Loader(dataset, order, self.workers, on_gpu, position if self.trainer is not None else None)
+        self._loaders.append(loader)
+        return loader
+
+    def _process(self) -> tuple[int, int]:
+        """Number of processes, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _position(self) -> tuple[int, int]:
+        """Where the trainer stands: the epoch, and the number that it gives to the next batch.
+
+        Read when the first batch is asked for: a loader is made before Lightning has settled, after a restart, whether
+        the batch or the epoch that it saved in was finished.
+        """
+        loop = self.trainer.fit_loop
+        epoch = 0 if self.trainer.overfit_batches else loop.epoch_progress.current.processed
+        return epoch, loop.epoch_loop.batch_progress.current.ready

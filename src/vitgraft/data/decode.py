@@ -1,0 +1,116 @@
+"""Bytes of an image file to upright 8-bit RGB, or an `ImageError` that says what is wrong with which file.
+
+What is done with images that are not plain RGB:
+
+| image | becomes |
+|---|---|
+| grey, palette, CMYK, YCbCr, 1-bit | RGB, by Pillow's conversion |
+| transparent (alpha channel, or palette with transparent entries) | laid on white |
+| 16-bit grey | its upper 8 bits (Pillow's conversion would clip all above 255 to white) |
+| 16-bit RGB | 8-bit, by Pillow's decoder |
+| animated (GIF, WebP, APNG) | its first frame |
+| turned by its EXIF entry | upright |
+| truncated, empty, no image, floating-point, over `MAX_PIXELS` | `ImageError` |
+"""
+
+import io
+import warnings
+
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from vitgraft.errors import ImageError
+
+__all__ = ["MAX_PIXELS", "ImageError", "decode_image"]
+
+# Where Pillow itself gives up by default (twice its MAX_IMAGE_PIXELS): 0.5 GB as RGB.
+MAX_PIXELS = 178_956_970
+_EXIF_ORIENTATION = 0x0112
+_PLAIN = ("L", "CMYK", "YCbCr", "1", "LAB", "HSV")
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image file.
+
+    Args:
+        data: the file's content.
+        name: what to call the file in an error.
+        max_pixels: images with more are refused before they are decoded; a few kB can unpack to many GB.
+
+    Returns:
+        An RGB image, upright, loaded.
+
+    Raises:
+        ImageError: the file is broken, or cannot be shown as 8-bit RGB.
+    """
+    image = open_image(data, name, max_pixels)
+    try:
+        with warnings.catch_warnings():
+            # Damaged EXIF entries make Pillow warn and read on, which is right here.
+            warnings.simplefilter("ignore")
+            truncated_are_loaded, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            try:
+                image.load()
+            finally:
+                ImageFile.LOAD_TRUNCATED_IMAGES = truncated_are_loaded
+            return _upright(_to_rgb(image, name), image)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(name, f"no memory for {image.width} x {image.height} pixels") from None
+    # Pillow's plugins let many kinds of exceptions through for damaged files: OSError, SyntaxError, ValueError,
+    # struct.error, EOFError, IndexError, KeyError, zlib.error ...
+    except Exception as error:
+        raise ImageError(name, str(error) or type(error).__name__) from error
+
+
+def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads an image's header: size, mode and format are known, pixels are not decoded yet.
+
+    Args:
+        data: the file's content.
+        name: what to call the file in an error.
+        max_pixels: images with more are refused.
+
+    Raises:
+        ImageError: the file is empty, no image, or too large.
+    """
+    if not data:
+        raise ImageError(name, "empty file (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is checked below
+            image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ImageError(name, f"not an image that Pillow can read (starts with {data[:8]!r})") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(name, f"too large: {error}") from None
+    except Exception as error:
+        raise ImageError(name, str(error) or type(error).__name__) from error
+    if image.width * image.height > max_pixels:
+        raise ImageError(name, f"too large: {image.width} x {image.height} pixels, at most {max_pixels} are decoded")
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow before 10 and its PNG reader call 16-bit grey "I"
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.mode == "P" or image.mode in _PLAIN:
+        return image.convert("RGB")
+    raise ImageError(name, f"mode {image.mode}: it is not said which value is white; save it as 8-bit or 16-bit")
+
+
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """Turns the picture as the EXIF orientation of `image`, the file's, asks for; files without one cost nothing."""
+    if "exif" not in image.info and image.format not in ("TIFF", "PNG", "MPO", "WEBP"):
+        return rgb
+    if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
+        return rgb
+    if rgb is not image:
+        rgb.getexif()[_EXIF_ORIENTATION] = image.getexif()[_EXIF_ORIENTATION]
+    return ImageOps.exif_transpose(rgb)

@@ -1,0 +1,162 @@
+"""Which samples make up which batch: functions of (seed, epoch), for one process or many.
+
+A sampler yields `Draw`s, and a dataset is indexed with them: a `Draw` says all that the augmentation depends on, so
+workers need no state, and an epoch can begin at any batch without touching the ones before.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vitgraft.randomness import derive
+
+# floor(len / 256) * 256 samples an epoch with repeated augmentation: facebookresearch/deit samplers.py
+REPEATS_ROUND = 256
+
+
+class Draw(NamedTuple):
+    """One sample of one epoch.
+
+    Attributes:
+        epoch: counted from 0; evaluation has epoch 0.
+        index: of the sample in its source.
+        repeat: which of its draws in this epoch, counted from 0.
+    """
+
+    epoch: int
+    index: int
+    repeat: int = 0
+
+
+class TrainOrder:
+    """Batches of a training epoch, for one of several processes.
+
+    Batch k of all processes together is a run of `batch_size * world_size` draws of the epoch's order, of which the
+    process takes every `world_size`-th: with the same total batch, 1 process and 8 train on the same batches. What is
+    left at the end and fills no batch is not drawn in this epoch.
+
+    Repeated augmentation is DeiT's: every sample `repeats` times in a row, so that the draws fall to different
+    processes, and no more than floor(length / 256) * 256 draws an epoch in all (`length` in a set of under 256).
+
+    Args:
+        length: samples in the set.
+        seed: the run's seed.
+        batch_size: samples in a batch of one process.
+        world_size: number of processes.
+        rank: which of them this is, counted from 0.
+        repeats: how often a sample is drawn in a row; 1 is no repeated augmentation.
+        blocks: sizes of the shards that the samples lie in, in order; their sum is `length`. Shards are then shuffled,
+            and samples among `blocks_at_once` successive ones, so that few shards are in use at a time.
+        blocks_at_once: see there.
+
+    Raises:
+        ValueError: numbers that make no batch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        repeats: int = 1,
+        blocks: Sequence[int] | None = None,
+        blocks_at_once: int = 8,
+    ):
+        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("repeats", repeats)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: 0 to {world_size - 1} for world_size={world_size}")
+        if blocks is not None and sum(blocks) != length:
+            raise ValueError(f"blocks: they hold {sum(blocks)} samples together, the set holds {length}")
+        drawn = length if repeats == 1 else (length // REPEATS_ROUND * REPEATS_ROUND or length)
+        self.num_batches = drawn // (batch_size * world_size)
+        if self.num_batches == 0:
+            processes = f" in each of {world_size} processes" if world_size > 1 else ""
+            raise ValueError(
+                f"batch_size={batch_size}: {length} training images fill no batch{processes}; "
+                f"at most {drawn // world_size} would work"
+            )
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.world_size, self.rank, self.repeats = world_size, rank, repeats
+        self.blocks = None if blocks is None else np.asarray(blocks, dtype=np.int64)
+        self.blocks_at_once = blocks_at_once
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the next iteration starts."""
+        return self.num_batches
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """The next iteration is epoch `epoch`, from batch `start` on."""
+        self.epoch, self.start = epoch, start
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All samples of the set in the order of an epoch, int64 (length,); the same in every process."""
+        # RandomState's streams are frozen by numpy's compatibility policy, those of Generator are not
+        rng = np.random.RandomState(np.array(_words(derive(self.seed, "order", epoch)), dtype=np.uint32))
+        if self.blocks is None:
+            return rng.permutation(self.length)
+        ends = np.cumsum(self.blocks)
+        shuffled = rng.permutation(len(self.blocks))
+        groups = [shuffled[at : at + self.blocks_at_once] for at in range(0, len(shuffled), self.blocks_at_once)]
+        return np.concatenate(
+            [rng.permutation(np.concatenate([np.arange(ends[b] - self.blocks[b], ends[b]) for b in g])) for g in groups]
+        )
+
+    def batch(self, epoch: int, number: int, order: np.ndarray) -> list[Draw]:
+        """Batch `number` of this process in an epoch whose `order(epoch)` is given."""
+        total = self.batch_size * self.world_size
+        places = range(number * total + self.rank, (number + 1) * total, self.world_size)
+        return [Draw(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch, start = self.epoch, self.start
+        order = self.order(epoch)
+        for number in range(start, self.num_batches):
+            yield self.batch(epoch, number, order)
+
+
+class EvalOrder:
+    """Batches of an evaluation: over all processes every sample exactly once, none padded, none twice.
+
+    Process r has the samples r, r + world_size, ...; where a process has one sample fewer and thereby one batch fewer
+    than the others, its last batch is split in two. So all have equally many batches, and a collective operation in a
+    step can't hang, unless there are fewer samples than processes, or batches of 1.
+
+    Args:
+        length: samples in the set.
+        batch_size: samples in a batch of one process.
+        world_size: number of processes.
+        rank: which of them this is, counted from 0.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(self, length: int, batch_size: int, world_size: int = 1, rank: int = 0):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: 0 to {world_size - 1} for world_size={world_size}")
+        own = range(rank, length, world_size)
+        self.batches = [list(own[at : at + batch_size]) for at in range(0, len(own), batch_size)]
+        most = -(-len(range(0, length, world_size)) // batch_size)
+        if 0 < len(self.batches) < most and len(self.batches[-1]) > 1:
+            last = self.batches.pop()
+            self.batches += [last[:-1], last[-1:]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for indices in self.batches:
+            yield [Draw(0, index) for index in indices]
+
+
+def _words(seed: int) -> list[int]:
+    """A 63-bit seed as 32-bit words."""
+    return [seed >> 32, seed & 0xFFFFFFFF]

@@ -1,0 +1,157 @@
+"""From an RGB image to what a model is fed: timm's transforms, under timm's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+from torchvision import transforms
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model expects of its images; timm's data configuration (`timm.data.resolve_data_config`).
+
+    Args:
+        input_size: (height, width) in pixels.
+        interpolation: of the resize in evaluation.
+        mean: of each colour, 0 to 1.
+        std: of each colour, 0 to 1.
+        crop_pct: share of the resized image's side that the centre crop keeps.
+        crop_mode: "center", "squash" or "border".
+    """
+
+    input_size: tuple[int, int] = (224, 224)
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; the names are those of timm's training script.
+
+    Args:
+        scale: smallest and largest share of the image's area that the random crop takes.
+        ratio: smallest and largest width / height of the random crop.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        color_jitter: how far brightness, contrast and saturation may change; unused while `auto_augment` is on.
+        auto_augment: timm's text for AutoAugment, RandAugment or AugMix, such as "rand-m9-mstd0.5-inc1".
+        train_interpolation: "bicubic", "bilinear", or "random" for one of both by chance.
+        train_crop_mode: "rrc" random resized crop; timm's "rkrc" and "rkrr"; "pad" for small images, which are not
+            resized: zeros added around (an eighth of the side), then a random crop, as DeiT does for CIFAR.
+        reprob: probability of random erasing.
+        remode: "pixel", "rand" or "const": what is put there.
+        recount: most regions that are erased.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float | None = 0.4
+    auto_augment: str | None = None
+    train_interpolation: str = "random"
+    train_crop_mode: str = "rrc"
+    reprob: float = 0.0
+    remode: str = "pixel"
+    recount: int = 1
+
+    def __post_init__(self) -> None:
+        if wrong := self.problems(asdict(self)):
+            raise ValueError("augmentation: " + "; ".join(wrong))
+
+    @staticmethod
+    def problems(values: dict[str, Any]) -> list[str]:
+        """What is wrong with fields given by name, one line each."""
+        wrong = []
+        choices = {
+            "train_interpolation": ("bicubic", "bilinear", "random"),
+            "train_crop_mode": ("rrc", "rkrc", "rkrr", "pad"),
+            "remode": ("pixel", "rand", "const"),
+        }
+        for name, allowed in choices.items():
+            if name in values and values[name] not in allowed:
+                wrong.append(f"{name}={values[name]!r}: one of {', '.join(allowed)}")
+        for name in ("hflip", "vflip", "reprob"):
+            if not 0 <= values.get(name, 0) <= 1:
+                wrong.append(f"{name}={values[name]}: a probability, 0 to 1")
+        for name, example in (("scale", "[0.08, 1.0] of the area"), ("ratio", "[0.75, 1.333] as width / height")):
+            low, high = values.get(name, (1, 1))
+            if not 0 < low <= high:
+                wrong.append(f"{name}={list(values[name])}: the smallest and the largest, such as {example}")
+        if values.get("recount", 1) < 1:
+            wrong.append(f"recount={values['recount']}: at least 1")
+        if (values.get("color_jitter") or 0) < 0:
+            wrong.append(f"color_jitter={values['color_jitter']}: 0 or more, or null")
+        if given := values.get("auto_augment"):
+            try:
+                _auto_augment(given)
+            except Exception as error:  # timm's parser lets KeyError, ValueError, AssertionError ... through
+                wrong.append(
+                    f"auto_augment={given!r}: timm can't read it ({error or type(error).__name__}); "
+                    f"such as 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or 'original'"
+                )
+        return wrong
+
+
+def _auto_augment(text: str) -> None:
+    create_transform(32, is_training=True, auto_augment=text)
+
+
+def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
+    """RGB image -> float32 (3, H, W), drawn from the global generators."""
+    options = asdict(augmentation)
+    padded = options["train_crop_mode"] == "pad"
+    transform = create_transform(
+        (3, *preprocessing.input_size),
+        is_training=True,
+        interpolation=options.pop("train_interpolation"),
+        re_prob=options.pop("reprob"),
+        re_mode=options.pop("remode"),
+        re_count=options.pop("recount"),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        **options | {"train_crop_mode": "rrc" if padded else options["train_crop_mode"]},
+    )
+    if padded:
+        height, width = preprocessing.input_size
+        padding = (width // 8, height // 8)
+        transform.transforms[0] = transforms.RandomCrop((height, width), padding=padding, pad_if_needed=True)
+    return transform
+
+
+def eval_transform(preprocessing: Preprocessing) -> Transform:
+    """RGB image -> float32 (3, H, W): resized and cropped by the model's own rule; nothing is random."""
+    return create_transform((3, *preprocessing.input_size), is_training=False, **_without_size(preprocessing))
+
+
+def _without_size(preprocessing: Preprocessing) -> dict:
+    options = asdict(preprocessing)
+    del options["input_size"]
+    return options
+
+
+def model_preprocessing(model: nn.Module, input_size: tuple[int, int] | None = None, **options) -> Preprocessing:
+    """What a timm model expects of its images.
+
+    Args:
+        model: made by `timm.create_model`.
+        input_size: (height, width) instead of the model's own.
+        options: other fields of `Preprocessing` that replace the model's own; None leaves them.
+    """
+    from vitgraft.report.spec import input_size_of
+
+    config = resolve_model_data_config(model)
+    config["input_size"] = input_size or input_size_of(model)[1:]
+    return Preprocessing(**config | {name: value for name, value in options.items() if value is not None})

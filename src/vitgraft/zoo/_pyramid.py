@@ -1,0 +1,245 @@
+"""What timm asks of a model, once for all pyramids of the zoo. Plumbing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import get_device_dtype, global_pool_nlc, trunc_normal_
+from timm.models import build_model_with_cfg, checkpoint
+from timm.models._features import feature_take_indices
+from torch import nn
+
+from vitgraft.models._compile import one_graph_per_size
+
+__all__ = ["Pyramid", "build", "cfg", "check_stages", "init_weights"]
+
+# B batch, H x W token grid, C channels, N tokens.
+
+POOLS = ("", "token", "avg", "max", "avgmax")
+
+
+class Pyramid(nn.Module):
+    """Base of the pyramids: images go through `_embed`, then through one `_stage` after the other, then `_finish`.
+
+    A subclass fills `feature_info`, calls `_make_head`, and defines the five methods below; what is passed from stage
+    to stage is its own affair.
+
+    Args:
+        num_classes: Outputs of the classifier, 0 for none.
+        global_pool: Pooling before it: "avg", "max", "avgmax", "token" (only with a class token), "" for none.
+        drop_rate: Dropout before the classifier.
+    """
+
+    num_prefix_tokens = 0
+
+    def __init__(self, in_chans: int, num_classes: int, global_pool: str, drop_rate: float):
+        super().__init__()
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.feature_info: list[dict[str, Any]] = []
+        self._set_pool(global_pool)
+
+    # What a subclass defines
+
+    def _embed(self, x: torch.Tensor) -> Any:
+        """Images (B, in_chans, H, W) to what the first stage takes."""
+        raise NotImplementedError
+
+    def _stage(self, i: int, state: Any) -> Any:
+        """One stage."""
+        raise NotImplementedError
+
+    def _map(self, i: int, state: Any, norm: bool) -> torch.Tensor:
+        """What stage i gave as a map (B, C, H, W), after the final norm if wanted and if that is one of the map."""
+        raise NotImplementedError
+
+    def _finish(self, state: Any) -> torch.Tensor:
+        """What the last stage gave to the normed tokens (B, N, num_features) that the classifier pools."""
+        raise NotImplementedError
+
+    def _prune(self, stages: int) -> None:
+        """Removes the modules of all stages from `stages` on."""
+        raise NotImplementedError
+
+    def fit_tensor(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A parameter of a checkpoint made for another image size, resized to this model's where it depends on it."""
+        return value
+
+    # timm's interface
+
+    def _make_head(self, device=None, dtype=None) -> None:
+        self.head_hidden_size = self.num_features
+        self.head_drop = nn.Dropout(self.drop_rate)
+        self.head = (
+            nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype)
+            if self.num_classes > 0
+            else nn.Identity()
+        )
+
+    def _set_pool(self, global_pool: str) -> None:
+        pools = [pool for pool in POOLS if pool != "token" or self.num_prefix_tokens]
+        if global_pool not in pools:
+            raise ValueError(f"global_pool={global_pool!r}: {type(self).__name__} has {', '.join(map(repr, pools))}")
+        self.global_pool = global_pool
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Position embeddings, learned tokens and tables of relative positions."""
+        ends = ("pos_embed", "cls_token", "rel_pos", "bias_table", "position_bias")
+        return {name for name, _ in self.named_parameters() if name.rstrip("1234").endswith(ends)}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Gives the model a new classifier (0 classes: none); the pooling stays unless given."""
+        if global_pool is not None:
+            self._set_pool(global_pool)
+        self.num_classes = num_classes
+        self._make_head(**get_device_dtype(self))
+        self.head.apply(init_weights)
+        for module in (self.head_drop, self.head):
+            module.train(self.training)
+
+    def _run(self, block: nn.Module, *args: Any) -> Any:
+        """A block, with its activations recomputed in the backward pass where that is asked for."""
+        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+            return checkpoint(block, *args)
+        return block(*args)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Runs the stages and returns the maps at the ends of some.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Stages, counted from 0; the last n if int, all if None.
+            norm: Apply the final norm to the last stage's map (the others have other widths; RegionViT's is one of the
+                regional tokens and never of a map).
+            stop_early: Skip the stages behind the last one asked for. If any are, there are no final features: None.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: Return the maps alone, without the final features (B, N, C) in front.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt={output_fmt!r}: use 'NCHW' or 'NHWC'")
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        last = len(self.feature_info) - 1
+        depth = (max_index if stop_early else last) + 1
+        one_graph_per_size(x)
+        state = self._embed(x)
+        intermediates = []
+        for i in range(depth):
+            state = self._stage(i, state)
+            if i in take_indices:
+                level = self._map(i, state, norm and i == last)
+                intermediates.append(level.contiguous() if output_fmt == "NCHW" else level.permute(0, 2, 3, 1))
+        if intermediates_only:
+            return intermediates
+        return self._finish(state) if depth > last else None, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what `forward_intermediates` with these indices does not need; returns the indices."""
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        pruned = max_index < len(self.feature_info) - 1
+        if pruned:
+            self._prune(max_index + 1)
+            self.feature_info = self.feature_info[: max_index + 1]
+            self.num_features = self.feature_info[-1]["num_chs"]
+        if pruned or prune_norm:
+            self.norm = nn.Identity()
+        if pruned or prune_head:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) to normed tokens (B, N, num_features)."""
+        one_graph_per_size(x)
+        state = self._embed(x)
+        for i in range(len(self.feature_info)):
+            state = self._stage(i, state)
+        return self._finish(state)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Tokens (B, N, num_features) to logits (B, num_classes)."""
+        x = global_pool_nlc(x, self.global_pool, self.num_prefix_tokens)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def check_stages(**options: Sequence) -> int:
+    """The number of stages.
+
+    Raises:
+        ValueError: Options of different lengths.
+    """
+    lengths = {len(values) for values in options.values()}
+    if len(lengths) != 1:
+        said = ", ".join(f"{name}={tuple(values)}" for name, values in options.items())
+        raise ValueError(f"one value per stage is needed: {said}")
+    return lengths.pop()
+
+
+def init_weights(module: nn.Module) -> None:
+    """DeiT's initialisation, which all these models' authors use; convolutions keep PyTorch's."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _unwrap(state_dict: dict, model: nn.Module) -> dict:
+    """timm's hook for `pretrained=True`: weights as the authors wrapped them."""
+    for key in ("state_dict_ema", "state_dict", "model", "net"):
+        state_dict = state_dict.get(key, state_dict)
+    state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    fit = getattr(model, "fit_tensor", None)
+    return {name: fit(name, value) for name, value in state_dict.items()} if fit else state_dict
+
+
+def build(cls: type[nn.Module], variant: str, pretrained: bool, feature_cfg: dict | None = None, **kwargs) -> nn.Module:
+    """Builds a variant with timm's builder: pretrained weights, `features_only`, default configuration."""
+    return build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=_unwrap,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter", **(feature_cfg or {})},
+        **kwargs,
+    )
+
+
+def cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+    """A default configuration as timm knows it."""
+    return {
+        "url": url,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "classifier": "head",
+        **kwargs,
+    }

@@ -1,0 +1,348 @@
+"""One suite over the families of the zoo: they behave as timm's models do. Small: few blocks, few channels."""
+
+import copy
+import pickle
+import re
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+import vitgraft
+from vitgraft.errors import CheckpointError, GraftError
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:timm")
+
+# a model of each family and code path -> options that make it small, sizes of images that it takes (the first is its
+# own; families with one size only have one), reductions of its maps
+PYRAMID = [4, 8, 16, 32]
+FAMILIES = {
+    "pvt_tiny": (
+        {"embed_dims": (8, 16, 24, 32), "depths": (2, 1, 2, 1), "num_heads": (1, 2, 3, 4), "img_size": 64},
+        [(64, 64), (32, 32), (33, 71), (96, 160)],
+        PYRAMID,
+    ),
+    "t2t_vit_14": ({"embed_dim": 24, "depth": 3, "num_heads": 3, "img_size": 64}, [(64, 64)], [16, 16, 16]),
+    "t2t_vit_t_14": (
+        {"embed_dim": 24, "depth": 3, "num_heads": 3, "img_size": (48, 64), "dynamic_img_size": True},
+        [(48, 64), (16, 16), (3, 5), (70, 33)],
+        [16, 16, 16],
+    ),
+}
+REGISTERED = {
+    "pvt_tiny", "pvt_small", "pvt_medium", "pvt_large", "t2t_vit_14", "t2t_vit_t_14", "t2t_vit_t_19",
+}  # fmt: skip
+
+
+def make(name: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, **{"num_classes": 5, **FAMILIES[name][0], **options}).eval()
+
+
+def images(name: str, batch: int = 2, size: tuple[int, int] | None = None, chans: int = 3) -> torch.Tensor:
+    return torch.randn(batch, chans, *(size or FAMILIES[name][1][0]), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name) -> nn.Module:
+    """Not to be changed."""
+    return make(name)
+
+
+def test_registered_names():
+    here = {n for family in ("pvt_*", "t2t_*", "vil_*", "regionvit_*") for n in timm.list_models(family)}
+    assert {n for n in here if not n.startswith("pvt_v2")} == REGISTERED
+
+
+@pytest.mark.parametrize("name", sorted(REGISTERED))
+def test_default_cfg(name):
+    cfg = timm.get_pretrained_cfg(name)
+    model = timm.create_model(name, device="meta")
+    modules = dict(model.named_modules())
+    assert cfg.input_size == (3, 224, 224) and cfg.license
+    assert modules[cfg.classifier].out_features == cfg.num_classes == 1000
+    first = (cfg.first_conv,) if isinstance(cfg.first_conv, str) else cfg.first_conv or ()
+    assert all(modules[conv].in_channels == 3 for conv in first)
+
+
+def test_forward_and_backward(name):
+    model = make(name).train()
+    x = images(name).requires_grad_()
+    out = model(x)
+    assert out.shape == (2, 5)
+    out.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    for parameter_name, p in model.named_parameters():
+        if p.requires_grad:  # T2T-ViT has fixed random features and a fixed position embedding
+            assert p.grad is not None and p.grad.isfinite().all(), parameter_name
+
+
+def test_sizes_change_from_batch_to_batch(name, model):
+    batches = [images(name, size=size) for size in FAMILIES[name][1]]
+    with torch.no_grad():
+        first = [model(x) for x in batches]
+        again = [model(x) for x in reversed(batches)]
+    assert all(y.shape == (2, 5) and y.isfinite().all() for y in first)
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+
+
+def test_images_of_a_batch_do_not_mix(name, model):
+    x = images(name, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), torch.cat([model(one[None]) for one in x]), rtol=1e-4, atol=1e-5)
+
+
+def test_features_only(name, model):
+    features = make(name, features_only=True)
+    reductions = FAMILIES[name][2]
+    assert features.feature_info.reduction() == reductions
+    for size in FAMILIES[name][1]:
+        x = images(name, size=size)
+        with torch.no_grad():
+            maps = features(x)
+            final, intermediates = model.forward_intermediates(x)
+        for level, channels, reduction in zip(maps, features.feature_info.channels(), reductions, strict=True):
+            assert level.shape[:2] == (2, channels)
+            for side, pixels in zip(level.shape[2:], size, strict=True):
+                assert side in (-(-pixels // reduction), pixels // reduction)
+        for a, b in zip(maps, intermediates[-len(maps) :], strict=True):
+            assert torch.equal(a, b)
+        torch.testing.assert_close(final, model.forward_features(x))
+
+
+def test_intermediates(name, model):
+    x = images(name)
+    with torch.no_grad():
+        _, every = model.forward_intermediates(x)
+        some = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True, stop_early=True)
+        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]
+    assert len(some) == 2 and all(torch.equal(a, b) for a, b in zip(some, every, strict=False))
+    expected = model.norm(every[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    if not name.startswith("regionvit"):  # there the norm is one of the regional tokens
+        torch.testing.assert_close(normed, expected)
+
+
+def test_output_formats(name, model):
+    x = images(name)
+    nchw = model.forward_intermediates(x, intermediates_only=True)
+    if not name.startswith("t2t"):
+        nhwc = model.forward_intermediates(x, intermediates_only=True, output_fmt="NHWC")
+        assert all(torch.equal(a, b.permute(0, 3, 1, 2)) for a, b in zip(nchw, nhwc, strict=True))
+    with pytest.raises((ValueError, AssertionError), match="NCHW"):
+        model.forward_intermediates(x, output_fmt="NCL")
+
+
+def test_pruned_features_have_gradients_everywhere(name):
+    """As DistributedDataParallel wants: what is not needed for the maps is gone."""
+    features = make(name, features_only=True, out_indices=(0, 1))
+    sum(level.square().sum() for level in features(images(name))).backward()
+    for parameter_name, p in features.named_parameters():
+        # the class token's own path and T2T-ViT's norm stay in what timm prunes
+        assert p.grad is not None or not p.requires_grad or parameter_name.startswith("model.norm"), parameter_name
+
+
+def test_reset_classifier(name):
+    model = make(name)
+    x = images(name)
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert features.shape == (2, model.head_hidden_size)
+    model.reset_classifier(7)
+    assert model(x).shape == (2, 7) and model.get_classifier().out_features == 7 and not model.head.training
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), features)
+    model.reset_classifier(3, "avg")
+    assert model(x).shape == (2, 3)
+
+
+def test_gradient_checkpointing(name):
+    model = make(name).train()
+    x = images(name)
+    grads = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        out = model(x)
+        out.square().sum().backward()
+        grads.append((out.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_layer_decay(name):
+    model = make(name)
+    groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.5)
+    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    named = {n: scale[id(p)] for n, p in model.named_parameters() if p.requires_grad}
+    by_block: dict[str, set] = {}
+    for parameter_name, (lr_scale, _) in named.items():
+        block = re.match(r"blocks\.\d+\.|(?:block|layer|layers\.)\d+\.(?:block\.)?\d+\.", parameter_name)
+        if block:
+            by_block.setdefault(block[0], set()).add(lr_scale)
+    assert len(by_block) >= 3 and all(len(scales) == 1 for scales in by_block.values())
+    depth = len(getattr(model, "blocks", None) or model.feature_info)
+    assert len({s for s, _ in named.values()}) > depth
+    assert named["head.weight"][0] == 1 and min(s for s, _ in named.values()) < 0.5**3
+    coarse = timm.models.group_parameters(model, model.group_matcher(coarse=True))
+    assert len(coarse) >= 4
+    decayed = timm.optim.param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
+    decayed = {id(p) for g in decayed if g["weight_decay"] for p in g["params"]}
+    for parameter_name, p in model.named_parameters():
+        if re.search(r"pos_embed\d?$|cls_token$|rel_pos$|bias_table$|position_bias$", parameter_name):
+            assert id(p) not in decayed, parameter_name
+
+
+def test_weights_travel(name, tmp_path):
+    """As safetensors through timm's hub format, as a checkpoint, as a copy, pickled."""
+    model, x = make(name), images(name)
+    expected = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm.models.save_for_hf(model, str(tmp_path), model_args=FAMILIES[name][0])
+        other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(other(x), expected)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+    torch.manual_seed(1)
+    assert torch.equal(make(name, checkpoint_path=str(tmp_path / "weights.pth"))(x), expected)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), expected)
+
+
+def test_device_and_dtype(name):
+    assert {p.dtype for p in make(name, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    model = make(name, device="meta")
+    assert all(p.is_meta for p in model.parameters())
+    source, x = make(name), images(name)
+    model = model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    model.load_state_dict(source.state_dict())
+    assert torch.equal(model(x), source(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = source(x).float()
+    torch.testing.assert_close(half, source(x), atol=0.1, rtol=0.1)
+    assert source.bfloat16()(x.bfloat16()).isfinite().all()
+
+
+def test_in_chans(name):
+    assert make(name, in_chans=1)(images(name, chans=1)).shape == (2, 5)
+
+
+def test_drop_rates_act_in_training_only(name):
+    rates = {"drop_rate": 0.3, "proj_drop_rate": 0.3, "attn_drop_rate": 0.3, "drop_path_rate": 0.5}
+    model, x = make(name, **rates), images(name)
+    assert torch.equal(model(x), make(name)(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+def test_checkpoint_of_another_image_size(name):
+    """Position embeddings and tables are resized, and said to be."""
+    if name.startswith("regionvit"):
+        pytest.skip("no tensor depends on the size")
+    source, model = make(name, img_size=64), make(name, img_size=(96, 64))
+    report = vitgraft.load_official(model, {"state_dict": source.state_dict()})
+    assert report.reshaped and not report.missing and not report.unexpected
+    assert model(images(name, size=(96, 64))).isfinite().all()
+    same = make(name, img_size=64, num_classes=5)
+    assert not vitgraft.load_official(same, source.state_dict()).reshaped
+
+
+def test_set_input_size(name):
+    if name.startswith("regionvit"):
+        pytest.skip("no tensor depends on the size")
+    model = make(name, img_size=64)
+    want = {n: p.shape for n, p in make(name, img_size=(96, 64)).named_parameters()}
+    model.set_input_size(img_size=(96, 64))
+    assert {n: p.shape for n, p in model.named_parameters()} == want
+    assert model(images(name, size=(96, 64))).shape == (2, 5)
+
+
+def test_weights_of_another_family_are_named(name):
+    other = next(n for n in FAMILIES if n[:3] != name[:3])
+    model = make(name)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    family = {"pvt": "PVT v1", "t2t": "T2T-ViT", "reg": "RegionViT", "vil": "Vision Longformer"}[other[:3]]
+    with pytest.raises(CheckpointError, match=f"looks like a {family}"):
+        vitgraft.load_official(model, make(other).state_dict())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_wrappers(name):
+    """Averaged weights come first, and what was passed over is said."""
+    raw, averaged = make(name), make(name)
+    for p in averaged.parameters():
+        p.data.add_(0.1)
+    content = {
+        "state_dict": {f"module.{n}": t for n, t in raw.state_dict().items()},
+        "state_dict_ema": {f"module.{n}": t for n, t in averaged.state_dict().items()},
+    }
+    model = make(name)
+    report = vitgraft.load_official(model, content)
+    assert report.wrapper == "state_dict_ema" and report.passed_over == ["state_dict"]
+    assert torch.equal(model(images(name)), averaged(images(name)))
+    with pytest.raises(CheckpointError, match="wrapper='net'"):
+        vitgraft.load_official(model, content, wrapper="net")
+
+
+@pytest.mark.parametrize(
+    "name,options,said",
+    [
+        ("pvt_tiny", {"img_size": 31}, "31 x 31 pixels is too small"),
+        ("pvt_tiny", {"depths": (1, 2)}, "one value per stage is needed"),
+        ("pvt_tiny", {"num_heads": (1, 2, 3, 5)}, "num_heads=5 does not divide dim=32"),
+        ("pvt_tiny", {"sr_ratios": (8, 4, 2, 2)}, "1 is needed in the last stage"),
+        ("pvt_tiny", {"global_pool": "map"}, "global_pool='map'"),
+        ("t2t_vit_14", {"patch_size": 8}, "patch_size=8"),
+        ("t2t_vit_14", {"img_size": 2}, "needs 3 x 3 pixels"),
+    ],
+)
+def test_bad_options(name, options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make(name, **options)
+
+
+@pytest.mark.parametrize("name,size,said", [("pvt_tiny", (64, 31), "64 x 31"), ("t2t_vit_14", (64, 80), "64 x 80")])
+def test_sizes_that_cannot_work(name, size, said):
+    with pytest.raises(ValueError, match=said):
+        make(name)(images(name, size=size))
+
+
+@pytest.mark.parametrize("graft", ["default"])
+def test_grafts_work_or_say_why_not(name, graft):
+    model, x = make(name), images(name)
+    expected = model(x)
+    try:
+        vitgraft.graft(model, window_size=2, init="identity")
+    except GraftError as error:
+        assert len(str(error)) > 40
+        assert torch.equal(model(x), expected)
+    else:
+        assert vitgraft.grafts(model) and torch.equal(model(x), expected)
+
+
+@pytest.mark.slow
+def test_compile_and_export(name):
+    model, x = make(name), images(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    y = images(name, 3)
+    torch.testing.assert_close(exported(y), model(y), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from vitgraft.export import export_onnx
+
+    done = export_onnx(make(name), tmp_path / "model.onnx", (3, *FAMILIES[name][1][0]))
+    assert done.ok, done.differences
