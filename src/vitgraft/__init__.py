@@ -11,6 +11,7 @@ from vitgraft.models import vit as _vit  # noqa: F401
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.surgery import graft, grafts, is_grafted, strip, train_grafts_only
 from vitgraft.zoo import pvt as _pvt  # noqa: F401
+from vitgraft.zoo import regionvit as _regionvit  # noqa: F401
 from vitgraft.zoo import t2t_vit as _t2t_vit  # noqa: F401
 
 __all__ = [

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_export(commands)
     _add_families(commands)
+    _add_figures(commands)
     if _has("vitgraft.demo"):
         _add_demo(commands)
     for name, summary in RUNS.items():
@@ -237,6 +238,30 @@ def _add_families(commands) -> None:
     _add_format(parser)
 
 
+def _add_figures(commands) -> None:
+    parser = _add(
+        commands,
+        "figures",
+        _figures,
+        "the paper's figures 1 (b) and 2 (a), drawn and measured",
+        "tradeoff: accuracy against MAC as printed, arrows where grafts were added, and images/s measured on this\n"
+        "machine (minutes) or read from a file of vitgraft bench. reach: the effective receptive field of a centre\n"
+        "token in Swin-T and DeiT-T with and without grafts, with random weights on real photos. PNG and SVG each.",
+        [
+            "vitgraft figures",
+            "vitgraft figures tradeoff --bench results/bench_tables.json --out docs/pictures",
+            "vitgraft figures reach --photos DIR --seeds 0 1 2",
+        ],
+    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="tradeoff, reach (default: both)")
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--bench", type=Path, metavar="FILE.json", help="speeds that vitgraft bench --output wrote")
+    speed.add_argument("--no-speed", action="store_true", help="leave the speed panel out")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for reach (default: scikit-learn's two)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="start values (default: 0)")
+
+
 def _add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
     parser.add_argument(
@@ -379,6 +404,31 @@ def _families(args: argparse.Namespace) -> int:
         lambda: to_markdown(results),
         lambda: {"kind": "families", "families": [{**asdict(result), "ok": result.ok} for result in results]},
     )
+    return 0
+
+
+def _figures(args: argparse.Namespace) -> int:
+    out = console()
+    from vitgraft.report import figures
+
+    wanted = args.figures or list(figures.FIGURES)
+    unknown = [name for name in wanted if name not in figures.FIGURES]
+    if unknown:
+        raise CommandError(f"unknown figure {', '.join(unknown)}; there are {', '.join(figures.FIGURES)}")
+    if args.photos and not args.photos.is_dir():
+        raise CommandError(f"--photos {args.photos}: no such folder")
+    measure = "tradeoff" in wanted and not args.no_speed and args.bench is None
+    total = (figures.speed_reports() if measure else 0) + len(figures.SYSTEMS) * len(args.seeds) * ("reach" in wanted)
+    try:
+        record = figures.read_speeds(args.bench) if args.bench else None
+        with Progress(total) as step:
+            if measure:
+                record = figures.measure_speeds(step)
+            written = figures.make_figures(args.out, wanted, record, args.photos, args.seeds, step)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    for path in written:
+        out.print(str(path), highlight=False, soft_wrap=True)
     return 0
 
 

@@ -59,7 +59,16 @@ def t2t(model, x) -> dict[str, torch.Tensor]:
     return found
 
 
-INTERMEDIATES = {"pvt": pvt, "t2t": t2t}
+def regionvit(model, x) -> dict[str, torch.Tensor]:
+    state = model._embed(x)
+    found = {"embed_regional": state[0], "embed": state[1]}
+    for i in range(4):
+        state = model._stage(i, state)
+        found[f"stage{i + 1}_regional"], found[f"stage{i + 1}"] = state
+    return found
+
+
+INTERMEDIATES = {"pvt": pvt, "t2t": t2t, "regionvit": regionvit}
 
 
 @pytest.mark.parametrize("vector", vectors.VECTORS)
@@ -101,6 +110,7 @@ def test_names_and_counts(compare, vector):
 # published sizes without a vector: parameters, MAC at 224 x 224
 OTHERS = {
     "pvt_large": (61_369_320, 9_813_765_632),  # counted from transformers' model, reference_counts.json
+    "regionvit_base": (72_747_232, 13_046_458_368),  # published: 72.7 M, 13.0 G
     "t2t_vit_t_19": (39_172_942, 9_784_935_552),  # published: 39.2 M, 9.8 G
 }
 

@@ -31,9 +31,20 @@ FAMILIES = {
         [(48, 64), (16, 16), (3, 5), (70, 33)],
         [16, 16, 16],
     ),
+    "regionvit_tiny": (
+        {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8), "img_size": 56},
+        [(56, 56), (64, 64), (4, 4), (56, 61), (33, 112)],
+        PYRAMID,
+    ),
+    "regionvit_medium": (
+        {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "img_size": 56},
+        [(56, 56), (30, 58)],
+        PYRAMID,
+    ),
 }
 REGISTERED = {
     "pvt_tiny", "pvt_small", "pvt_medium", "pvt_large", "t2t_vit_14", "t2t_vit_t_14", "t2t_vit_t_19",
+    "regionvit_tiny", "regionvit_small", "regionvit_medium", "regionvit_base",
 }  # fmt: skip
 
 
@@ -300,6 +311,9 @@ def test_wrappers(name):
         ("pvt_tiny", {"num_heads": (1, 2, 3, 5)}, "num_heads=5 does not divide dim=32"),
         ("pvt_tiny", {"sr_ratios": (8, 4, 2, 2)}, "1 is needed in the last stage"),
         ("pvt_tiny", {"global_pool": "map"}, "global_pool='map'"),
+        ("regionvit_tiny", {"global_pool": "token"}, "RegionViT has '', 'avg', 'max', 'avgmax'"),
+        ("regionvit_tiny", {"num_heads": (1, 2, 4, 9)}, "num_heads=9 does not divide dim=64"),
+        ("regionvit_tiny", {"embed_dim": 9}, "embed_dim=9"),
         ("t2t_vit_14", {"patch_size": 8}, "patch_size=8"),
         ("t2t_vit_14", {"img_size": 2}, "needs 3 x 3 pixels"),
     ],
@@ -309,7 +323,10 @@ def test_bad_options(name, options, said):
         make(name, **options)
 
 
-@pytest.mark.parametrize("name,size,said", [("pvt_tiny", (64, 31), "64 x 31"), ("t2t_vit_14", (64, 80), "64 x 80")])
+@pytest.mark.parametrize(
+    "name,size,said",
+    [("pvt_tiny", (64, 31), "64 x 31"), ("t2t_vit_14", (64, 80), "64 x 80"), ("regionvit_tiny", (64, 3), "64 x 3")],
+)
 def test_sizes_that_cannot_work(name, size, said):
     with pytest.raises(ValueError, match=said):
         make(name)(images(name, size=size))

@@ -73,7 +73,7 @@ _TABLE_1 = PaperTable(
             "Swin-T", "29", "4.5", "81.3", "swin_tiny_patch4_window7_224", note="28.3 M; the Swin paper prints 29"
         ),
         PaperRow("ViL-S-RPB", "25", "4.9", "82.4"),
-        PaperRow("RegionViT-S", "31", "5.3", "82.6"),
+        PaperRow("RegionViT-S", "31", "5.3", "82.6", "regionvit_small"),
         PaperRow("Swin-T + GrafT", "34", "5.1", "82.7", GRAFT_SWIN, note=_SWIN_MACS),
         PaperRow("CSWin-T", "23", "4.3", "82.7", "cswin_tiny_224", note="22.3 M; the CSWin paper prints 23"),
         PaperRow("CSWin-T + GrafT", "29", "4.7", "83.2", "graft_cswin_tiny_224", note=_CSWIN),
@@ -84,7 +84,7 @@ _TABLE_1 = PaperTable(
         PaperRow("TNT-B", "66", "14.1", "82.9", "tnt_b_patch16_224"),
         PaperRow("Swin-S", "50", "8.7", "83", "swin_small_patch4_window7_224"),
         PaperRow("ViL-M", "40", "8.7", "83.5"),
-        PaperRow("RegionViT-M", "41", "7.4", "83.1"),
+        PaperRow("RegionViT-M", "41", "7.4", "83.1", "regionvit_medium"),
         PaperRow("Swin-S + GrafT", "64", "9.7", "83.6", "graft_swin_small_patch4_window7_224"),
     ),
 )

@@ -1,6 +1,7 @@
 """What timm asks of a model, once for all pyramids of the zoo. Plumbing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from vitgraft.models._compile import one_graph_per_size
 
-__all__ = ["Pyramid", "build", "cfg", "check_stages", "init_weights"]
+__all__ = ["Pyramid", "build", "cached_by_size", "cfg", "check_stages", "init_weights"]
 
 # B batch, H x W token grid, C channels, N tokens.
 
@@ -32,6 +33,8 @@ class Pyramid(nn.Module):
     """
 
     num_prefix_tokens = 0
+    # (second, first): parts of names under which the authors store the same tensor again
+    second_names: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, in_chans: int, num_classes: int, global_pool: str, drop_rate: float):
         super().__init__()
@@ -67,6 +70,17 @@ class Pyramid(nn.Module):
     def fit_tensor(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """A parameter of a checkpoint made for another image size, resized to this model's where it depends on it."""
         return value
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """As nn.Module's; takes the authors' state dict with what is in it twice, computed, or empty."""
+        errors = args[-1]
+        for name in list(state_dict):
+            first = next((name.replace(second, f) for second, f in self.second_names if second in name), None)
+            if first in state_dict and not torch.equal(state_dict[name], state_dict[first]):
+                errors.append(f"{name} and {first} differ, and are one tensor here")
+            if first in state_dict or name.endswith("relative_position_index") or state_dict[name].numel() == 0:
+                del state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # timm's interface
 
@@ -185,6 +199,27 @@ class Pyramid(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def cached_by_size(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keeps the last 32 results of `function(x.device, *key)`; called with the activations x in front of the key.
+
+    Not where x is traced: a graph should not close over a cached tensor, nor the cache keep a fake one.
+    """
+
+    # a model at one image size asks for one index and one mask per stage
+    @lru_cache(maxsize=32)
+    def cached(*key: Any) -> torch.Tensor:
+        # a tensor made in inference mode could never be used in training again
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*key)
+
+    @wraps(function)
+    def get(x: torch.Tensor, *key: Any) -> torch.Tensor:
+        traced = torch.compiler.is_compiling() or type(x) is not torch.Tensor
+        return function(x.device, *key) if traced else cached(x.device, *key)
+
+    return get
 
 
 def check_stages(**options: Sequence) -> int:

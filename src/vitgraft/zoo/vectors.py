@@ -13,6 +13,10 @@ VECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "pvt_tiny_192x256": ("pvt_tiny", {}),
     "t2t_vit_14_224": ("t2t_vit_14", {}),
     "t2t_vit_t_14_224": ("t2t_vit_t_14", {}),
+    "regionvit_tiny_224": ("regionvit_tiny", {}),
+    "regionvit_small_224": ("regionvit_small", {}),
+    "regionvit_medium_224": ("regionvit_medium", {}),
+    "regionvit_tiny_256": ("regionvit_tiny", {}),
 }
 """Vector -> registered name and options."""
 

@@ -1,0 +1,143 @@
+"""Figure 1 (b) of the paper: accuracy against cost, and beside it what the cost means in speed on this machine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vitgraft.report.paper import TABLES, PaperRow
+
+__all__ = ["FAMILIES", "GRAFTED", "draw_tradeoff", "rows_of"]
+
+# The families of tables 1 and 2 by the beginning of their rows' labels, each with the colour of its line.
+FAMILIES = {
+    "PVT": "#7f7f7f",
+    "PoolFormer": "#bcbd22",
+    "T2T": "#8c564b",
+    "TNT": "#e377c2",
+    "ViL": "#17becf",
+    "RegionViT": "#9467bd",
+    "CrossViT": "#ff9896",
+    "Swin": "#1f77b4",
+    "CSWin": "#ff7f0e",
+    "DeiT": "#2ca02c",
+}
+GRAFTED = " + GrafT"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One system: the paper's numbers (MAC in units of 10^9, top-1 in percent) and the timm model that it is here."""
+
+    label: str
+    family: str
+    macs: float
+    top1: float
+    model: str | None
+
+    @property
+    def grafted(self) -> bool:
+        return self.label.endswith(GRAFTED)
+
+
+def _point(row: PaperRow) -> Point:
+    family = next(name for name in FAMILIES if row.label.startswith(name))
+    return Point(row.label, family, float(row.macs), float(row.top1), row.model)
+
+
+def rows_of(*numbers: str) -> list[Point]:
+    """The systems of the paper's tables with these numbers, in printed order."""
+    return [_point(row) for number in numbers for row in TABLES[number].rows]
+
+
+def draw_tradeoff(speeds: dict[str, float] | None = None, where: str = "") -> Any:
+    """Draws accuracy against MAC (the paper's numbers) and, with `speeds`, images/s measured here against MAC.
+
+    Args:
+        speeds: images/s of inference by the model's timm name.
+        where: The machine and setting of `speeds`, for the panel's title.
+
+    Returns:
+        A matplotlib figure, of two panels (tables 1 and 2) or three.
+    """
+    from matplotlib.figure import Figure
+
+    panels = 3 if speeds else 2
+    figure = Figure(figsize=(5.2 * panels, 4.6), layout="constrained")
+    axes = figure.subplots(1, panels)
+    for ax, number, title in zip(axes, "12", ("pyramid backbones", "homogeneous backbones"), strict=False):
+        _draw(ax, rows_of(number), lambda point: point.top1)
+        ax.set_title(f"{title} (the paper's table {number})", fontsize=10)
+        ax.set_ylabel("ImageNet-1K top-1, %, as printed")
+    if speeds:
+        measured = [point for point in rows_of("1", "2") if point.model in speeds]
+        axes[2].set_yscale("log")
+        axes[2].set_xscale("log")
+        _draw(axes[2], measured, lambda point: speeds[point.model])
+        for axis in (axes[2].xaxis, axes[2].yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
+        axes[2].set_title(f"speed, measured: {where}", fontsize=10)
+        axes[2].set_ylabel("images/s, inference")
+    for ax in axes:
+        ax.set_xlabel("MAC per image, 10⁹, as printed")
+        ax.grid(color="#e6e6e6", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(0.14, 0.08)
+    return figure
+
+
+def _draw(ax: Any, points: list[Point], height: Any) -> None:
+    """Each family a line from its smallest to its largest, a star and an arrow where grafts were added."""
+    for family, color in FAMILIES.items():
+        plain = [point for point in points if point.family == family and not point.grafted]
+        plain.sort(key=lambda point: point.macs)
+        ax.plot([p.macs for p in plain], [height(p) for p in plain], "-o", color=color, ms=4.5, lw=1.2)
+    for point in points:
+        x, y, color = point.macs, height(point), FAMILIES[point.family]
+        if point.grafted:
+            ax.plot([x], [y], "*", color=color, ms=13, markeredgecolor="#222222", markeredgewidth=0.6, zorder=3)
+            base = next((p for p in points if p.label + GRAFTED == point.label), None)
+            if base is not None:
+                start = (base.macs, height(base))
+                style = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.1, "shrinkA": 4, "shrinkB": 6}
+                ax.annotate("", (x, y), start, arrowprops=style)
+    _label(ax, points, height)
+
+
+def _label(ax: Any, points: list[Point], height: Any) -> None:
+    """Writes the names where they cover neither each other nor a point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    ax.margins(0.14, 0.08)
+    canvas = FigureCanvasAgg(ax.figure)
+    canvas.draw()  # only then are the places of points and texts known
+    renderer = canvas.get_renderer()
+    dots = [ax.transData.transform((point.macs, height(point))) for point in points]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    places = [(7, 3, "left"), (7, -10, "left"), (-7, 3, "right"), (-7, -10, "right"), (0, 9, "center")]
+    places += [(0, -16, "center"), (12, 14, "left"), (-12, 14, "right"), (12, -22, "left"), (-12, -22, "right")]
+    for point in sorted(points, key=lambda point: not point.grafted):
+        best = None
+        for dx, dy, align in places:
+            text = ax.annotate(
+                point.label,
+                (point.macs, height(point)),
+                (dx, dy),
+                textcoords="offset points",
+                ha=align,
+                fontsize=7.5,
+                color=FAMILIES[point.family],
+                fontweight="bold" if point.grafted else "normal",
+            )
+            box = text.get_window_extent(renderer)
+            overlaps = sum(box.overlaps(other) for other in taken)
+            if best is None or overlaps < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (overlaps, text, box)
+            else:
+                text.remove()
+            if overlaps == 0:
+                break
+        taken.append(best[2])
