@@ -7,12 +7,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from vitgraft.training import checkpoint_files
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 SRC = Path(__file__).parents[2] / "src"
+
+
+def make_images(root, train=19, val=4, broken=()):
+    """A folder of 3 classes of small noise: 57 training and 12 validation images; those in `broken` are cut short."""
+    random = np.random.RandomState(0)
+    for split, count in (("train", train), ("val", val)):
+        for label in range(3):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.randint(0, 150, (20, 20, 3)) + 50 * label
+                path = folder / f"{i:02}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+                if f"{split}/class{label}/{path.name}" in broken:
+                    path.write_bytes(path.read_bytes()[:60])
+    return root
 
 
 def runs(*options, timeout=300):

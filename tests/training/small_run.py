@@ -1,4 +1,4 @@
-"""Whole training runs in miniature, each in a process of its own that can be killed: `python small_run.py JSON JSON ...`.
+"""Whole training runs in miniature, each in a process of its own that can be killed: `python small_run.py JSON ...`.
 
 The same parts as `vitgraft fit`: Classification with stochastic depth and mixup, averaged weights, guards, checkpoints,
 and images that are augmented in worker processes.
@@ -9,28 +9,23 @@ import os
 import signal
 import sys
 import traceback
-from typing import NamedTuple
 
 import pytorch_lightning as pl
 import timm
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from vitgraft.data.sampling import EvalOrder, TrainOrder
-from vitgraft.randomness import derive
+from vitgraft.data.datamodule import ImageData
 from vitgraft.tasks.classification import Classification
+from vitgraft.training.checkpoints import Checkpoints
 from vitgraft.training.ema import AveragedWeights
 from vitgraft.training.epoch_loss import EpochLoss
 from vitgraft.training.guards import Guards
-from vitgraft.training.progress import position
-from vitgraft.training.checkpoints import Checkpoints
 
 DEFAULTS = {
-    "out": "",  # folder
+    "root": "",  # images
+    "out": "",  # folder of the run
     "resume": False,
     "epochs": 2,
-    "images": 56,  # 14 batches of 4 in one process
-    "val_images": 11,
     "batch_size": 4,
     "workers": 0,
     "every_n_steps": 3,
@@ -44,78 +39,8 @@ DEFAULTS = {
     "nan_at": [],  # batches of the whole run with a loss that is not finite
     "nan_rank": 0,
     "max_skipped": 10,
-    "bad_at": [],
     "max_unreadable": 100,
 }
-
-
-class Batch(NamedTuple):
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    bad: list
-
-
-class Noise(Dataset):
-    """Class-dependent noise; the augmentation of a sample is a function of (epoch, index)."""
-
-    def __init__(self, length, bad=()):
-        self.length, self.bad = length, set(bad)
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, draw):
-        label = draw.index % 3
-        random = torch.Generator().manual_seed(derive(1, "augment", draw.epoch, draw.index, draw.repeat))
-        fixed = torch.Generator().manual_seed(derive(1, "image", draw.index))
-        image = torch.randn(3, 16, 16, generator=fixed) + label + 0.3 * torch.randn(3, 16, 16, generator=random)
-        return image, label, draw.index
-
-
-def collate(samples):
-    images, labels, indices = zip(*samples, strict=True)
-    bad = [f"img{i}.png: cut short" for i in indices if i in COLLATE_BAD]
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(indices), bad)
-
-
-COLLATE_BAD = set()
-
-
-class Sampler(TrainOrder):
-    sampler = property(lambda self: self)  # where Lightning looks for set_epoch
-
-    def set_epoch(self, epoch):
-        if epoch != self.epoch:
-            self.set_position(epoch, 0)
-
-
-class Data(pl.LightningDataModule):
-    def __init__(self, o):
-        super().__init__()
-        self.o, self.batch_size = o, o["batch_size"]
-
-    def sample_name(self, index):
-        return f"img{index}.png"
-
-    def train_dataloader(self):
-        o = self.o
-        order = Sampler(o["images"], 5, o["batch_size"], self.trainer.world_size, self.trainer.global_rank)
-        order.set_position(*position(self.trainer))
-        return self.loader(o["images"], order)
-
-    def val_dataloader(self):
-        o = self.o
-        return self.loader(
-            o["val_images"],
-            EvalOrder(o["val_images"], o["batch_size"], self.trainer.world_size, self.trainer.global_rank),
-        )
-
-    def loader(self, length, order):
-        workers = self.o["workers"]
-        return DataLoader(
-            Noise(length), batch_sampler=order, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
-        )
 
 
 class Incidents(pl.Callback):
@@ -152,7 +77,6 @@ OPTIONS = {}
 def run(**options):
     o = {**DEFAULTS, **options}
     OPTIONS.update(o)
-    COLLATE_BAD.update(o["bad_at"])
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
     model = timm.create_model(
@@ -160,6 +84,10 @@ def run(**options):
         drop_path_rate=0.3, proj_drop_rate=0.1,
     )  # fmt: skip
     task = Spoiled(model, 3, lr=3e-3, mixup=o["mixup"], cutmix=0.5 if o["mixup"] else 0.0, warmup_epochs=1)
+    data = ImageData(
+        o["root"], batch_size=o["batch_size"], workers=o["workers"], seed=5, input_size=16, auto_augment="rand-m9-mstd0.5",
+        reprob=0.25,
+    )  # fmt: skip
     parts = [
         Checkpoints(every_n_steps=o["every_n_steps"]),
         AveragedWeights(decay=0.9),
@@ -183,7 +111,8 @@ def run(**options):
         use_distributed_sampler=False,
         num_sanity_val_steps=1,
     )
-    trainer.fit(task, datamodule=Data(o), ckpt_path=f"{o['out']}/last.ckpt" if o["resume"] else None)
+    last = f"{o['out']}/last.ckpt"
+    trainer.fit(task, datamodule=data, ckpt_path=last if o["resume"] and os.path.exists(last) else None)
     if trainer.is_global_zero:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         with open(f"{o['out']}/metrics.json", "w") as file:
@@ -196,6 +125,7 @@ def in_own_process(options):
     pid = os.fork()
     if pid == 0:
         code = 0
+        sys.argv = [sys.argv[0], json.dumps(options)]  # what Lightning starts further processes with
         try:
             run(**options)
         except SystemExit as error:
@@ -212,4 +142,7 @@ def in_own_process(options):
 
 
 if __name__ == "__main__":
-    print("exit codes", [in_own_process(json.loads(options)) for options in sys.argv[1:]])
+    codes = [in_own_process(json.loads(options)) for options in sys.argv[1:]]
+    if "LOCAL_RANK" in os.environ:
+        sys.exit(codes[0])
+    print("exit codes", codes)

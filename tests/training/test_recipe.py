@@ -5,7 +5,7 @@ import pytest
 from vitgraft.errors import RecipeError
 
 pytest.importorskip("pytorch_lightning")
-from vitgraft.training.recipe import load_yaml, merge, parse_words, read_recipe  # noqa: E402
+from vitgraft.training.recipe import load_yaml, merge, parse_words, read_recipe
 
 
 def _write(folder, name, text):

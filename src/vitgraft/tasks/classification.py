@@ -128,6 +128,8 @@ class Classification(pl.LightningModule):
             raise RecipeError([f"model.{problem}" for problem in problems])
         self.model: nn.Module | None = None
         self._schedule: Any = None
+        self.averaged_model: nn.Module | None = None  # set by AveragedWeights, past nn.Module's list of children
+        self.weights_suffix = ""  # "_ema" where `model` holds the averaged weights
         if ready:
             self.hparams.num_classes = num_classes or getattr(model, "num_classes", None)
             self._take(model)
@@ -198,6 +200,7 @@ class Classification(pl.LightningModule):
     def make_metrics(self) -> None:
         """Makes what validation and test measure."""
         self.accuracy = MulticlassAccuracy(self.hparams.num_classes, average="micro")
+        self.accuracy_ema = MulticlassAccuracy(self.hparams.num_classes, average="micro")
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -311,6 +314,11 @@ class Classification(pl.LightningModule):
 
     # evaluation
 
+    def evaluated_models(self) -> list[tuple[str, nn.Module]]:
+        """What is evaluated: (ending of the metrics' names, model), the averaged weights beside the raw ones."""
+        raw = (self.weights_suffix, self.model)
+        return [raw] if self.averaged_model is None else [raw, ("_ema", self.averaged_model)]
+
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         """Loss and accuracy over the whole set, each sample counted once."""
         self._evaluate(batch, "val")
@@ -323,11 +331,13 @@ class Classification(pl.LightningModule):
         images, labels = batch[0], batch[1]
         if not len(labels):  # unreadable images are left out
             return
-        logits = self(images)
-        self.accuracy(logits, labels)
-        loss = F.cross_entropy(logits, labels)
-        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
-        self.log(f"{stage}/acc", self.accuracy, prog_bar=True, batch_size=len(labels))
+        for suffix, model in self.evaluated_models():
+            logits = model(images)
+            accuracy = self.accuracy_ema if suffix else self.accuracy
+            accuracy(logits, labels)
+            loss = F.cross_entropy(logits, labels)
+            self.log(f"{stage}/loss{suffix}", loss, batch_size=len(labels), sync_dist=True)
+            self.log(f"{stage}/acc{suffix}", accuracy, prog_bar=True, batch_size=len(labels))
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Probabilities (B, num_classes)."""

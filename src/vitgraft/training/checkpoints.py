@@ -103,6 +103,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         mode: Whether a larger ("max") or smaller ("min") value is better.
         every_n_steps: Updates between two saves inside an epoch; 0: at its end only.
         handle_signals: Save on SIGTERM, SIGUSR1 and Ctrl-C.
+        enabled: Whether anything is saved at all.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         mode: str = "max",
         every_n_steps: int = 0,
         handle_signals: bool = True,
+        enabled: bool = True,
     ):
         super().__init__()
         if mode not in ("max", "min"):
@@ -119,12 +121,14 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if every_n_steps < 0:
             raise ValueError(f"every_n_steps={every_n_steps}: 0 or more")
         self.folder, self.monitor, self.mode = folder, monitor, mode
-        self.every_n_steps, self.handle_signals = every_n_steps, handle_signals
+        self.every_n_steps, self.enabled = every_n_steps, enabled
+        self.handle_signals = handle_signals and enabled
         self.best_score: float | None = None
         self.best_step: int | None = None
         self._improved = False
         self._validation_pending = False
-        self._signal = 0
+        self._flush_loggers = False
+        self._signal = self._leaving = 0
         self._handlers: dict[int, Any] = {}
 
     # what Lightning asks of a checkpoint callback
@@ -161,7 +165,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if not isinstance(trainer.strategy.checkpoint_io, VerifiedCheckpointIO):
             trainer.strategy.checkpoint_io = VerifiedCheckpointIO()
         self.folder = self.folder or trainer.default_root_dir
-        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:
+        self.enabled = self.enabled and not trainer.fast_dev_run
+        if stage == "fit" and trainer.is_global_zero and self.enabled:
             check_writable(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -170,10 +175,18 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if self.handle_signals and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._notice) for number in SIGNALS}
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        # what belongs to the saved steps is logged after the save, but must not be lost with what comes later
+        if self._flush_loggers:
+            self._flush_loggers = False
+            for logger in trainer.loggers:
+                logger.save()
+        self._leave(trainer, self._leaving)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fast_dev_run or not update_follows(trainer, batch_idx):
+        if not self.enabled or not update_follows(trainer, batch_idx):
             return
         if batch_idx + 1 >= trainer.num_training_batches or _validation_follows(trainer, batch_idx):
             return  # saved after the validation, or at the end of the epoch
@@ -181,7 +194,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
         if number or due:
             self._save(trainer)
-        self._leave(trainer, number)
+        self._leaving = number  # before the next batch, when the metrics of this one have been logged
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._in_fit(trainer):
@@ -199,18 +212,15 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return
         self._judge(trainer)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            number = self._agreed_signal(trainer)
+            self._leaving = self._agreed_signal(trainer)
             self._save(trainer)
-            self._leave(trainer, number)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if not self.enabled:
             return
         if not trainer.enable_validation:
             self._judge(trainer)
-        number = self._agreed_signal(trainer)
-        self._save(trainer)
-        self._leave(trainer, number)
+        self._save(trainer)  # a signal ends the run after the next update, when the epoch's metrics have been logged
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
@@ -240,7 +250,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             trainer.strategy.barrier("vitgraft.Checkpoints")
         else:
             trainer.save_checkpoint(last, weights_only=False)
-        self._improved = False
+        self._improved, self._flush_loggers = False, True
 
     def _judge(self, trainer: pl.Trainer) -> None:
         """Notes whether the metrics of the validation that has just ended are the best so far."""
@@ -262,7 +272,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self._leave(trainer, number)
 
     def _in_fit(self, trainer: pl.Trainer) -> bool:
-        return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run
+        return self.enabled and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
     # signals
 

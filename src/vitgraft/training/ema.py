@@ -7,6 +7,7 @@ words, so that `timm.create_model(..., checkpoint_path="best.ckpt")` loads the a
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -26,7 +27,7 @@ class AveragedWeights(pl.Callback):
     ones before it.
 
     Args:
-        decay: Share of the average that stays at an update.
+        decay: Share of the average that stays at an update; None: nothing is averaged.
         warmup: Let the decay grow from 0 to `decay`: 1 - (1 + updates / gamma) ** -power.
         warmup_gamma, warmup_power: See there; timm's defaults.
         device: Where the average is kept; None: with the model. "cpu" saves memory of the accelerator, and then only
@@ -35,14 +36,14 @@ class AveragedWeights(pl.Callback):
 
     def __init__(
         self,
-        decay: float = 0.9998,
+        decay: float | None = None,
         warmup: bool = False,
         warmup_gamma: float = 1.0,
         warmup_power: float = 2 / 3,
         device: str | None = None,
     ):
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: from 0 to below 1")
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"ema.decay={decay}: from 0 to below 1, for example 0.9998")
         self.decay, self.warmup, self.device = decay, warmup, device
         self.warmup_gamma, self.warmup_power = warmup_gamma, warmup_power
         self.ema: ModelEmaV3 | None = None
@@ -51,6 +52,8 @@ class AveragedWeights(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes the average once the model is built and on its device, from the checkpoint if the run goes on."""
+        if self.decay is None:
+            return
         self.ema = ModelEmaV3(
             pl_module.model,
             decay=self.decay,
@@ -70,7 +73,7 @@ class AveragedWeights(pl.Callback):
         self._updates = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        if trainer.global_step > self._updates:  # not while gradients accumulate
+        if self.ema is not None and trainer.global_step > self._updates:  # not while gradients accumulate
             self._updates = trainer.global_step
             self.ema.update(pl_module.model, step=self._updates)
 
@@ -83,7 +86,7 @@ class AveragedWeights(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if not trainer.training:
+        if trainer.state.fn != TrainerFn.FITTING or self.decay is None:
             return
         if EMA_KEY not in checkpoint:
             raise CheckpointError("the run was trained without averaged weights and can't go on with them")

@@ -140,8 +140,9 @@ class Guards(pl.Callback):
             broken = ~torch.isfinite(images).flatten(1).all(dim=1)
             if broken.any():
                 indices = indices[broken.to(indices.device)]
-        name = getattr(trainer.datamodule, "sample_name", None)
-        return [name(i) if name else str(i) for i in indices.tolist()]
+        source = getattr(trainer.datamodule, "source", None)
+        name = source("train").name if callable(source) else str
+        return [name(i) for i in indices.tolist()]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
