@@ -85,8 +85,8 @@ def run(**options):
     )  # fmt: skip
     task = Spoiled(model, 3, lr=3e-3, mixup=o["mixup"], cutmix=0.5 if o["mixup"] else 0.0, warmup_epochs=1)
     data = ImageData(
-        o["root"], batch_size=o["batch_size"], workers=o["workers"], seed=5, input_size=16, auto_augment="rand-m9-mstd0.5",
-        reprob=0.25,
+        o["root"], batch_size=o["batch_size"], workers=o["workers"], seed=5, input_size=16, reprob=0.25,
+        auto_augment="rand-m9-mstd0.5",
     )  # fmt: skip
     parts = [
         Checkpoints(every_n_steps=o["every_n_steps"]),

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("pytorch_lightning")
 from runs import assert_same_run, make_images, runs
+
 from vitgraft.training import checkpoint_files
 from vitgraft.training.guards import advice_on_memory, is_out_of_memory
 

@@ -69,10 +69,8 @@ def test_options_of_another_class_are_forgotten():
 
 
 def test_words():
-    request = parse_words(
-        ["fit", "--config", "a.yaml", "--smoke", "--model.lr", "1e-3", "--model.graft={levels: 1}", "-c", "b.yaml"]
-        + ["--data.root", "x", "--model.lr_batch", "-3"]
-    )
+    line = "fit --config a.yaml --smoke --model.lr 1e-3 --model.graft={'levels':1} -c b.yaml --data.root x"
+    request = parse_words([*line.split(), "--model.lr_batch", "-3"])
     assert request.command == "fit" and request.configs == ["a.yaml", "b.yaml"] and request.flags == {"smoke"}
     assert request.values == {"model": {"lr": 1e-3, "graft": {"levels": 1}, "lr_batch": -3}, "data": {"root": "x"}}
     assert request.words[:2] == ["--model.lr", "1e-3"] and "--smoke" not in request.words

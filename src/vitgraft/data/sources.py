@@ -7,6 +7,7 @@ asked for, from any process, and keeps no state that could matter.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -197,27 +198,45 @@ def open_source(
     """
     if format is not None and format not in FORMATS:
         raise DataError(f"format={format!r}: one of {', '.join(FORMATS)}")
+    from vitgraft.data.huggingface import is_huggingface, open_huggingface
+    from vitgraft.data.imagenet import is_imagenet_val, open_imagenet_val
+    from vitgraft.data.shards import expand_braces, is_shards, open_shards
     from vitgraft.data.tar import is_tar, open_tar
 
+    if format == "huggingface" or (format is None and is_huggingface(root)):
+        return open_huggingface(root, split)
+    if is_shards(str(root)):
+        return open_shards(expand_braces(str(root)), class_names, cache_dir, cache_gb)
     where = Path(root)
     if split is not None and where.is_dir():
-        where = _find_split(where, split)
-        split = None
+        where, split = _find_split(where, split), None
+        if isinstance(where, list):
+            return open_shards(where, class_names, cache_dir, cache_gb)
     if not where.exists():
         raise DataError(f"{where}: no such file or folder")
+    if format == "imagenet-val" or (format is None and is_imagenet_val(where)):
+        return open_imagenet_val(where, cache_dir)
+    if format == "shards":
+        return open_shards([str(where)], class_names, cache_dir, cache_gb)
     if format == "tar" or (format is None and is_tar(where)):
         return open_tar(where, split, cache_dir)
     return open_folder(where)
 
 
-def _find_split(root: Path, split: str) -> Path:
-    """ROOT/SPLIT as a folder or a tar."""
+def _find_split(root: Path, split: str) -> Path | list[str]:
+    """ROOT/SPLIT as a folder or a tar, or the shards ROOT/SPLIT-NNN.tar or ROOT/SPLIT/NNN.tar."""
     tried = [root / split, *(root / f"{split}{suffix}" for suffix in TAR_SUFFIXES)]
     for path in tried:
+        if path.is_dir() and (shards := sorted(map(str, path.glob("*.tar")))):
+            return shards
         if path.exists():
             return path
+    numbered = re.compile(rf"(.*[-_])?{re.escape(split)}(ing|idation)?[-_.]?\d+\.tar")
+    if shards := sorted(str(path) for path in root.glob("*.tar") if numbered.fullmatch(path.name)):
+        return shards
     there = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
-    raise DataError(f"{root}: no split {split!r} (looked for {', '.join(p.name for p in tried)}); there is {there}")
+    looked = f"{', '.join(path.name for path in tried)}, {split}-NNN.tar"
+    raise DataError(f"{root}: no split {split!r} (looked for {looked}); there is {there}")
 
 
 def check_same_classes(train: ImageSource, val: ImageSource) -> None:

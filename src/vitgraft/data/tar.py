@@ -14,8 +14,9 @@ import os
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -59,19 +60,19 @@ class TarIndex:
         Raises:
             DataError: the file is no tar, or is cut short.
         """
-        names, offsets, sizes = [], [], []
+        names, offsets, sizes, end = [], [], [], 0
         try:
-            with tarfile.open(path, "r:") as tar:
+            with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if member.isfile():
                         names.append(member.name.removeprefix("./"))
                         offsets.append(member.offset_data)
                         sizes.append(member.size)
+                    end = tar.offset
                     tar.members.clear()  # a million entries would take a gigabyte
+                check_tar_end(path, file, end)
         except _BROKEN as error:
             raise DataError(f"{path}: not a readable tar ({error})") from error
-        if names and offsets[-1] + sizes[-1] > os.path.getsize(path):
-            raise DataError(f"{path}: cut short inside {names[-1]}")
         return cls(names, np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64))
 
     @classmethod
@@ -94,16 +95,37 @@ class TarIndex:
         return index
 
 
-class PlainTar:
-    """Reads parts of a file from any process: the file is opened where it is first read, and has no position."""
+def check_tar_end(shown: str | Path, file: BinaryIO, end: int) -> None:
+    """A tar ends with blocks of zeros; tarfile takes one that is cut between two files for a whole one.
 
-    def __init__(self, path: Path):
-        self.path, self._fd, self._pid = str(path), -1, -1
+    Args:
+        shown: what to call the tar.
+        file: the tar, opened.
+        end: where the data of its last file ends, rounded up to a block.
+
+    Raises:
+        DataError: nothing follows there.
+    """
+    if os.fstat(file.fileno()).st_size <= end:
+        raise DataError(f"{shown}: cut short, its end is missing")
+
+
+class PlainTar:
+    """Reads parts of a file from any process: the file is opened where it is first read, and has no position.
+
+    Args:
+        path: the file.
+        opener: path -> file descriptor.
+    """
+
+    def __init__(self, path: str | Path, opener: Callable[[str], int] | None = None):
+        self.path, self.opener, self._fd, self._pid = str(path), opener, -1, -1
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on, fewer at the end of the file."""
         if self._pid != os.getpid():
-            self._fd, self._pid = os.open(self.path, os.O_RDONLY), os.getpid()
+            self._fd = self.opener(self.path) if self.opener else os.open(self.path, os.O_RDONLY)
+            self._pid = os.getpid()
         return os.pread(self._fd, size, offset)
 
     def close(self) -> None:
@@ -117,7 +139,7 @@ class PlainTar:
             os.close(self._fd)
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "_fd": -1, "_pid": -1}
+        return {"path": self.path, "opener": self.opener, "_fd": -1, "_pid": -1}
 
 
 class TarSource(ImageSource):
@@ -179,7 +201,9 @@ def open_tar(path: Path, split: str | None = None, cache_dir: str | Path | None 
             raise DataError(f"{path}: no folder {split!r} in it; there is {', '.join(there[:8])}")
         keep, parts, depth = keep[inside], [p for p in parts if p[depth] == split], depth + 1
     if any(len(p) < depth + 2 for p in parts):
-        raise DataError(f"{path}: images that lie in no class folder; wanted CLASS/IMAGE.jpg")
+        raise DataError(
+            f"{path}: images that lie in no class folder; wanted CLASS/IMAGE.jpg, or for WebDataset, format: shards"
+        )
     classes = sorted({p[depth] for p in parts})
     label = {name: number for number, name in enumerate(classes)}
     order = np.array(sorted(range(len(parts)), key=lambda i: parts[i][depth:]), dtype=np.int64)

@@ -286,8 +286,9 @@ def grafted_class(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -
 
 
 def original_class(cls: type) -> type:
-    """The backbone's class of a grafted one; any other class is returned as it is."""
-    return cls.__dict__.get("_graft_original", cls)
+    """The backbone's class of a grafted one, or of what was derived from one, as FSDP2 does; any other class is
+    returned as it is."""
+    return getattr(cls, "_graft_original", cls)
 
 
 def _new(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -> nn.Module:

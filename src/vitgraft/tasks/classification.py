@@ -8,21 +8,21 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 import vitgraft
 from vitgraft.errors import GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.evaluation.metrics import ClassificationMetrics, EvaluationReport
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._checks import problems_of
 from vitgraft.tasks._models import build_model, data_config_of
+from vitgraft.tasks._sharding import shard
 from vitgraft.training.optimization import Schedule, make_optimizer, scale_learning_rates
 
 try:
     import pytorch_lightning as pl
-    from torchmetrics.classification import MulticlassAccuracy
 except ImportError as error:
     raise MissingExtraError("pytorch-lightning", "train") from error
 
@@ -32,9 +32,10 @@ __all__ = ["Classification"]
 class Classification(pl.LightningModule):
     """A classifier and how it is trained.
 
-    Logs `train/loss` and `lr` every step, and `val/loss` and `val/acc` (top-1, 0 to 1) at every validation. Everything
-    random in a training step is seeded by (seed, step, process), and the learning rate follows from the number of the
-    step, so a resumed run needs no more than weights, optimizer and counters.
+    Logs `train/loss` and `lr` every step, and at every validation `val/acc` (top-1, 0 to 1), `val/acc5`,
+    `val/acc_class` (mean of the classes), `val/ece` and `val/loss`, with `_ema` behind them for averaged weights.
+    Everything random in a training step is seeded by (seed, step, process), and the learning rate follows from the
+    number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
@@ -173,6 +174,8 @@ class Classification(pl.LightningModule):
             model.set_grad_checkpointing()
         self._take(model)
         h.data_config = self.data_config
+        if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
+            shard(model, self.device_mesh)
 
     def _take(self, model: nn.Module) -> None:
         h = self.hparams
@@ -198,9 +201,9 @@ class Classification(pl.LightningModule):
             self.loss = LabelSmoothingCrossEntropy(h.smoothing) if h.smoothing else nn.CrossEntropyLoss()
 
     def make_metrics(self) -> None:
-        """Makes what validation and test measure."""
-        self.accuracy = MulticlassAccuracy(self.hparams.num_classes, average="micro")
-        self.accuracy_ema = MulticlassAccuracy(self.hparams.num_classes, average="micro")
+        """Makes what validation and test measure: one metric each for the raw and the averaged weights."""
+        classes = self.hparams.num_classes
+        self.metrics = nn.ModuleDict({suffix: ClassificationMetrics(classes) for suffix in ("raw", "ema")})
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -314,30 +317,47 @@ class Classification(pl.LightningModule):
 
     # evaluation
 
-    def evaluated_models(self) -> list[tuple[str, nn.Module]]:
-        """What is evaluated: (ending of the metrics' names, model), the averaged weights beside the raw ones."""
-        raw = (self.weights_suffix, self.model)
-        return [raw] if self.averaged_model is None else [raw, ("_ema", self.averaged_model)]
+    def evaluated_models(self) -> dict[str, nn.Module]:
+        """What an evaluation measures: "raw" the model, "ema" the averaged one where a callback has set it."""
+        averaged = self.__dict__.get("averaged_model")
+        if self.__dict__.get("weights_suffix"):  # the model itself has the averaged weights
+            return {"ema": self.model}
+        return {"raw": self.model} | ({} if averaged is None else {"ema": averaged})
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what was counted before, for instance in the sanity check."""
+        for metrics in self.metrics.values():
+            metrics.reset()
+        self.reports: dict[str, EvaluationReport] = {}
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Loss and accuracy over the whole set, each sample counted once."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """As validation, under `test/`."""
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: Sequence[Any], stage: str) -> None:
+        """Counts a batch."""
         images, labels = batch[0], batch[1]
-        if not len(labels):  # unreadable images are left out
-            return
-        for suffix, model in self.evaluated_models():
-            logits = model(images)
-            accuracy = self.accuracy_ema if suffix else self.accuracy
-            accuracy(logits, labels)
-            loss = F.cross_entropy(logits, labels)
-            self.log(f"{stage}/loss{suffix}", loss, batch_size=len(labels), sync_dist=True)
-            self.log(f"{stage}/acc{suffix}", accuracy, prog_bar=True, batch_size=len(labels))
+        if len(labels):  # unreadable images are left out
+            for name, model in self.evaluated_models().items():
+                self.metrics[name].update(model(images), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the numbers of the whole set, each sample counted once."""
+        self._log_evaluation("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """As validation, under `test/`."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        names = {"acc": "top1", "acc5": "top5", "acc_class": "mean_class_accuracy", "ece": "ece", "loss": "loss"}
+        for weights in self.evaluated_models():
+            report = self.reports[weights] = self.metrics[weights].report()
+            numbers = report.numbers()
+            for name, number in names.items():
+                if numbers[number] is not None:
+                    # the same on all processes already; synchronising it again keeps Lightning from warning
+                    name = f"{stage}/{name}" + ("_ema" if weights == "ema" else "")
+                    self.log(name, numbers[number], prog_bar=name == f"{stage}/acc", sync_dist=True)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Probabilities (B, num_classes)."""

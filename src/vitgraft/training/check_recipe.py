@@ -99,9 +99,18 @@ def _options(key: str, options: Any, cls: type) -> list[str]:
             continue
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=set(known) - {name})
-        found += _parse(parser, {name: value}, f"{key}.{name}", value)
+        found += _parse(parser, {name: _with_init_args(value)}, f"{key}.{name}", value)
     required = [n for n, p in known.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return found + [f"{key}.{name}: missing, and {cls.__name__} needs it" for name in required if name not in options]
+
+
+def _with_init_args(value: Any) -> Any:
+    """A class whose options stand beside its path, as the command line gives them, in the form of a recipe."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    beside = {name: option for name, option in value.items() if name not in ("class_path", "init_args", "dict_kwargs")}
+    kept = {name: option for name, option in value.items() if name not in beside}
+    return {**kept, "init_args": {**(value.get("init_args") or {}), **beside}} if beside else value
 
 
 def _try(name: str, value: Any, kind: Any) -> list[str]:

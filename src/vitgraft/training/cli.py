@@ -37,6 +37,7 @@ from vitgraft.training.check_recipe import find_problems, with_class_paths
 from vitgraft.training.checkpoints import Checkpoints
 from vitgraft.training.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.epoch_loss import EpochLoss
+from vitgraft.training.evaluation_files import EvaluationFiles
 from vitgraft.training.guards import Guards, is_out_of_memory
 from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
@@ -101,7 +102,8 @@ def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
     """
     if command == "fit":
         return [EpochLoss()]
-    return [ChosenWeights(config.weights)]
+    parts = [ChosenWeights(config.weights)]
+    return [*parts, EvaluationFiles()] if command in ("validate", "test") else parts
 
 
 class VitgraftCLI(LightningCLI):
@@ -168,6 +170,8 @@ class VitgraftCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if "smoke" in self.request.flags:
             self.datamodule.smoke(self.model.hparams.get("num_classes"))
+            keep = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
+            self.trainer.callbacks = keep
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
@@ -223,13 +227,18 @@ def main(argv: Sequence[str]) -> int:
 def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     request = parse_words(argv)
     recipe = request.recipe()
-    if "out" not in recipe:
-        recipe["out"] = f"runs/{Path(request.configs[-1]).stem}" if request.configs else "runs/unnamed"
-    over = request.values
-    given = over.get("ckpt_path")
+    own_out = f"runs/{Path(request.configs[-1]).stem}" if request.configs else "runs/unnamed"
+    given = request.values.get("ckpt_path")
     if given is not None:
-        over["ckpt_path"] = str(run_folder.find_checkpoint(given, over.get("out", recipe["out"])))
-    recipe = with_checkpoint(recipe, over.get("ckpt_path"), command)
+        out = request.values.get("out") or recipe.get("out") or own_out
+        request.values["ckpt_path"] = str(run_folder.find_checkpoint(given, out))
+    recipe = with_checkpoint(recipe, request.values.get("ckpt_path"), command)
+    if command in ("validate", "test"):
+        recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
+        if given is not None:
+            recipe["out"] = str(Path(request.values["ckpt_path"]).parent)  # the run that it belongs to
+    recipe.setdefault("out", own_out)
+    over = request.values
     if "smoke" in request.flags:
         recipe, over = merge(recipe, {**SMOKE, "out": scratch}), merge(over, {"out": scratch})
     problems = find_problems(merge(recipe, over), TOP, {"data": DATA}, PARTS)

@@ -66,7 +66,8 @@ def begin(folder: str | Path, recipe: Mapping[str, Any], resume: bool = False) -
             raise RunFolderError(
                 f"{folder} holds another run, which can't go on with these options:\n  "
                 + "\n  ".join(differing)
-                + "\nTake the options back, or give another --out (and --model.checkpoint_path to start from its weights)"
+                + "\nTake the options back, or give another --out (and start from its weights by "
+                "--model.checkpoint_path)"
             )
         _warn_of_versions(record)
         content, used = checkpoint_files.read_or_previous(last, tell=rank_zero_warn)

@@ -1,0 +1,1 @@
+"""Evaluating classifiers: numbers, pictures, predictions. Nothing here needs Lightning."""

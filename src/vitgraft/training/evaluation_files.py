@@ -1,0 +1,78 @@
+"""What `vitgraft validate` and `vitgraft test` show and write."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from vitgraft.evaluation.files import print_report, write_report
+from vitgraft.report.machine import describe
+from vitgraft.report.terminal import console
+
+__all__ = ["EvaluationFiles"]
+
+
+class EvaluationFiles(pl.Callback):
+    """Shows the numbers of an evaluation and writes them into the run's folder.
+
+    They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema; see
+    `vitgraft.evaluation.files.write_report`.
+    """
+
+    def __init__(self) -> None:
+        self.bad: list[str] = []
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bad = []
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.bad += getattr(batch, "bad", [])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, pl_module, "validate")
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, pl_module, "test")
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        bad = [self.bad]
+        if trainer.world_size > 1:
+            bad = [None] * trainer.world_size
+            torch.distributed.all_gather_object(bad, self.bad)
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        unreadable = sorted(text for part in bad for text in part)
+        for weights, report in getattr(pl_module, "reports", {}).items():
+            names = pl_module.hparams.class_names or [f"class {i}" for i in range(report.num_classes)]
+            words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
+            title = f"{stage}: {trainer.ckpt_path or 'no checkpoint'}, {words}"
+            folder = Path(trainer.default_root_dir) / (f"{stage}_ema" if weights == "ema" else stage)
+            print_report(console(), report, names, title, len(unreadable))
+            facts = {
+                "stage": stage,
+                "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+                "weights": weights,
+                "model": str(pl_module.hparams.get("model", type(pl_module.model).__name__)),
+                "data": getattr(trainer.datamodule, "root", None),
+                "data_config": pl_module.data_config,
+                "processes": trainer.world_size,
+                "precision": str(trainer.precision),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "machine": describe(trainer.strategy.root_device),
+            }
+            if limited(trainer, stage):
+                facts["limited"] = "only a part of the set was measured"
+            written = write_report(folder, report, names, stage, facts, unreadable)
+            print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
+
+
+def limited(trainer: pl.Trainer, stage: str) -> bool:
+    """Whether the trainer was told to stop before the end of the set."""
+    return (trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches) != 1.0

@@ -1,0 +1,72 @@
+"""The transforms are timm's: the same pixels as its own pipeline, at the same seed."""
+
+import io
+
+import pytest
+import timm
+import torch
+from image_sets import image_bytes
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, model_preprocessing, train_transform
+from vitgraft.randomness import seed_all
+
+DEIT = Augmentation(auto_augment="rand-m9-mstd0.5-inc1", reprob=0.25, train_interpolation="bicubic")
+
+
+def image(size=(90, 70)):
+    return Image.open(io.BytesIO(image_bytes(3, size))).convert("RGB")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_training_is_timms(seed):
+    timms = create_transform(
+        48, True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", interpolation="bicubic"
+    )
+    ours = train_transform(Preprocessing((48, 48)), DEIT)
+    results = []
+    for transform in (timms, ours):
+        seed_all(seed)
+        results.append(transform(image()))
+    assert torch.equal(*results) and results[0].shape == (3, 48, 48)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "beit_base_patch16_224"]
+)
+def test_evaluation_follows_the_models_rule(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    preprocessing = model_preprocessing(model)
+    config = resolve_model_data_config(model)
+    assert (preprocessing.crop_pct, preprocessing.mean) == (config["crop_pct"], config["mean"])
+    timms = create_transform(**config, is_training=False)
+    assert torch.equal(timms(image((400, 300))), eval_transform(preprocessing)(image((400, 300))))
+
+
+def test_small_images_are_padded_and_cropped_not_resized():
+    preprocessing = Preprocessing((32, 32), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
+    transform = train_transform(preprocessing, Augmentation(train_crop_mode="pad", hflip=0.0, color_jitter=None))
+    original = eval_transform(preprocessing)(image((32, 32)))
+    padded = torch.nn.functional.pad(original, (4, 4, 4, 4))
+    places = set()
+    for seed in range(40):
+        seed_all(seed)
+        crop = transform(image((32, 32)))
+        found = [(y, x) for y in range(9) for x in range(9) if torch.equal(padded[:, y : y + 32, x : x + 32], crop)]
+        assert len(found) == 1
+        places.update(found)
+    assert len(places) > 20
+
+
+def test_random_interpolation_and_erasing_are_used():
+    outputs = []
+    for mode in ("bilinear", "bicubic"):
+        seed_all(0)
+        plain = Augmentation(train_interpolation=mode, color_jitter=None, hflip=0.0)
+        outputs.append(train_transform(Preprocessing((24, 24)), plain)(image()))
+    assert not torch.equal(*outputs)
+    seed_all(0)
+    erased = train_transform(Preprocessing((24, 24)), Augmentation(reprob=1.0, remode="const", color_jitter=None))
+    assert (erased(image()) == 0).all(0).any()

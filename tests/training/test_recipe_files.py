@@ -1,0 +1,85 @@
+"""Every recipe of the repository: it says what it must, its files are accepted, and `--smoke` runs it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vitgraft.cli import main
+
+pytest.importorskip("pytorch_lightning")
+from vitgraft.training.recipe import read_recipe
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_"))
+NAMES = [str(path.relative_to(FOLDER)) for path in FILES]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+IMAGENET = """
+deit_tiny deit_tiny_window graft_deit_tiny graft_deit_tiny_4 graft_deit_tiny_8 swin_tiny swin_small
+graft_swin_tiny graft_swin_tiny_1scale graft_swin_small cswin_tiny graft_cswin_tiny
+"""
+
+
+def test_all_recipes_are_there():
+    assert {f"imagenet1k/{name}.yaml" for name in IMAGENET.split()} <= set(NAMES)
+    for folder in ("cifar10", "finetune"):
+        assert sum(name.startswith(folder) for name in NAMES) >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header(name):
+    text = (FOLDER / name).read_text()
+    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    assert re.search(r"Printed top-1: .*Measured here: ", header)
+    assert "# Expected cost: " in header
+    for who in ("1 GPU:  ", "8 GPUs: "):
+        (command,) = re.findall(rf"^# {who}vitgraft fit --config (\S+) .*--data\.root DIR", header, re.MULTILINE)
+        assert command == f"recipes/{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "ends", "epochs", "drop_path", "clip"),
+    [  # shared recipes.md section 2; stochastic depth of the grafted ones: section 3.1 of the paper
+        ("deit_tiny", 1e-3, (1e-6, 1e-5), 300, 0.1, None),
+        ("deit_tiny_window", 1e-3, (1e-6, 1e-5), 300, 0.1, None),
+        ("graft_deit_tiny_8", 1e-3, (1e-6, 1e-5), 300, 0.1, None),
+        ("swin_tiny", 1e-3, (1e-6, 1e-5), 300, 0.2, 5.0),
+        ("swin_small", 1e-3, (1e-6, 1e-5), 300, 0.3, 5.0),
+        ("graft_swin_tiny", 1e-3, (1e-6, 1e-5), 300, 0.25, 5.0),
+        ("graft_swin_tiny_1scale", 1e-3, (1e-6, 1e-5), 300, 0.25, 5.0),
+        ("graft_swin_small", 1e-3, (1e-6, 1e-5), 300, 0.4, 5.0),
+        ("cswin_tiny", 2e-3, (1e-6, 1e-5), 310, 0.2, None),
+        ("graft_cswin_tiny", 2e-3, (1e-6, 1e-5), 310, 0.2, None),
+    ],
+)
+def test_hyper_parameters_on_eight_processes(name, lr, ends, epochs, drop_path, clip):
+    from vitgraft.training.optimization import scale_learning_rates
+
+    recipe = read_recipe(FOLDER / "imagenet1k" / f"{name}.yaml")
+    task, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
+    rates = scale_learning_rates(
+        *(task[key] for key in ("lr", "warmup_lr", "min_lr", "lr_batch")),
+        task.get("lr_scale", "lr"),
+        data["batch_size"],
+        8,
+        recipe["trainer"].get("accumulate_grad_batches", 1),
+    )
+    assert (rates.lr, rates.warmup_lr, rates.min_lr) == pytest.approx((lr, *ends))
+    assert recipe["trainer"]["max_epochs"] == epochs
+    assert task["model_kwargs"]["drop_path_rate"] == drop_path
+    assert recipe["trainer"].get("gradient_clip_val") == clip
+    assert (task["mixup"], task["cutmix"], task["smoothing"], task["weight_decay"]) == (0.8, 1.0, 0.1, 0.05)
+    assert (data["auto_augment"], data["reprob"]) == ("rand-m9-mstd0.5-inc1", 0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = main(["fit", "--config", str(FOLDER / name), "--smoke", "--trainer.enable_progress_bar", "false"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "smoke: 2 steps" in out and "train/loss" in out and not list(tmp_path.iterdir())
