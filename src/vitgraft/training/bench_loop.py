@@ -1,4 +1,4 @@
-"""`python -m vitgraft.training.bench_loop`: what a training step through `vitgraft fit` costs above the bare model step.
+"""`python -m vitgraft.training.bench_loop`: what a step through `vitgraft fit` costs above the bare model step.
 
 The run is a real one: parser, LightningCLI, its callbacks, logger and bar; only the data is one batch again and again.
 After each of its steps a bare step (forward, loss, backward, clip, update) of a copy of the model is timed in the same
