@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -41,10 +42,14 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
 
     In the file, weights have the model's own names, so that timm loads it too: `model.` is taken off on saving and put
     back on loading, and what the task has beside the model is under `task_state`.
+
+    Args:
+        plain_names: Whether they do. Not for strategies that read files themselves (FSDP).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plain_names: bool = True) -> None:
         super().__init__()
+        self.plain_names = plain_names
         self._read_back = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -54,7 +59,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
             TrainingError: No space, or the folder can't be written.
             CheckpointError: The run's own options can't be read back without running code.
         """
-        checkpoint_files.write(with_plain_names(checkpoint), path)
+        checkpoint_files.write(with_plain_names(checkpoint) if self.plain_names else checkpoint, path)
         if not self._read_back:  # once in a run: what can't be read is better known at the start than at the end
             checkpoint_files.read(path)
             self._read_back = True
@@ -163,7 +168,13 @@ class Checkpoints(pl.callbacks.Checkpoint):
             RunFolderError: It can't be written.
         """
         if not isinstance(trainer.strategy.checkpoint_io, VerifiedCheckpointIO):
-            trainer.strategy.checkpoint_io = VerifiedCheckpointIO()
+            reads_itself = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+            trainer.strategy.checkpoint_io = VerifiedCheckpointIO(plain_names=not reads_itself)
+        if getattr(trainer.strategy, "_save_distributed_checkpoint", False) and self.enabled:
+            raise TrainingError(
+                "trainer.strategy: give save_distributed_checkpoint: false, so that a checkpoint is one file that can "
+                "be checked and exported"
+            )
         self.folder = self.folder or trainer.default_root_dir
         self.enabled = self.enabled and not trainer.fast_dev_run
         if stage == "fit" and trainer.is_global_zero and self.enabled:

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from vitgraft.errors import CheckpointError
+from vitgraft.errors import CheckpointError, TrainingError
 
 __all__ = ["EMA_KEY", "AveragedWeights", "ChosenWeights"]
 
@@ -54,6 +54,11 @@ class AveragedWeights(pl.Callback):
         """Makes the average once the model is built and on its device, from the checkpoint if the run goes on."""
         if self.decay is None:
             return
+        if any(hasattr(parameter, "to_local") for parameter in pl_module.model.parameters()):
+            raise TrainingError(
+                "ema.decay: averaging needs whole weights in each process, and this strategy spreads them (FSDP): use "
+                "trainer.strategy ddp, or ema.decay null"
+            )
         self.ema = ModelEmaV3(
             pl_module.model,
             decay=self.decay,

@@ -73,7 +73,9 @@ class Guards(pl.Callback):
         finite = torch.isfinite(self._loss)
         # a loss scaler looks for infinite gradients itself, and they are part of its work
         if grads and getattr(trainer.precision_plugin, "scaler", None) is None:
-            finite &= torch.isfinite(torch.nn.utils.get_total_norm(grads)).to(finite.device)
+            # of the own part of gradients that are spread over processes (FSDP); the processes agree below
+            own_parts = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads]
+            finite &= torch.isfinite(torch.nn.utils.get_total_norm(own_parts)).to(finite.device)
         own = bool(self._suspects) or not bool(finite)
         skip, unreadable = self._agree(trainer, own)
         if skip:

@@ -70,9 +70,9 @@ def begin(folder: str | Path, recipe: Mapping[str, Any], resume: bool = False) -
                 "--model.checkpoint_path)"
             )
         _warn_of_versions(record)
-        content, used = checkpoint_files.read_or_previous(last, tell=rank_zero_warn)
+        content, last = checkpoint_files.read_or_previous(last, tell=rank_zero_warn)
         step = content.get("global_step", 0) if isinstance(content, dict) else 0
-        rank_zero_info(f"going on with {used}, step {step}")
+        rank_zero_info(f"going on with {last}, step {step}")
         _forget_metrics_from(folder / "metrics.csv", step)
     elif held or (not record and _signs(folder)):
         raise RunFolderError(
