@@ -10,7 +10,7 @@ from vitgraft import __version__
 from vitgraft.cli import main
 
 MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
-COMMANDS = ["info", "tables", "bench", "export", "families"]
+COMMANDS = ["check-data", "info", "tables", "bench", "export", "families"]
 
 
 def run(capsys, *words):

@@ -13,6 +13,7 @@ from vitgraft.models.surgery import graft, grafts, is_grafted, strip, train_graf
 from vitgraft.zoo import pvt as _pvt  # noqa: F401
 from vitgraft.zoo import regionvit as _regionvit  # noqa: F401
 from vitgraft.zoo import t2t_vit as _t2t_vit  # noqa: F401
+from vitgraft.zoo import vil as _vil  # noqa: F401
 
 __all__ = [
     "CheckpointError",

@@ -272,8 +272,8 @@ def _fit_shapes(
                 f"{name} is {old} in the checkpoint and {tuple(want)} in the model: another graft configuration"
             )
             continue
-        if bare.endswith(TABLE) and value.ndim == 2 and old[1] == want[1]:
-            window = model.get_submodule(name.rpartition(".")[0]).window_size
+        window = getattr(model.get_submodule(name.rpartition(".")[0]), "window_size", None)
+        if bare.endswith(TABLE) and value.ndim == 2 and old[1] == want[1] and window is not None:
             renamed[name] = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(want))
         elif bare == "pos_embed" and value.ndim == 3 and old[2] == want[2]:
             renamed[name] = _fit_pos_embed(value, model, own, name)

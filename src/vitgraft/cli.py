@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vitgraft._version import __version__
-from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, ModelSpecError
+from vitgraft.errors import CheckpointError, DataError, GraftError, MissingExtraError, ModelSpecError
 from vitgraft.report.terminal import Progress, console, show, write
 
 FORMATS = ("terminal", "markdown", "json")
@@ -21,7 +21,6 @@ RUNS = {
     "fit": "train a model from a recipe",
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
-    "predict": "what a checkpoint sees in images",
 }
 
 MODEL_HELP = """\
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return args.run(args) or 0
-    except (ModelSpecError, GraftError, CheckpointError, MissingExtraError, CommandError) as error:
+    except (ModelSpecError, GraftError, CheckpointError, DataError, MissingExtraError, CommandError) as error:
         print(f"vitgraft {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -69,16 +68,18 @@ def _parser() -> argparse.ArgumentParser:
         f"{MODEL_HELP}",
         epilog="vitgraft COMMAND --help says more and shows examples.",
     )
-    parser.add_argument("--version", action="version", version=f"vitgraft {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"vitgraft {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_info(commands)
     _add_tables(commands)
     _add_bench(commands)
     _add_export(commands)
     _add_families(commands)
+    _add_check_data(commands)
     _add_figures(commands)
     if _has("vitgraft.demo"):
         _add_demo(commands)
+    _add_predict(commands)
     for name, summary in RUNS.items():
         commands.add_parser(name, help=summary, add_help=False)
     return parser
@@ -223,6 +224,46 @@ def _add_export(commands) -> None:
     parser.add_argument("--opset", type=_positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
 
 
+def _add_predict(commands) -> None:
+    parser = _add(
+        commands,
+        "predict",
+        _predict,
+        "what a trained model sees in images",
+        "Names the most probable classes of images: files, folders with all images below them, or a tar.\n"
+        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. Images\n"
+        "that can't be read are named, and do not stop the others.",
+        [
+            "vitgraft predict --ckpt runs/NAME photos/",
+            "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
+            "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
+            "vitgraft predict --ckpt swin_tiny_patch4_window7_224.ms_in1k a.jpg",
+            "vitgraft predict --ckpt deit_tiny_patch16_224:checkpoint_path=deit.safetensors a.jpg",
+        ],
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or one tar")
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="MODEL",
+        help="folder of a run (its best.ckpt), checkpoint, exported folder, or a model's name with its options",
+    )
+    parser.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image (default: 5)")
+    parser.add_argument(
+        "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
+    parser.add_argument(
+        "--html-images", type=_positive, default=2000, metavar="N", help="most thumbnails in it (default: 2000)"
+    )
+    parser.add_argument(
+        "--weights", choices=("raw", "ema"), help="of a run that has both (default: ema, the averaged ones)"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+
+
 def _add_families(commands) -> None:
     parser = _add(
         commands,
@@ -260,6 +301,36 @@ def _add_figures(commands) -> None:
     speed.add_argument("--no-speed", action="store_true", help="leave the speed panel out")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for reach (default: scikit-learn's two)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="start values (default: 0)")
+
+
+def _add_check_data(commands) -> None:
+    parser = _add(
+        commands,
+        "check-data",
+        _check_data,
+        "what is wrong with sets of images",
+        "Decodes every image of one or more sets and lists unreadable files, empty classes, classes that differ\n"
+        "between the sets, images that are in two of them (errors: exit code 1), and odd kinds of images, class\n"
+        "imbalance and images that are twice in a set (warnings). A PATH is whatever data.root takes: a folder or\n"
+        "tar of class folders, shards, or a folder with splits such as train and val, which are compared.",
+        [
+            "vitgraft check-data DIR",
+            "vitgraft check-data DIR/train DIR/val --output check.json",
+            "vitgraft check-data 'https://host/train-{0000..0127}.tar' --workers 8",
+        ],
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val or huggingface")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes that decode (default: 1)")
+    parser.add_argument(
+        "--imbalance",
+        type=float,
+        default=10.0,
+        metavar="X",
+        help="warn where the largest class has more than X times the images of the smallest (default: 10)",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    _add_format(parser)
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
@@ -381,6 +452,18 @@ def _export(args: argparse.Namespace) -> int:
     return 0 if done.ok else 1
 
 
+def _predict(args: argparse.Namespace) -> int:
+    args.output = args.output or []
+    for path in [*args.output, *([args.html] if args.html else [])]:
+        _check_output(path)
+    wrong = [path for path in args.output if path.suffix not in (".csv", ".json")]
+    if wrong:
+        raise CommandError(f"--output {wrong[0]}: the name must end in .csv or .json")
+    from vitgraft.evaluation.command import run
+
+    return run(args)
+
+
 def _families(args: argparse.Namespace) -> int:
     _check_output(args.output)
     from dataclasses import asdict
@@ -430,6 +513,22 @@ def _figures(args: argparse.Namespace) -> int:
     for path in written:
         out.print(str(path), highlight=False, soft_wrap=True)
     return 0
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    _check_output(args.output)
+    if args.imbalance < 1:
+        raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
+    from vitgraft.data import check
+
+    sources, findings = check.open_sets(args.paths, args.data_format)
+    with Progress(sum(map(len, sources))) as step:
+        report = check.check_sources(sources, args.workers, args.imbalance, step)
+    report.findings[:0] = findings
+    _print(
+        args, lambda out: check.print_terminal(report, out), lambda: check.to_markdown(report), lambda: report.to_json()
+    )
+    return 1 if not report.ok or (args.strict and report.findings) else 0
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -36,6 +36,22 @@ FAMILIES = {
         [(56, 56), (64, 64), (4, 4), (56, 61), (33, 112)],
         PYRAMID,
     ),
+    "vil_tiny": (
+        {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 3, 4), "img_size": 64},
+        [(64, 64)],
+        PYRAMID,
+    ),
+    "vil_tiny_rpb": (
+        {
+            "embed_dims": (8, 16, 24, 32),
+            "depths": (1, 2, 1, 1),
+            "num_heads": (1, 2, 3, 4),
+            "img_size": (64, 96),
+            "window_size": 3,
+        },
+        [(64, 96)],
+        PYRAMID,
+    ),
     "regionvit_medium": (
         {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "img_size": 56},
         [(56, 56), (30, 58)],
@@ -45,6 +61,7 @@ FAMILIES = {
 REGISTERED = {
     "pvt_tiny", "pvt_small", "pvt_medium", "pvt_large", "t2t_vit_14", "t2t_vit_t_14", "t2t_vit_t_19",
     "regionvit_tiny", "regionvit_small", "regionvit_medium", "regionvit_base",
+    "vil_tiny", "vil_tiny_rpb", "vil_small_rpb", "vil_medium_deep_rpb",
 }  # fmt: skip
 
 
@@ -314,6 +331,9 @@ def test_wrappers(name):
         ("regionvit_tiny", {"global_pool": "token"}, "RegionViT has '', 'avg', 'max', 'avgmax'"),
         ("regionvit_tiny", {"num_heads": (1, 2, 4, 9)}, "num_heads=9 does not divide dim=64"),
         ("regionvit_tiny", {"embed_dim": 9}, "embed_dim=9"),
+        ("vil_tiny", {"img_size": 100}, "img_size=(100, 100): ViL needs multiples of 32"),
+        ("vil_tiny_rpb", {"global_tokens": (1, 1, 1, 1)}, "none in the last stage"),
+        ("vil_tiny_rpb", {"windowed": (True, False)}, "one value per stage is needed"),
         ("t2t_vit_14", {"patch_size": 8}, "patch_size=8"),
         ("t2t_vit_14", {"img_size": 2}, "needs 3 x 3 pixels"),
     ],
@@ -325,7 +345,12 @@ def test_bad_options(name, options, said):
 
 @pytest.mark.parametrize(
     "name,size,said",
-    [("pvt_tiny", (64, 31), "64 x 31"), ("t2t_vit_14", (64, 80), "64 x 80"), ("regionvit_tiny", (64, 3), "64 x 3")],
+    [
+        ("pvt_tiny", (64, 31), "64 x 31"),
+        ("t2t_vit_14", (64, 80), "64 x 80"),
+        ("regionvit_tiny", (64, 3), "64 x 3"),
+        ("vil_tiny", (64, 96), "64 x 96"),
+    ],
 )
 def test_sizes_that_cannot_work(name, size, said):
     with pytest.raises(ValueError, match=said):

@@ -106,8 +106,12 @@ def is_image_name(name: str) -> bool:
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS
 
 
-def open_folder(root: Path) -> FileSource:
+def open_folder(root: Path, allow_empty: bool = False) -> FileSource:
     """A folder of class folders; images may lie deeper inside them. Labels count the folders in order of their names.
+
+    Args:
+        root: the folder.
+        allow_empty: whether there may be class folders without images.
 
     Raises:
         DataError: there is no class folder, or one without images.
@@ -123,7 +127,12 @@ def open_folder(root: Path) -> FileSource:
             empty.append(name)
         files += found
         labels += [label] * len(found)
-    _no_empty_class(str(root), classes, empty)
+    if empty and not allow_empty:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise DataError(
+            f"{root}: {len(empty)} of {len(classes)} class folders hold no image: {shown}. "
+            f"Remove them, or add images ({' '.join(sorted(EXTENSIONS))})"
+        )
     return FileSource(root, files, labels, classes)
 
 
@@ -134,15 +143,6 @@ def _images_below(root: Path, folder: str) -> list[str]:
         below = os.path.relpath(here, root)
         found += [os.path.join(below, name) for name in names if is_image_name(name)]
     return found
-
-
-def _no_empty_class(where: str, classes: Sequence[str], empty: Sequence[str]) -> None:
-    if empty:
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        raise DataError(
-            f"{where}: {len(empty)} of {len(classes)} class folders hold no image: {shown}. "
-            f"Remove them, or add images ({' '.join(sorted(EXTENSIONS))})"
-        )
 
 
 def open_files(paths: Sequence[str | Path]) -> ImageSource:
@@ -177,6 +177,7 @@ def open_source(
     class_names: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     cache_gb: float = 64.0,
+    allow_empty: bool = False,
 ) -> ImageSource:
     """Opens a set of images; what it is, is found out from what lies there.
 
@@ -192,6 +193,7 @@ def open_source(
         class_names: of shards that carry label numbers only.
         cache_dir: where unpacked tars, indices and downloaded shards go; None is `default_cache_dir()`.
         cache_gb: most that downloaded shards may take there, in 10**9 bytes.
+        allow_empty: whether class folders may be empty.
 
     Raises:
         DataError: nothing there, or nothing of a known format; the message says what was looked for.
@@ -220,7 +222,7 @@ def open_source(
         return open_shards([str(where)], class_names, cache_dir, cache_gb)
     if format == "tar" or (format is None and is_tar(where)):
         return open_tar(where, split, cache_dir)
-    return open_folder(where)
+    return open_folder(where, allow_empty)
 
 
 def _find_split(root: Path, split: str) -> Path | list[str]:

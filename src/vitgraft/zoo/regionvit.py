@@ -1,14 +1,16 @@
 """RegionViT, which timm does not have: regional-to-local attention.
 
-Paper: "RegionViT: Regional-to-Local Attention for Vision Transformers", arXiv 2106.02689. Beside the local tokens (one
-per 4 x 4 pixels) there is a coarse map of regional tokens, one per window of 7 x 7 local tokens. In a block all regional
-tokens attend to each other, then each window attends to itself, its regional token included, with the same weights.
+Paper: "RegionViT: Regional-to-Local Attention for Vision Transformers", arXiv 2106.02689. Beside the local tokens
+(one per 4 x 4 pixels) there is a coarse map of regional tokens, one per window of 7 x 7 local tokens. In a block all
+regional tokens attend to each other, then each window attends to itself, its regional token included, with the same
+weights.
 
 Parameter names are the authors' (IBM/RegionViT, regionvit/regionvit.py at 77000c2), so that their checkpoints load
-unchanged. The down-sampling of a stage serves regional and local tokens; the authors store it twice (`proj`, `proj_cls`),
-here it has one name. Every input size works, as there: images that are no multiple of 28 are padded and masked, with all
-of the authors' rules (`_mask`, `_pad_image`), because the published function for such sizes depends on them. One case
-their rules leave open: a last row of regions that is padded while the last column is not keeps the mask of the row.
+unchanged. The down-sampling of a stage serves regional and local tokens; the authors store it twice (`proj`,
+`proj_cls`), here it has one name. Every input size works, as there: images that are no multiple of 28 are padded and
+masked, with all of the authors' rules (`_mask`, `_pad_image`), because the published function for such sizes depends on
+them. One choice is ours: where the last row of regions is padded and the last column is not, the corner has the mask of
+its row.
 """
 
 from typing import Any
