@@ -26,6 +26,7 @@ style: $(READY)
 docs: $(READY)
 	$(BIN)/vitgraft families --output docs/families.md
 	$(BIN)/vitgraft tables --format markdown --output docs/tables.md
+	$(BIN)/vitgraft plan --config recipes/imagenet1k --output docs/cost.md
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache
