@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -11,6 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from filelock import FileLock  # a dependency of torch's
 
 from vitgraft.data.tar import atomic_file
 from vitgraft.errors import DataError
@@ -65,8 +66,7 @@ class FileCache:
         if not self._touch(target):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with (self.folder / f".{digest}.lock").open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches, others wait for it
+                with FileLock(self.folder / f".{digest}.lock"):  # one process fetches, others wait for it
                     if not self._touch(target):
                         _download(url, target)
                         self._make_room(target)
