@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_families(commands)
     _add_check_data(commands)
     _add_figures(commands)
+    _add_results(commands)
     if _has("vitgraft.demo"):
         _add_demo(commands)
     _add_predict(commands)
@@ -381,6 +382,22 @@ def _add_check_data(commands) -> None:
     _add_format(parser)
 
 
+def _add_results(commands) -> None:
+    parser = _add(
+        commands,
+        "results",
+        _results,
+        "finished runs side by side, seeds as mean and spread",
+        "Reads the folders of runs that vitgraft fit made and prints their last evaluations; runs that differ in\n"
+        "their seed alone become one row. --output writes a JSON file for each run, for the results folder.",
+        ["vitgraft results runs/*", "vitgraft results runs/graft_* --dataset cifar10 --output results"],
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
+    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
+
+
 def _add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
     parser.add_argument(
@@ -605,6 +622,26 @@ def _check_data(args: argparse.Namespace) -> int:
         args, lambda out: check.print_terminal(report, out), lambda: check.to_markdown(report), lambda: report.to_json()
     )
     return 1 if not report.ok or (args.strict and report.findings) else 0
+
+
+def _results(args: argparse.Namespace) -> int:
+    out = console()
+    from vitgraft.report import runs
+
+    try:
+        records = runs.read_runs(args.runs, args.dataset)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    summaries = runs.summarize(records)
+    if args.format == "markdown":
+        write(None, runs.to_markdown(summaries))
+    else:
+        runs.print_terminal(summaries, out)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for folder, record in zip(args.runs, records, strict=True):
+            write(args.output / f"{folder.name}.json", json.dumps(record, indent=1) + "\n")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,6 +48,23 @@ def describe(device: torch.device) -> dict[str, str | int | bool]:
         "timm": timm.__version__,
         "vitgraft": __version__,
     }
+
+
+def source_commit() -> str | None:
+    """The commit of the clone that this package runs from, with "+" where files differ from it; None elsewhere."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+        run.check_returncode()
+        return run.stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):  # a package inside somebody else's clone
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """The folder of a run: who may use it, what is recorded of the run, and where it goes on.
 
-run.json            the recipe as it was run, and versions; `begin` compares with it
+run.json            the recipe as it was run, versions, commit, hardware; `begin` compares with it
 last.ckpt           and last-previous.ckpt, best.ckpt: see `Checkpoints`
 metrics.csv         what was logged; a run that goes on appends
 """
@@ -13,12 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from vitgraft.errors import RunFolderError
+from vitgraft.report.machine import describe, source_commit
 from vitgraft.training import checkpoint_files
 from vitgraft.training.checkpoints import check_writable
 
@@ -82,7 +84,9 @@ def begin(folder: str | Path, recipe: Mapping[str, Any], resume: bool = False) -
     else:  # nothing there, or a run that ended before it saved anything
         _forget_metrics_from(folder / "metrics.csv", 0)
     if not held or not record:
-        _write_record(folder / RECORD, {"recipe": recipe, "versions": _versions()})
+        device = "cuda" if torch.cuda.is_available() and _flat(recipe).get("trainer.accelerator") != "cpu" else "cpu"
+        made_with = {"versions": _versions(), "commit": source_commit(), "machine": describe(torch.device(device))}
+        _write_record(folder / RECORD, {"recipe": recipe, **made_with})
     return last if resume and held else None
 
 
