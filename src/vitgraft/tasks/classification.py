@@ -223,6 +223,11 @@ class Classification(pl.LightningModule):
             plain = {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
             h.data_config = {**plain, "input_size": [self.data_config["input_size"][0], *used["input_size"]]}
         names = getattr(data, "class_names", None)
+        size = getattr(data, "batch_size", 0)
+        if stage == "fit" and (h.mixup > 0 or h.cutmix > 0) and size % 2:
+            raise RecipeError(
+                f"batch_size={size}: mixup and cutmix mix pairs; give an even number of images per process"
+            )
         if not names:
             return
         if h.num_classes is None:

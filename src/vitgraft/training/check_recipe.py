@@ -4,6 +4,7 @@ alone, against the type that the class it goes to declares."""
 import inspect
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -121,7 +122,7 @@ def _try(name: str, value: Any, kind: Any) -> list[str]:
 
 def _parse(parser: ArgumentParser, values: dict[str, Any], name: str, value: Any) -> list[str]:
     try:
-        parser.parse_object(values)
+        parser.parse_object(deepcopy(values))  # it makes classes in lists its own
     except (ArgumentError, TypeError, ValueError) as error:
         return [f"{name}={value!r}: {_shorten(str(error))}"]
     return []

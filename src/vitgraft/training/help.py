@@ -25,7 +25,7 @@ examples:
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --smoke
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR
   vitgraft fit --config recipes/imagenet1k/graft_swin_tiny.yaml --data.root DIR --trainer.devices 8
-  vitgraft fit --config recipes/finetune/graft_deit_tiny.yaml --data.root DIR --model.lr 1e-4
+  vitgraft fit --config recipes/finetune/swin_tiny.yaml --data.root DIR --model.lr 1e-4
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR --resume   go on after an interruption
 """,
     "validate": """\
