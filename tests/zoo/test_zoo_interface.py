@@ -8,6 +8,7 @@ import warnings
 import pytest
 import timm
 import torch
+from reference.zoo_plain import plain
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -47,7 +48,7 @@ FAMILIES = {
             "depths": (1, 2, 1, 1),
             "num_heads": (1, 2, 3, 4),
             "img_size": (64, 96),
-            "window_size": 3,
+            "window_size": 5,
         },
         [(64, 96)],
         PYRAMID,
@@ -126,6 +127,15 @@ def test_images_of_a_batch_do_not_mix(name, model):
     x = images(name, 3)
     with torch.no_grad():
         torch.testing.assert_close(model(x), torch.cat([model(one[None]) for one in x]), rtol=1e-4, atol=1e-5)
+
+
+def test_plain_formulas(name):
+    model, x = make(name).double(), images(name).double()
+    for p in model.parameters():  # the start values make attention nearly uniform
+        if p.ndim > 1 and p.requires_grad:
+            p.data.mul_(3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(model)(x), rtol=1e-10, atol=1e-10)
 
 
 def test_features_only(name, model):
