@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vitgraft._version import __version__
-from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, ModelSpecError
+from vitgraft.errors import CheckpointError, DataError, GraftError, MissingExtraError, ModelSpecError
 from vitgraft.report.terminal import Progress, console, show, write
 
 FORMATS = ("terminal", "markdown", "json")
@@ -21,7 +21,6 @@ RUNS = {
     "fit": "train a model from a recipe",
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
-    "predict": "what a checkpoint sees in images",
 }
 
 MODEL_HELP = """\
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return args.run(args) or 0
-    except (ModelSpecError, GraftError, CheckpointError, MissingExtraError, CommandError) as error:
+    except (ModelSpecError, GraftError, CheckpointError, DataError, MissingExtraError, CommandError) as error:
         print(f"vitgraft {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -80,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_figures(commands)
     if _has("vitgraft.demo"):
         _add_demo(commands)
+    _add_predict(commands)
     for name, summary in RUNS.items():
         commands.add_parser(name, help=summary, add_help=False)
     return parser
@@ -222,6 +222,46 @@ def _add_export(commands) -> None:
     parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the checkpoint (default: 1000)")
     parser.add_argument("--img-size", type=_positive, metavar="N", help="side of the image (default: the model's own)")
     parser.add_argument("--opset", type=_positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
+
+
+def _add_predict(commands) -> None:
+    parser = _add(
+        commands,
+        "predict",
+        _predict,
+        "what a trained model sees in images",
+        "Names the most probable classes of images: files, folders with all images below them, or a tar.\n"
+        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. Images\n"
+        "that can't be read are named, and do not stop the others.",
+        [
+            "vitgraft predict --ckpt runs/NAME photos/",
+            "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
+            "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
+            "vitgraft predict --ckpt swin_tiny_patch4_window7_224.ms_in1k a.jpg",
+            "vitgraft predict --ckpt deit_tiny_patch16_224:checkpoint_path=deit.safetensors a.jpg",
+        ],
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or one tar")
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="MODEL",
+        help="folder of a run (its best.ckpt), checkpoint, exported folder, or a model's name with its options",
+    )
+    parser.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image (default: 5)")
+    parser.add_argument(
+        "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
+    parser.add_argument(
+        "--html-images", type=_positive, default=2000, metavar="N", help="most thumbnails in it (default: 2000)"
+    )
+    parser.add_argument(
+        "--weights", choices=("raw", "ema"), help="of a run that has both (default: ema, the averaged ones)"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
 
 
 def _add_families(commands) -> None:
@@ -410,6 +450,18 @@ def _export(args: argparse.Namespace) -> int:
         verdict = "ok" if difference <= TOLERANCE else "TOO LARGE"
         print(f"  onnxruntime, batch {batch}: largest difference {difference:.1e}, {verdict} (limit {TOLERANCE:.0e})")
     return 0 if done.ok else 1
+
+
+def _predict(args: argparse.Namespace) -> int:
+    args.output = args.output or []
+    for path in [*args.output, *([args.html] if args.html else [])]:
+        _check_output(path)
+    wrong = [path for path in args.output if path.suffix not in (".csv", ".json")]
+    if wrong:
+        raise CommandError(f"--output {wrong[0]}: the name must end in .csv or .json")
+    from vitgraft.evaluation.command import run
+
+    return run(args)
 
 
 def _families(args: argparse.Namespace) -> int:

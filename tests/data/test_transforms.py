@@ -1,5 +1,6 @@
 """The transforms are timm's: the same pixels as its own pipeline, at the same seed."""
 
+import dataclasses
 import io
 
 import pytest
@@ -19,12 +20,13 @@ def image(size=(90, 70)):
     return Image.open(io.BytesIO(image_bytes(3, size))).convert("RGB")
 
 
+@pytest.mark.parametrize("reprob", [0.0, 0.25])
 @pytest.mark.parametrize("seed", range(5))
-def test_training_is_timms(seed):
+def test_training_is_timms(seed, reprob):
     timms = create_transform(
-        48, True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", interpolation="bicubic"
+        48, True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=reprob, re_mode="pixel", interpolation="bicubic"
     )
-    ours = train_transform(Preprocessing((48, 48)), DEIT)
+    ours = train_transform(Preprocessing((48, 48)), dataclasses.replace(DEIT, reprob=reprob))
     results = []
     for transform in (timms, ours):
         seed_all(seed)
@@ -60,11 +62,27 @@ def test_small_images_are_padded_and_cropped_not_resized():
     assert len(places) > 20
 
 
+@pytest.mark.parametrize("size", [(20, 40), (40, 20), (10, 10)])
+def test_padding_of_images_that_are_too_small(size):
+    transform = train_transform(Preprocessing((32, 32)), Augmentation(train_crop_mode="pad"))
+    for seed in range(20):
+        seed_all(seed)
+        assert transform(image(size)).shape == (3, 32, 32)
+
+
+def test_a_batch_at_once_is_each_image_by_itself():
+    transform = eval_transform(Preprocessing((48, 40), crop_pct=0.9))
+    images = [image((90, 70)), image((64, 200))]
+    together = transform.finish([transform.image(one) for one in images])
+    assert together.is_contiguous() and together.shape == (2, 3, 48, 40)
+    assert all(torch.equal(alone, transform(one)) for alone, one in zip(together, images, strict=True))
+
+
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "v0", "originalr", "augmix-m9-w3"])
 def test_posterize_down_to_black(policy):
     """The strongest Posterize keeps 0 bits, which Pillow 13 refuses; it must not stop a run."""
     transform = train_transform(Preprocessing((24, 24)), Augmentation(auto_augment=policy))
-    step = next(step for step in transform.transforms if hasattr(step, "ops") or hasattr(step, "policy"))
+    step = next(step for step in transform.image.transforms if hasattr(step, "ops") or hasattr(step, "policy"))
     operators = step.ops if hasattr(step, "ops") else [operator for policy in step.policy for operator in policy]
     posterizing = [operator for operator in operators if "Posterize" in operator.name]
     assert posterizing

@@ -25,7 +25,7 @@ def _checkpoint(out):
     return next(iter(sorted(out.rglob("last.ckpt")) or sorted(out.rglob("*.ckpt"))))
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_help_teaches_without_lightning(capsys, monkeypatch, command):
     monkeypatch.setitem(__import__("sys").modules, "pytorch_lightning", None)
     code, out, _ = run(capsys, command, "--help")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from vitgraft.data.decode import decode_image
 from vitgraft.data.sampling import Draw
 from vitgraft.data.sources import ImageSource
-from vitgraft.data.transforms import Transform
+from vitgraft.data.transforms import BatchedTransform, Transform
 from vitgraft.errors import ImageError
 from vitgraft.randomness import derive, preserve_rng, seed_all
 
@@ -53,6 +53,7 @@ class ImageDataset(Dataset):
         self, source: ImageSource, transform: Transform, seed: int = 0, train: bool = False, cache: bool = False
     ):
         self.source, self.transform, self.seed, self.train = source, transform, seed, train
+        self.batched = transform if isinstance(transform, BatchedTransform) else None
         self.pixels = PixelCache(source) if cache else None
 
     def __len__(self) -> int:
@@ -76,13 +77,13 @@ class ImageDataset(Dataset):
         """
         draw = draw if isinstance(draw, Draw) else Draw(0, draw)
         with preserve_rng(cuda=False):
-            return self._sample(draw, self.decoded(draw.index))
+            return self._sample(draw, self.decoded(draw.index), self.transform)
 
-    def _sample(self, draw: Draw, image: Image.Image) -> tuple[torch.Tensor, int, int]:
+    def _sample(self, draw: Draw, image: Image.Image, transform: Callable) -> tuple[Any, int, int]:
         if self.train:
             seed_all(derive(self.seed, "augment", *draw))
         try:
-            pixels = self.transform(image)
+            pixels = transform(image)
         except Exception as error:
             error.add_note(
                 f"while {self.source.name(draw.index)} was transformed, {image.width} x {image.height}, {draw}"
@@ -93,17 +94,21 @@ class ImageDataset(Dataset):
     def __getitems__(self, draws: Sequence[Draw]) -> Batch:
         """A batch; torch's DataLoader asks for it at once. Draws nothing from the caller's generators."""
         samples, bad = [], []
+        transform = self.transform if self.batched is None else self.batched.image
         with preserve_rng(cuda=False):
             for draw in draws:
                 readable = self._readable(draw, bad)
                 if readable is not None:
-                    samples.append(self._sample(*readable))
+                    samples.append(self._sample(*readable, transform))
         if not samples:
             empty = torch.zeros(0, dtype=torch.int64)
             return Batch(torch.zeros(0, 3, 1, 1), empty, empty.clone(), bad)
         images, labels, indices = zip(*samples, strict=True)
-        # default_collate stacks inside a worker straight into shared memory
-        return Batch(default_collate(images), torch.tensor(labels), torch.tensor(indices), bad)
+        if self.batched is not None:
+            pixels = self.batched.finish(images)
+        else:
+            pixels = default_collate(images)  # inside a worker it stacks straight into shared memory
+        return Batch(pixels, torch.tensor(labels), torch.tensor(indices), bad)
 
     def _readable(self, draw: Draw, bad: list[str]) -> tuple[Draw, Image.Image] | None:
         """The draw and its image; in training, those of the next readable image; in evaluation, None."""

@@ -2,17 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform, resolve_model_data_config
+from timm.data.transforms import MaybeToTensor
 from torch import nn
 from torchvision import transforms
 
 Transform = Callable[[Image.Image], torch.Tensor]
+
+
+class BatchedTransform:
+    """A transform whose last steps, to a tensor and standardised, are done for a whole batch at once.
+
+    The values are those of the steps one by one, bit for bit; for small images it is several times faster.
+
+    Args:
+        image: RGB image -> RGB image of the final size.
+        mean: of each colour, 0 to 1.
+        std: of each colour, 0 to 1.
+    """
+
+    def __init__(self, image: Callable[[Image.Image], Image.Image], mean: Sequence[float], std: Sequence[float]):
+        self.image = image
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """RGB image -> float32 (3, H, W)"""
+        return self.finish([self.image(image)])[0]
+
+    def finish(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Images of one size -> float32 (B, 3, H, W)"""
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        scaled = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        return scaled.sub_(self.mean).div_(self.std)
+
+
+class PadCrop:
+    """A random crop of an image with zeros around.
+
+    Args:
+        size: (height, width) of the crop, pixels.
+        padding: zeros on each side, pixels; more where the image is smaller than the crop.
+    """
+
+    def __init__(self, size: tuple[int, int], padding: int):
+        self.size, self.padding = size, padding
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        height, width = self.size
+        pad_x, pad_y = max(self.padding, width - image.width), max(self.padding, height - image.height)
+        left = random.randint(-pad_x, image.width + pad_x - width)
+        top = random.randint(-pad_y, image.height + pad_y - height)
+        return image.crop((left, top, left + width, top + height))  # black where there is no image
 
 
 @dataclass(frozen=True)
@@ -126,9 +174,15 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     )
     repair_posterize(transform)
     if padded:
-        height, width = preprocessing.input_size
-        padding = (width // 8, height // 8)
-        transform.transforms[0] = transforms.RandomCrop((height, width), padding=padding, pad_if_needed=True)
+        transform.transforms[0] = PadCrop(preprocessing.input_size, min(preprocessing.input_size) // 8)
+    return _batched(transform, preprocessing)
+
+
+def _batched(transform: transforms.Compose, preprocessing: Preprocessing) -> Transform:
+    """Takes the last steps of timm's transform out, where they are the last ones: random erasing comes after them."""
+    *steps, to_tensor, normalize = transform.transforms
+    if isinstance(to_tensor, MaybeToTensor) and isinstance(normalize, transforms.Normalize):
+        return BatchedTransform(transforms.Compose(steps), preprocessing.mean, preprocessing.std)
     return transform
 
 
@@ -153,7 +207,8 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """RGB image -> float32 (3, H, W): resized and cropped by the model's own rule; nothing is random."""
-    return create_transform((3, *preprocessing.input_size), is_training=False, **_without_size(preprocessing))
+    transform = create_transform((3, *preprocessing.input_size), is_training=False, **_without_size(preprocessing))
+    return _batched(transform, preprocessing)
 
 
 def _without_size(preprocessing: Preprocessing) -> dict:

@@ -1,4 +1,4 @@
-"""`vitgraft fit | validate | test | predict`: runs from recipes, on pytorch-lightning's LightningCLI.
+"""`vitgraft fit | validate | test`: runs from recipes, on pytorch-lightning's LightningCLI.
 
 All mistakes of a recipe and of the command line are told at once, before anything is built or written.
 """
@@ -36,7 +36,7 @@ from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test")
 TASKS = (Classification,)
 DATA = f"{ImageData.__module__}.{ImageData.__name__}"
 TOP = {
@@ -64,7 +64,6 @@ SMOKE = {
         "limit_train_batches": 2,
         "limit_val_batches": 1,
         "limit_test_batches": 1,
-        "limit_predict_batches": 1,
         "accumulate_grad_batches": 1,
         "num_sanity_val_steps": 0,
         "enable_checkpointing": False,
@@ -77,7 +76,7 @@ def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
     """The callbacks of every run, beside those of the recipe.
 
     Args:
-        command: fit, validate, test or predict.
+        command: fit, validate or test.
         config: The parsed configuration of the command.
     """
     return [EvaluationFiles()] if command in ("validate", "test") else []

@@ -1,4 +1,4 @@
-"""The help texts of fit, validate, test and predict: what they do, examples that work as they stand, common options."""
+"""The help texts of fit, validate and test: what they do, examples that work as they stand, common options."""
 
 _COMMON = """\
 options that most runs need (all of them: vitgraft {command} --help-all):
@@ -34,12 +34,6 @@ vitgraft test: evaluate a checkpoint on the test set
 
 examples:
   vitgraft test --ckpt_path runs/NAME/checkpoints/best.ckpt --data.root DIR
-""",
-    "predict": """\
-vitgraft predict: what a checkpoint sees in images
-
-examples:
-  vitgraft predict --ckpt_path runs/NAME/checkpoints/best.ckpt --data.root DIR
 """,
 }
 

@@ -94,7 +94,7 @@ class Request:
     """What a command line asks for.
 
     Args:
-        command: fit, validate, test or predict.
+        command: fit, validate or test.
         configs: Recipes in the order in which they were given.
         words: What remains of the command line, for the parser.
         flags: Switches without a value (smoke).
