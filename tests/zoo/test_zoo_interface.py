@@ -59,6 +59,12 @@ FAMILIES = {
         PYRAMID,
     ),
 }
+# what else makes tracing quick
+TRACED = {
+    "vil_tiny": {"window_size": 8, "depths": (1, 1, 1, 1)},
+    "vil_tiny_rpb": {"window_size": 8, "depths": (1, 1, 1, 1), "img_size": 64},
+    "regionvit_tiny": {"depths": (1, 1, 1, 1)},
+}
 REGISTERED = {
     "pvt_tiny", "pvt_small", "pvt_medium", "pvt_large", "t2t_vit_14", "t2t_vit_t_14", "t2t_vit_t_19",
     "regionvit_tiny", "regionvit_small", "regionvit_medium", "regionvit_base",
@@ -313,6 +319,51 @@ def test_weights_of_another_family_are_named(name):
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["vil_tiny_rpb", "regionvit_tiny"])
+def test_second_names(name, tmp_path):
+    """The authors store some tensors twice; both ways to load take that, if the two are the same."""
+    source, x = make(name), images(name)
+    pairs = {"vil_tiny_rpb": (".query.", ".query_global."), "regionvit_tiny": (".proj.2.", ".proj_cls.2.")}
+    first, second = pairs[name]
+    official = dict(source.state_dict())
+    twice = [n for n in official if first in n and not n.startswith("patch_embed")]
+    official.update({n.replace(first, second): official[n].clone() for n in twice})
+    assert len(official) > len(source.state_dict())
+    model = make(name, num_classes=5)
+    for p in model.parameters():
+        p.data.zero_()
+    report = vitgraft.load_official(model, {"net": official})
+    assert any("the same tensor as" in line for line in report.skipped) and not report.unexpected
+    assert torch.equal(model(x), source(x))
+    make(name).load_state_dict(official)
+
+    key = next(n for n in official if second in n)
+    official[key] = official[key] + 1
+    with pytest.raises(CheckpointError, match=re.escape(key) + " and .* differ"):
+        vitgraft.load_official(make(name), official)
+    with pytest.raises(RuntimeError, match="are one tensor here"):
+        make(name).load_state_dict(official)
+
+
+@pytest.mark.parametrize(
+    "name,options,said",
+    [
+        ("pvt_tiny", {"depths": (2, 1, 3, 1)}, "have no place in the model"),
+        ("pvt_tiny", {"embed_dims": (16, 16, 24, 32)}, "shapes differ"),
+        ("t2t_vit_14", {"performer": False}, "T2T-ViT"),
+        ("vil_tiny_rpb", {"rel_pos": False}, "absolute positions"),
+        ("regionvit_tiny", {"single_conv": True}, "patch_embed.proj"),
+        ("regionvit_tiny", {"num_classes": 6}, "6 classes against 5"),
+    ],
+)
+def test_a_checkpoint_of_another_size_changes_nothing(name, options, said):
+    model, other = make(name), make(name, **options)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=said):
+        vitgraft.load_official(model, other.state_dict())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
 def test_wrappers(name):
     """Averaged weights come first, and what was passed over is said."""
     raw, averaged = make(name), make(name)
@@ -367,14 +418,13 @@ def test_sizes_that_cannot_work(name, size, said):
         make(name)(images(name, size=size))
 
 
-@pytest.mark.parametrize("graft", ["default"])
-def test_grafts_work_or_say_why_not(name, graft):
+def test_grafts_work_or_say_why_not(name):
     model, x = make(name), images(name)
     expected = model(x)
     try:
         vitgraft.graft(model, window_size=2, init="identity")
     except GraftError as error:
-        assert len(str(error)) > 40
+        assert not name.startswith("t2t") and "has no block that can carry a graft" in str(error)
         assert torch.equal(model(x), expected)
     else:
         assert vitgraft.grafts(model) and torch.equal(model(x), expected)
@@ -382,12 +432,13 @@ def test_grafts_work_or_say_why_not(name, graft):
 
 @pytest.mark.slow
 def test_compile_and_export(name):
-    model, x = make(name), images(name)
+    size = (64, 64) if name.startswith("vil") else None
+    model, x = make(name, **TRACED.get(name, {})), images(name, size=size)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
-    y = images(name, 3)
+    y = images(name, 3, size)
     torch.testing.assert_close(exported(y), model(y), rtol=1e-5, atol=1e-5)
 
 
@@ -396,5 +447,6 @@ def test_onnx(name, tmp_path):
     pytest.importorskip("onnxruntime")
     from vitgraft.export import export_onnx
 
-    done = export_onnx(make(name), tmp_path / "model.onnx", (3, *FAMILIES[name][1][0]))
+    size = (64, 64) if name.startswith("vil") else FAMILIES[name][1][0]
+    done = export_onnx(make(name, **TRACED.get(name, {})), tmp_path / "model.onnx", (3, *size))
     assert done.ok, done.differences
