@@ -6,12 +6,13 @@ PyTorch and everything above it is imported when a sub-command runs, not to prin
 import argparse
 import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vitgraft._version import __version__
-from vitgraft.errors import CheckpointError, DataError, GraftError, MissingExtraError, ModelSpecError
+from vitgraft.errors import CheckpointError, DataError, GraftError, MissingExtraError, ModelSpecError, RecipeError
 from vitgraft.report.terminal import Progress, console, show, write
 
 FORMATS = ("terminal", "markdown", "json")
@@ -43,12 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in RUNS:
         return _training(argv)
     args = parser.parse_args(argv)
+    args.words = argv
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
     try:
         return args.run(args) or 0
-    except (ModelSpecError, GraftError, CheckpointError, DataError, MissingExtraError, CommandError) as error:
+    except (
+        ModelSpecError,
+        GraftError,
+        CheckpointError,
+        DataError,
+        RecipeError,
+        MissingExtraError,
+        CommandError,
+    ) as error:
         print(f"vitgraft {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -80,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     if _has("vitgraft.demo"):
         _add_demo(commands)
     _add_predict(commands)
+    _add_plan(commands)
     for name, summary in RUNS.items():
         commands.add_parser(name, help=summary, add_help=False)
     return parser
@@ -262,6 +273,43 @@ def _add_predict(commands) -> None:
     parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: 32")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+
+
+def _add_plan(commands) -> None:
+    parser = _add(
+        commands,
+        "plan",
+        _plan,
+        "what a recipe will cost: steps, loader, GPU hours",
+        "Works out from the counted MAC of a recipe's model, the number of images and assumptions that it names\n"
+        "how many steps a run takes, what the loader must deliver, and the hours on 1, 8 and 64 GPUs; with\n"
+        "the batch and the learning rate of each. Runs nothing.",
+        [
+            "vitgraft plan --config recipes/imagenet1k/graft_swin_tiny.yaml",
+            "vitgraft plan --config recipes/imagenet1k/graft_swin_tiny.yaml --gpu h100 --utilisation 0.2 --gpus 1 4 16",
+            "vitgraft plan --config recipes/finetune/swin_tiny.yaml --images 10000 --tflops 30",
+            "vitgraft plan --config recipes/imagenet1k --output docs/cost.md",
+        ],
+    )
+    parser.add_argument(
+        "--config", type=Path, nargs="+", required=True, metavar="RECIPE", help="recipes, or folders of them"
+    )
+    parser.add_argument("--gpus", type=_positive, nargs="+", default=[1, 8, 64], metavar="N", help="default: 1 8 64")
+    parser.add_argument("--gpu", help="a100, h100, h200, l4, rtx4090 or v100 (default: a100)")
+    parser.add_argument("--utilisation", type=float, metavar="X", help="share of its peak that it achieves, to 1")
+    parser.add_argument("--tflops", type=float, metavar="X", help="achieved by each GPU, instead of those two")
+    parser.add_argument("--doubling", type=float, metavar="X", help="speed kept when the GPUs double (default: 0.97)")
+    parser.add_argument("--images", type=_positive, metavar="N", help="to train on (default: ImageNet-1K's)")
+    parser.add_argument("--val-images", type=int, metavar="N", help="of each validation (default: ImageNet-1K's)")
+    parser.add_argument("--images-per-core", type=float, metavar="X", help="images/s of a loader's core (default: 100)")
+    parser.add_argument("--kilobytes", type=float, metavar="X", help="of an image file (default: 110)")
+    parser.add_argument(
+        "--recipe-gpus", type=_positive, metavar="N", help="GPUs that the recipe's batch size is for (default: 8)"
+    )
+    parser.add_argument(
+        "--scale-batch", action="store_true", help="keep the batch of each GPU; the learning rate follows by the rule"
+    )
+    _add_format(parser)
 
 
 def _add_families(commands) -> None:
@@ -462,6 +510,34 @@ def _predict(args: argparse.Namespace) -> int:
     from vitgraft.evaluation.command import run
 
     return run(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    _check_output(args.output)
+    from dataclasses import fields
+
+    from vitgraft.report import plan, plan_page
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(plan.Assumptions)}
+    given["keep_batch"] = not args.scale_batch
+    try:
+        assumptions = plan.Assumptions(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise CommandError("--" + str(error).replace("; ", "; --").replace("_", "-")) from error
+    recipes = plan.find_recipes(args.config)
+    with Progress(len(recipes)) as step:
+        plans = []
+        for path in recipes:
+            step(str(path))
+            plans.append(plan.make_plan(path, assumptions, args.gpus))
+    command = shlex.join(["vitgraft", *args.words])
+    _print(
+        args,
+        lambda out: plan_page.print_terminal(plans, assumptions, out),
+        lambda: plan_page.to_markdown(plans, assumptions, command),
+        lambda: plan.to_json(plans, assumptions),
+    )
+    return 0
 
 
 def _families(args: argparse.Namespace) -> int:

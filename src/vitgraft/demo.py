@@ -120,7 +120,7 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             result.loss_curve.append((trainer.global_step, float(outputs["loss"])))
 
-        def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
             if not trainer.sanity_checking:
                 result.accuracy_curve.append((trainer.global_step, float(trainer.callback_metrics["val/acc"])))
 

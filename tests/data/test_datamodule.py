@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from image_sets import write_folder
+from image_sets import write_folder, write_tar
 
 from vitgraft.errors import DataError
 
@@ -149,6 +149,31 @@ def test_lightning_resumes_with_the_very_next_batch(folder, tmp_path, stop_at, w
 def test_num_classes_that_disagree(folder):
     with pytest.raises(DataError, match=r"num_classes=5: .* has 3 classes \(cat, dog"):
         ImageData(folder, num_classes=5).setup("fit")
+
+
+def test_splits_and_paths_of_their_own(folder, tmp_path, monkeypatch):
+    packed = write_tar(tmp_path / "packed.tar", folder / "val")
+    for data in (
+        ImageData(folder, val=str(packed)),
+        ImageData(train=str(folder / "train"), val=str(packed)),
+        ImageData(folder, train="train", val="val"),
+    ):
+        data.setup("fit")
+        assert (len(data.source("train")), len(data.source("val"))) == (24, 7)
+    # a folder of that name in the working folder is not meant
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "train", {"cat": 1, "dog": 1, "eel": 1})
+    assert len(ImageData(folder).source("train")) == 24
+    with pytest.raises(DataError, match=r"data\.root: name the folder"):
+        ImageData().setup("fit")
+    with pytest.raises(DataError, match="no split 'validation'"):
+        ImageData(folder, val="validation").setup("fit")
+
+
+def test_classes_that_differ_stop_the_run_before_it_starts(folder, tmp_path):
+    other = write_folder(tmp_path / "val", {"cat": 1, "dog": 1, "fox": 1})
+    with pytest.raises(DataError, match="different classes"):
+        ImageData(folder, val=str(other)).setup("fit")
 
 
 def test_smoke_needs_no_files():

@@ -30,7 +30,8 @@ def _fit(recipe, data, out, processes, trainer):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     file = sorted(out.rglob("last.ckpt")) or sorted(out.rglob("*.ckpt"))
-    return torch.load(file[0], weights_only=True)["state_dict"], done.stdout
+    weights = torch.load(file[0], weights_only=True)["state_dict"]
+    return {name.removeprefix("model."): value for name, value in weights.items()}, done.stdout
 
 
 @pytest.mark.slow

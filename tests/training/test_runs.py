@@ -1,6 +1,8 @@
 """`vitgraft fit | validate | test`: runs, what they print and write, and every mistake told at once."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +34,13 @@ def test_help_teaches_without_lightning(capsys, monkeypatch, command):
     assert code == 0 and out.startswith(f"vitgraft {command}: ")
     assert out.index(f"  vitgraft {command} --") < out.index("--trainer.OPTION")
     assert run(capsys, command)[0] == 2
+
+
+def test_examples_name_recipes_that_exist():
+    from vitgraft.training.help import HELP
+
+    named = {name for text in HELP.values() for name in re.findall(r"recipes/\S+", text)}
+    assert named and all((Path(__file__).resolve().parents[2] / name).is_file() for name in named)
 
 
 def test_all_options_can_be_listed(capsys):
@@ -117,6 +126,7 @@ def test_all_mistakes_at_once_and_nothing_written(capsys, recipe, tmp_path, monk
         (["--config", "none.yaml"], "none.yaml: No such file"),
         (["--model.model_kwargs", "{dpth: 3}"], "dpth"),
         (["--model.graft", "{blocks: 40}"], "blocks=40"),
+        (["--model.mixup", "0.8", "--data.batch_size", "7"], "batch_size=7: mixup and cutmix mix pairs"),
     ],
 )
 def test_one_mistake(capsys, recipe, class_folders, tmp_path, words, message):

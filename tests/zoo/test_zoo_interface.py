@@ -450,3 +450,17 @@ def test_onnx(name, tmp_path):
     size = (64, 64) if name.startswith("vil") else FAMILIES[name][1][0]
     done = export_onnx(make(name, **TRACED.get(name, {})), tmp_path / "model.onnx", (3, *size))
     assert done.ok, done.differences
+
+
+@pytest.mark.parametrize("name", ["pvt_tiny", "regionvit_tiny", "vil_tiny_rpb"])
+def test_dense_features(name):
+    """Classification weights go into a backbone for dense tasks: the maps are the model's own, after new norms."""
+    source = make(name)
+    dense = vitgraft.DenseFeatures(make(name), norm=False)
+    report = vitgraft.load_official(dense, {"model": source.state_dict()})
+    assert not report.unexpected and any("no classifier" in line for line in report.skipped)
+    x = images(name)
+    for a, b in zip(dense(x), source.forward_intermediates(x, intermediates_only=True), strict=True):
+        assert torch.equal(a, b)
+    normed = vitgraft.DenseFeatures(make(name), out_indices=(0, 2))
+    assert [m.shape[1] for m in normed(x)] == [source.feature_info[i]["num_chs"] for i in (0, 2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from vitgraft.data.images import ImageDataset
 from vitgraft.data.loader import Loader
 from vitgraft.data.sampling import EvalOrder, TrainOrder
 from vitgraft.data.sources import FORMATS, ImageSource, check_same_classes, open_files, open_source
+from vitgraft.data.tar import is_tar
 from vitgraft.data.transforms import (
     Augmentation,
     Preprocessing,
@@ -37,7 +37,7 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         root: folder with the splits, tar, shard pattern or URL; `vitgraft.data.sources.open_source` says what is found.
-        train: split of `root` to train on, or a path of its own.
+        train: split of `root` to train on, or a path of its own: with a slash, a shard pattern, or the name of a tar.
         val: split of `root` to validate on, or a path of its own.
         test: likewise for `test`; None is the validation split.
         predict: files, folders or a tar for `predict`.
@@ -217,10 +217,11 @@ class ImageData(pl.LightningDataModule):
         if self.is_smoke:
             length = 64 if split == "train" else 10
             return GeneratedSource(length * self.repeats, self.num_classes or 10, self.preprocessing.input_size)
-        if self.root is None:
-            raise DataError("data.root: name the folder, tar or shards with the images")
         given = self.splits[split]
-        own_path = Path(given).exists() or any(mark in given for mark in ("/", "://", "{"))
+        # "train" is the split even where the working folder has a folder of that name
+        own_path = any(mark in given for mark in ("/", "\\", "{", "hf:")) or is_tar(given)
+        if self.root is None and not own_path:
+            raise DataError("data.root: name the folder, tar or shards with the images")
         source = open_source(
             given if own_path else self.root,
             None if own_path else given,

@@ -129,6 +129,8 @@ class Classification(pl.LightningModule):
             raise RecipeError([f"model.{problem}" for problem in problems])
         self.model: nn.Module | None = None
         self._schedule: Any = None
+        self.averaged_model: nn.Module | None = None  # set by AveragedWeights, past nn.Module's list of children
+        self.weights_suffix = ""  # "_ema" where `model` holds the averaged weights
         if ready:
             self.hparams.num_classes = num_classes or getattr(model, "num_classes", None)
             self._take(model)
@@ -221,6 +223,11 @@ class Classification(pl.LightningModule):
             plain = {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
             h.data_config = {**plain, "input_size": [self.data_config["input_size"][0], *used["input_size"]]}
         names = getattr(data, "class_names", None)
+        size = getattr(data, "batch_size", 0)
+        if stage == "fit" and (h.mixup > 0 or h.cutmix > 0) and size % 2:
+            raise RecipeError(
+                f"batch_size={size}: mixup and cutmix mix pairs; give an even number of images per process"
+            )
         if not names:
             return
         if h.num_classes is None:
@@ -263,6 +270,8 @@ class Classification(pl.LightningModule):
             h.warmup_prefix,
             h.sched_kwargs,
         ).build(trainer.optimizers[0], updates or total, total)
+        if self.global_step:  # a run that goes on: building the schedule has set the rate to that of its beginning
+            self._schedule.step(self.global_step - 1 if h.sched_on_updates else self.current_epoch)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Loss of one batch (images, labels, ...)."""

@@ -4,6 +4,7 @@ alone, against the type that the class it goes to declares."""
 import inspect
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -16,23 +17,30 @@ __all__ = ["find_problems"]
 KINDS = {"model": LightningModule, "data": LightningDataModule}
 
 
-def find_problems(recipe: Mapping[str, Any], top: Mapping[str, type], default_classes: Mapping[str, str]) -> list[str]:
+def find_problems(
+    recipe: Mapping[str, Any],
+    top: Mapping[str, type],
+    default_classes: Mapping[str, str],
+    parts: Mapping[str, type] | None = None,
+) -> list[str]:
     """What a parser would refuse in a recipe, and what the classes themselves refuse: one line each, with its name.
 
     Args:
         recipe: Sections and values; the options of a class stand beside `class_path` or under `init_args`.
         top: Options at the top level (not sections), with their types.
         default_classes: Class path of a section that names none.
+        parts: Further sections, each the options of one class.
     """
     found = []
-    sections = (*KINDS, "trainer")
+    parts = {"trainer": Trainer, **(parts or {})}
+    sections = (*KINDS, *parts)
     for key, value in recipe.items():
         if key in top:
             found += _try(key, value, top[key])
         elif key not in sections:
             found.append(f"{key}: no such option; {close(key, [*sections, *top])}")
-        elif key == "trainer":
-            found += _options("trainer", value, Trainer)
+        elif key in parts:
+            found += _options(key, value, parts[key])
         else:
             found += _class(key, value, default_classes.get(key))
     return found
@@ -114,7 +122,7 @@ def _try(name: str, value: Any, kind: Any) -> list[str]:
 
 def _parse(parser: ArgumentParser, values: dict[str, Any], name: str, value: Any) -> list[str]:
     try:
-        parser.parse_object(values)
+        parser.parse_object(deepcopy(values))  # it makes classes in lists its own
     except (ArgumentError, TypeError, ValueError) as error:
         return [f"{name}={value!r}: {_shorten(str(error))}"]
     return []

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitgraft.errors import (
     CheckpointError,
@@ -20,6 +20,8 @@ from vitgraft.errors import (
     MissingExtraError,
     ModelSpecError,
     RecipeError,
+    RunFolderError,
+    TrainingError,
 )
 
 try:
@@ -30,27 +32,46 @@ except ImportError as error:
 
 from vitgraft.data.datamodule import ImageData
 from vitgraft.tasks.classification import Classification
+from vitgraft.training import run_folder
 from vitgraft.training.check_recipe import find_problems, with_class_paths
+from vitgraft.training.checkpoints import Checkpoints
+from vitgraft.training.ema import AveragedWeights, ChosenWeights
+from vitgraft.training.epoch_loss import EpochLoss
 from vitgraft.training.evaluation_files import EvaluationFiles
+from vitgraft.training.guards import Guards, is_out_of_memory
 from vitgraft.training.recipe import Request, as_text, merge, parse_words
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
 
 COMMANDS = ("fit", "validate", "test")
 TASKS = (Classification,)
+WEIGHTS = Literal["raw", "ema"] | None
+# Sections of a recipe beside model, data and trainer: callbacks that every run has
+PARTS = {"checkpoints": Checkpoints, "ema": AveragedWeights, "guards": Guards}
 DATA = f"{ImageData.__module__}.{ImageData.__name__}"
 TOP = {
     "seed_everything": int,
     "out": str,
     "ckpt_path": str,
+    "weights": WEIGHTS,
     "verbose": bool,
     "return_predictions": bool,
     "weights_only": bool | None,
 }
-USER_ERRORS = (RecipeError, DataError, ImageError, GraftError, ModelSpecError, CheckpointError, MissingExtraError)
+USER_ERRORS = (
+    RecipeError,
+    DataError,
+    ImageError,
+    GraftError,
+    ModelSpecError,
+    CheckpointError,
+    MissingExtraError,
+    RunFolderError,
+)
 
 # What a smoke run changes: the recipe's own model, on generated images, two steps, nothing kept
 SMOKE = {
+    "checkpoints": {"enabled": False},
     "model": {"init_args": {"pretrained": False, "checkpoint_path": None}},
     "data": {"init_args": {"batch_size": 2, "workers": 0}},
     "trainer": {
@@ -66,7 +87,6 @@ SMOKE = {
         "limit_test_batches": 1,
         "accumulate_grad_batches": 1,
         "num_sanity_val_steps": 0,
-        "enable_checkpointing": False,
         "log_every_n_steps": 1,
     },
 }
@@ -79,7 +99,10 @@ def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
         command: fit, validate or test.
         config: The parsed configuration of the command.
     """
-    return [EvaluationFiles()] if command in ("validate", "test") else []
+    if command == "fit":
+        return [EpochLoss()]
+    parts = [ChosenWeights(config.weights)]
+    return [*parts, EvaluationFiles()] if command in ("validate", "test") else parts
 
 
 class VitgraftCLI(LightningCLI):
@@ -105,6 +128,9 @@ class VitgraftCLI(LightningCLI):
         parser.add_argument("--out", type=str, default="runs/unnamed", help="Folder of the run.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--weights", type=WEIGHTS, default=None, help="Weights of the checkpoint: raw or ema.")
+        for name, part in PARTS.items():
+            parser.add_lightning_class_args(part, name)
         parser.set_defaults({"data": {"class_path": DATA}})
         parser.link_arguments("out", "trainer.default_root_dir")
         for target in ("model.init_args.seed", "data.init_args.seed"):
@@ -123,8 +149,6 @@ class VitgraftCLI(LightningCLI):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        if self.subcommand != "fit":
-            kwargs["enable_checkpointing"] = False
         if "smoke" in self.request.flags:
             kwargs["logger"] = False
         if self.subcommand != "fit" or "smoke" in self.request.flags:
@@ -134,12 +158,12 @@ class VitgraftCLI(LightningCLI):
 
     def _loggers(self) -> list[Any]:
         """Metrics as CSV, and for tensorboard where it is installed, directly in the run's folder."""
-        from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+        from pytorch_lightning.loggers import TensorBoardLogger
 
-        where = {"save_dir": self._get(self.config, "out"), "name": "", "version": ""}
-        found = [CSVLogger(**where)]
+        out = self._get(self.config, "out")
+        found = [run_folder.RunLogger(out)]
         if importlib.util.find_spec("tensorboard"):
-            found.append(TensorBoardLogger(**where))
+            found.append(TensorBoardLogger(save_dir=out, name="", version=""))
         return found
 
     def after_instantiate_classes(self) -> None:
@@ -158,13 +182,9 @@ class VitgraftCLI(LightningCLI):
 def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> dict[str, Any]:
     """The recipe with the model that a checkpoint was saved with, by the checkpoint's own hyper-parameters.
 
-    A run that goes on (fit) keeps its recipe; so does a recipe without a checkpoint file ("last", "best").
+    A run that goes on (fit) keeps its recipe.
     """
-    if path in (None, "last", "best"):
-        return recipe
-    if not Path(path).is_file():
-        raise RecipeError(f"ckpt_path={path}: no such file")
-    if command == "fit":
+    if path is None or command == "fit":
         return recipe
     from vitgraft.training.rebuild import read_hyper_parameters
 
@@ -174,7 +194,10 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `vitgraft fit ...` and returns the exit code: 0 done, 2 a wrong request."""
+    """Runs `vitgraft fit ...` and returns the exit code: 0 done, 1 a run that had to stop, 2 a wrong request.
+
+    A signal that ended a run leaves by `Interrupted`, with the code 128 + its number.
+    """
     command = argv[0]
     if "--help-all" in argv[1:]:
         argv = [command, "--help"]
@@ -189,29 +212,49 @@ def main(argv: Sequence[str]) -> int:
         more = f"{len(lines)} things are wrong:\n  " if len(lines) > 1 else ""
         print(head + more + "\n  ".join(lines), file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"vitgraft {command}: stopped: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "\n".join(getattr(error, "__notes__", [])) or "out of memory"
+        print(f"vitgraft {command}: stopped: {advice}\n({str(error).splitlines()[0]})", file=sys.stderr)
+        return 1
 
 
 def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     request = parse_words(argv)
     recipe = request.recipe()
+    own_out = f"runs/{Path(request.configs[-1]).stem}" if request.configs else "runs/unnamed"
+    given = request.values.get("ckpt_path")
+    if given is not None:
+        out = request.values.get("out") or recipe.get("out") or own_out
+        request.values["ckpt_path"] = str(run_folder.find_checkpoint(given, out))
     recipe = with_checkpoint(recipe, request.values.get("ckpt_path"), command)
     if command in ("validate", "test"):
         recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
-        if Path(str(request.values.get("ckpt_path"))).is_file():
+        if given is not None:
             recipe["out"] = str(Path(request.values["ckpt_path"]).parent)  # the run that it belongs to
-    if "out" not in recipe:
-        recipe["out"] = f"runs/{Path(request.configs[-1]).stem}" if request.configs else "runs/unnamed"
+    recipe.setdefault("out", own_out)
     over = request.values
     if "smoke" in request.flags:
         recipe, over = merge(recipe, {**SMOKE, "out": scratch}), merge(over, {"out": scratch})
-    problems = find_problems(merge(recipe, over), TOP, {"data": DATA})
+    problems = find_problems(merge(recipe, over), TOP, {"data": DATA}, PARTS)
     if "model" not in merge(recipe, over):
         need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
         problems.insert(0, f"no model: give {need}")
     if problems:
         raise RecipeError(problems)
     recipe = with_class_paths(recipe, {"data": DATA})
-    words = [*request.words, "--out", over["out"]] if "smoke" in request.flags else request.words
+    if command == "fit" and "smoke" not in request.flags:
+        asked = merge(recipe, over)
+        last = run_folder.begin(asked["out"], asked, "resume" in request.flags)
+        if last is not None:
+            over["ckpt_path"] = str(last)
+    words = [*request.words, "--out", over["out"]] if "smoke" in request.flags else [*request.words]
+    if over.get("ckpt_path") is not None:  # the file that was meant; the last one given counts
+        words += ["--ckpt_path", over["ckpt_path"]]
     cli = VitgraftCLI(request, [command, "--config", as_text(recipe), *words])
     cli.run()
     _tell(cli)

@@ -9,6 +9,11 @@ options that most runs need (all of them: vitgraft {command} --help-all):
   --trainer.OPTION VALUE        e.g. --trainer.max_epochs 20 --trainer.devices 8 --trainer.precision bf16-mixed
   --seed_everything N           of start weights, order, augmentation (default: 0)
   --out DIR                     folder of the run (default: runs/NAME OF THE RECIPE)
+  --resume                      go on with the run in that folder, or start it where there is none (fit)
+  --ckpt_path FILE              a checkpoint, a run's folder (its best), or last or best of the run in --out
+  --weights raw|ema             which weights of the checkpoint (validate, test, predict)
+  --checkpoints.every_n_steps N save between the ends of epochs, too
+  --ema.decay D                 average the weights, e.g. 0.9998
   --smoke                       two steps on generated images, nothing written: does the recipe run here?
 """
 
@@ -20,20 +25,20 @@ examples:
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --smoke
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR
   vitgraft fit --config recipes/imagenet1k/graft_swin_tiny.yaml --data.root DIR --trainer.devices 8
-  vitgraft fit --config recipes/finetune/graft_deit_tiny.yaml --data.root DIR --model.lr 1e-4
-  vitgraft fit --config runs/NAME/config.yaml --ckpt_path last         go on after an interruption
+  vitgraft fit --config recipes/finetune/swin_tiny.yaml --data.root DIR --model.lr 1e-4
+  vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR --resume   go on after an interruption
 """,
     "validate": """\
 vitgraft validate: evaluate a checkpoint on the validation set
 
 examples:
-  vitgraft validate --ckpt_path runs/NAME/checkpoints/best.ckpt --data.root DIR
+  vitgraft validate --ckpt_path runs/NAME --data.root DIR
 """,
     "test": """\
 vitgraft test: evaluate a checkpoint on the test set
 
 examples:
-  vitgraft test --ckpt_path runs/NAME/checkpoints/best.ckpt --data.root DIR
+  vitgraft test --ckpt_path runs/NAME --data.root DIR
 """,
 }
 

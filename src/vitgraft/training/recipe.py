@@ -97,7 +97,7 @@ class Request:
         command: fit, validate or test.
         configs: Recipes in the order in which they were given.
         words: What remains of the command line, for the parser.
-        flags: Switches without a value (smoke).
+        flags: Switches without a value (smoke, resume).
         values: The command line's own values as nested mappings, like a recipe's.
     """
 
@@ -122,7 +122,7 @@ class Request:
         return merged
 
 
-def parse_words(argv: Sequence[str], flags: Sequence[str] = ("smoke",)) -> Request:
+def parse_words(argv: Sequence[str], flags: Sequence[str] = ("smoke", "resume")) -> Request:
     """Takes the command line apart: recipes, switches, values.
 
     Raises:

@@ -1,0 +1,217 @@
+"""The folder of a run: who may use it, what is recorded of the run, and where it goes on.
+
+run.json            the recipe as it was run, and versions; `begin` compares with it
+last.ckpt           and last-previous.ckpt, best.ckpt: see `Checkpoints`
+metrics.csv         what was logged; a run that goes on appends
+"""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from vitgraft.errors import RunFolderError
+from vitgraft.training import checkpoint_files
+from vitgraft.training.checkpoints import check_writable
+
+__all__ = ["RunLogger", "begin", "find_checkpoint"]
+
+RECORD = "run.json"
+# Signs of a run, ours or another program's
+SIGNS = (RECORD, "*.ckpt", "*.pth", "*.pth.tar", "*.safetensors", "config.yaml", "metrics.csv", "lightning_logs")
+# What may differ when a run goes on: it changes neither the weights nor what they are measured on
+FREE = (
+    "out", "ckpt_path", "weights", "verbose", "guards", "checkpoints.every_n_steps", "checkpoints.handle_signals",
+    "data.root", "data.workers", "data.cache", "data.cache_dir", "data.cache_gb", "data.eval_batch_size",
+    "trainer.accelerator", "trainer.logger", "trainer.profiler", "trainer.log_every_n_steps", "trainer.max_time",
+    "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.num_sanity_val_steps",
+    "trainer.default_root_dir", "trainer.callbacks", "model.checkpoint_path", "model.class_names",
+)  # fmt: skip
+PACKAGES = ("vitgraft", "torch", "torchvision", "timm", "pytorch-lightning")
+
+
+def begin(folder: str | Path, recipe: Mapping[str, Any], resume: bool = False) -> Path | None:
+    """Takes the folder for a run, and says with which checkpoint it goes on.
+
+    Args:
+        folder: Made where it is missing.
+        recipe: All options of the run, as plain values.
+        resume: Go on with the run that the folder holds, if it holds one.
+
+    Returns:
+        The checkpoint to go on with, None to start.
+
+    Raises:
+        RunFolderError: It can't be written; it holds a run and `resume` was not asked for; or the run it holds is
+            another one: the message names what differs.
+        CheckpointError: Its checkpoints are damaged, all of them.
+    """
+    folder, last = Path(folder), Path(folder) / "last.ckpt"
+    held = any(path.is_file() for path in (last, checkpoint_files.previous(last)))
+    if rank_zero_only.rank:  # the first process does the rest
+        return last if resume and held else None
+    check_writable(folder)
+    record = _read_record(folder / RECORD)
+    if resume and held:
+        differing = _differences(record.get("recipe", {}), recipe)
+        if record and differing:
+            raise RunFolderError(
+                f"{folder} holds another run, which can't go on with these options:\n  "
+                + "\n  ".join(differing)
+                + "\nTake the options back, or give another --out (and start from its weights by "
+                "--model.checkpoint_path)"
+            )
+        _warn_of_versions(record)
+        content, last = checkpoint_files.read_or_previous(last, tell=rank_zero_warn)
+        step = content.get("global_step", 0) if isinstance(content, dict) else 0
+        rank_zero_info(f"going on with {last}, step {step}")
+        _forget_metrics_from(folder / "metrics.csv", step)
+    elif held or (not record and _signs(folder)):
+        raise RunFolderError(
+            f"{folder} holds a run already ({', '.join(_signs(folder))}): go on with it by --resume, or give another "
+            "--out"
+        )
+    else:  # nothing there, or a run that ended before it saved anything
+        _forget_metrics_from(folder / "metrics.csv", 0)
+    if not held or not record:
+        _write_record(folder / RECORD, {"recipe": recipe, "versions": _versions()})
+    return last if resume and held else None
+
+
+def find_checkpoint(path: str, out: str | Path) -> Path:
+    """The file that `--ckpt_path` means: "last" or "best" of the run in `out`, a run's folder (its best), or a file.
+
+    Raises:
+        RunFolderError: There is no such file.
+    """
+    given = Path(out) / f"{path}.ckpt" if path in ("last", "best") else Path(path)
+    candidates = [given]
+    if given.is_dir():
+        candidates = [given / "best.ckpt", given / "last.ckpt"]
+    for candidate in candidates:
+        if candidate.is_file() or checkpoint_files.previous(candidate).is_file():
+            return candidate
+    here = sorted(str(p) for p in (given if given.is_dir() else given.parent).glob("*.ckpt"))
+    raise RunFolderError(f"ckpt_path={path}: no file {candidates[0]}; there {f'are {here}' if here else 'is none'}")
+
+
+class RunLogger(CSVLogger):
+    """Lightning's CSVLogger, with metrics.csv straight in the run's folder and going on with the one that is there.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        super().__init__(save_dir=str(folder), name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer of the file."""
+        if self._experiment is None:
+            os.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+        return self._experiment
+
+
+class _AppendingWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """Takes over the columns of the file, which Lightning's would delete."""
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with open(path, newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+def _forget_metrics_from(path: Path, step: int) -> None:
+    """Drops the rows that will be logged again."""
+    if not path.is_file():
+        return
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+    if not rows:
+        path.unlink()
+        return
+    new = path.with_name(f".{path.name}.new")
+    with open(new, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(new, path)
+
+
+def _signs(folder: Path) -> list[str]:
+    return sorted({found.name for sign in SIGNS for found in folder.glob(sign)})
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} is not readable ({error}): give another --out") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _write_record(path: Path, record: Mapping[str, Any]) -> None:
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+        os.replace(new, path)
+    except OSError as error:
+        raise RunFolderError(f"output folder {path.parent}: can't be written ({error.strerror})") from error
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines "option: then -> now" of what matters; by the values as JSON has them."""
+    old, new = _flat(old), _flat(json.loads(json.dumps(new, default=str)))
+    absent = "(not given)"
+    return [
+        f"{key}: {old.get(key, absent)!r} then, {new.get(key, absent)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent) and not _is_free(key)
+    ]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            inner = f"{prefix}{key}." if key != "init_args" else prefix  # the same with and without init_args between
+            flat.update(_flat(value, inner))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _warn_of_versions(record: Mapping[str, Any]) -> None:
+    then, now = record.get("versions", {}), _versions()
+    changed = [f"{name} {old} -> {now.get(name)}" for name, old in then.items() if old != now.get(name)]
+    if changed:
+        rank_zero_warn(f"the run began with other versions: {', '.join(changed)}; it may not go on bit for bit")

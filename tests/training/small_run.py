@@ -1,0 +1,148 @@
+"""Whole training runs in miniature, each in a process of its own that can be killed: `python small_run.py JSON ...`.
+
+The same parts as `vitgraft fit`: Classification with stochastic depth and mixup, averaged weights, guards, checkpoints,
+and images that are augmented in worker processes.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+
+import pytorch_lightning as pl
+import timm
+import torch
+
+from vitgraft.data.datamodule import ImageData
+from vitgraft.tasks.classification import Classification
+from vitgraft.training.checkpoints import Checkpoints
+from vitgraft.training.ema import AveragedWeights
+from vitgraft.training.epoch_loss import EpochLoss
+from vitgraft.training.guards import Guards
+
+DEFAULTS = {
+    "root": "",  # images
+    "out": "",  # folder of the run
+    "resume": False,
+    "epochs": 2,
+    "batch_size": 4,
+    "workers": 0,
+    "every_n_steps": 3,
+    "accumulate": 1,
+    "devices": 1,
+    "val_check_interval": 1.0,
+    "max_steps": -1,
+    "mixup": 0.8,
+    "at": None,  # [place, number]: where the process gets a signal: "train"/"val" and how many batches before
+    "signal": "SIGKILL",
+    "nan_at": [],  # batches of the whole run with a loss that is not finite
+    "nan_rank": 0,
+    "max_skipped": 10,
+    "max_unreadable": 100,
+}
+
+
+class Incidents(pl.Callback):
+    """Sends the process its signal, and spoils losses."""
+
+    def __init__(self, o):
+        self.o, self.seen, self.seen_val = o, -1, -1
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.hit("train", trainer.fit_loop.total_batch_idx)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if not trainer.sanity_checking:
+            self.seen_val += 1
+            self.hit("val", self.seen_val)
+
+    def hit(self, place, number):
+        if self.o["at"] == [place, number]:
+            os.kill(os.getpid(), getattr(signal, self.o["signal"]))
+
+
+class Spoiled(Classification):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        number = self.trainer.fit_loop.total_batch_idx
+        if number in OPTIONS["nan_at"] and self.global_rank == OPTIONS["nan_rank"]:
+            loss = loss * float("nan")
+        return loss
+
+
+OPTIONS = {}
+
+
+def run(**options):
+    o = {**DEFAULTS, **options}
+    OPTIONS.update(o)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3,
+        drop_path_rate=0.3, proj_drop_rate=0.1,
+    )  # fmt: skip
+    task = Spoiled(model, 3, lr=3e-3, mixup=o["mixup"], cutmix=0.5 if o["mixup"] else 0.0, warmup_epochs=1)
+    data = ImageData(
+        o["root"], batch_size=o["batch_size"], workers=o["workers"], seed=5, input_size=16, reprob=0.25,
+        auto_augment="rand-m9-mstd0.5",
+    )  # fmt: skip
+    parts = [
+        Checkpoints(every_n_steps=o["every_n_steps"]),
+        AveragedWeights(decay=0.9),
+        EpochLoss(),
+        Guards(o["max_skipped"], o["max_unreadable"]),
+        Incidents(o),
+    ]
+    trainer = pl.Trainer(
+        max_epochs=o["epochs"],
+        max_steps=o["max_steps"],
+        accelerator="cpu",
+        devices=o["devices"],
+        strategy="ddp" if o["devices"] > 1 else "auto",
+        default_root_dir=o["out"],
+        callbacks=parts,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=o["accumulate"],
+        val_check_interval=o["val_check_interval"],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=1,
+    )
+    last = f"{o['out']}/last.ckpt"
+    trainer.fit(task, datamodule=data, ckpt_path=last if o["resume"] and os.path.exists(last) else None)
+    if trainer.is_global_zero:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        with open(f"{o['out']}/metrics.json", "w") as file:
+            json.dump(metrics, file)
+    return trainer, task
+
+
+def in_own_process(options):
+    """Runs in a fork, which saves the seconds of importing, and gives the exit code as a shell has it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 0
+        sys.argv = [sys.argv[0], json.dumps(options)]  # what Lightning starts further processes with
+        try:
+            run(**options)
+        except SystemExit as error:
+            code = error.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+if __name__ == "__main__":
+    codes = [in_own_process(json.loads(options)) for options in sys.argv[1:]]
+    if "LOCAL_RANK" in os.environ:
+        sys.exit(codes[0])
+    print("exit codes", codes)

@@ -1,0 +1,80 @@
+"""A run that was killed and goes on ends as the run that was never killed: every bit of the last checkpoint is equal.
+
+14 batches an epoch, 2 epochs, validation of 3 batches; a signal at ["train", n] comes before batch n of the whole run,
+one at ["val", n] before the n-th validation batch of that process.
+"""
+
+import json
+
+import pytest
+
+pytest.importorskip("pytorch_lightning")
+from runs import assert_same_run, make_images, runs
+
+pytestmark = pytest.mark.slow
+
+CASES = {
+    "mid-epoch, two workers": ({"workers": 2}, "SIGKILL", [["train", 7]]),
+    "two kills in one epoch": ({"workers": 1}, "SIGKILL", [["train", 17], ["train", 21]]),
+    "in both validations": ({}, "SIGKILL", [["val", 1], ["val", 4]]),
+    "accumulated gradients": ({"accumulate": 4, "every_n_steps": 1}, "SIGKILL", [["train", 6], ["train", 19]]),
+    "validation inside the epoch": ({"val_check_interval": 0.5, "every_n_steps": 2}, "SIGKILL", [
+        ["train", 6], ["val", 1], ["train", 9], ["train", 22]]),
+    "max_steps": ({"max_steps": 36, "epochs": 3, "every_n_steps": 2}, "SIGKILL", [["train", 14], ["train", 20]]),
+    "without saves inside the epoch": ({"every_n_steps": 0}, "SIGKILL", [["train", 8], ["train", 20]]),
+    "SIGTERM": ({"every_n_steps": 0}, "SIGTERM", [["train", 6], ["train", 13], ["val", 1], ["train", 20]]),
+    "Ctrl-C": ({"every_n_steps": 0, "accumulate": 3}, "SIGINT", [["train", 6], ["val", 0], ["train", 24]]),
+    "SIGTERM, validation inside the epoch": ({"val_check_interval": 0.5, "every_n_steps": 0}, "SIGTERM", [
+        ["train", 6], ["val", 1], ["train", 9], ["train", 22]]),
+}  # fmt: skip
+CODES = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_resumed_is_never_killed(case, tmp_path):
+    options, signal, places = CASES[case]
+    options = {**options, "root": str(make_images(tmp_path / "data"))}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    attempts = [
+        {**options, "out": str(cut), "at": place, "signal": signal, "resume": n > 0} for n, place in enumerate(places)
+    ]
+    codes, text = runs({**options, "out": str(whole)}, *attempts, {**options, "out": str(cut), "resume": True})
+    assert codes == [0, *[CODES[signal]] * len(places), 0], text
+    assert_same_run(whole, cut)
+
+
+def test_workers_change_nothing(tmp_path):
+    root = str(make_images(tmp_path / "data"))
+    a, b = tmp_path / "a", tmp_path / "b"
+    codes, text = runs({"root": root, "out": str(a)}, {"root": root, "out": str(b), "workers": 3})
+    assert codes == [0, 0], text
+    assert_same_run(a, b)
+
+
+def test_resumes_from_the_one_before_when_the_last_is_damaged(tmp_path):
+    options = {"root": str(make_images(tmp_path / "data"))}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    codes, _ = runs({**options, "out": str(whole)}, {**options, "out": str(cut), "at": ["train", 11]})
+    assert codes == [0, 137]
+    last = cut / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    codes, text = runs({**options, "out": str(cut), "resume": True})
+    assert codes == [0], text
+    assert "last.ckpt is cut short" in text and "Using the one before it" in text
+    assert "last-previous.ckpt (epoch 0, step 6)" in text
+    assert_same_run(whole, cut)
+
+
+def test_two_processes_resume(tmp_path):
+    """DDP over gloo; the first process of the group gets the signal, and all save and leave."""
+    options = {"root": str(make_images(tmp_path / "data", train=22)), "devices": 2, "every_n_steps": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    codes, text = runs(
+        {**options, "out": str(whole)},
+        {**options, "out": str(cut), "at": ["train", 5], "signal": "SIGTERM"},
+        {**options, "out": str(cut), "resume": True},
+    )
+    assert codes == [0, 143, 0], text
+    assert_same_run(whole, cut)
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert 0 <= metrics["val/acc"] <= 1
