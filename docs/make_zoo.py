@@ -82,7 +82,8 @@ RegionViT's maps are its local tokens; its classifier reads the regional ones.
 Images per second of the thread's CPU time, inference on {machine}, one thread, float32,
 batch {batch} of 224 x 224, medians of {rounds} rounds that take turns; "plain" is the same model with its attention
 written as softmax(q k^T) v with PyTorch's own operators (`tests/reference/zoo_plain.py`; ViL's neighbourhoods by
-`unfold`). The ratio is the median of the rounds' ratios. {busy}
+`unfold`). The ratio is the median of the rounds' ratios.
+{busy}
 
 {speed}
 

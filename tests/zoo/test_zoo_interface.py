@@ -59,9 +59,11 @@ FAMILIES = {
         PYRAMID,
     ),
 }
-# what else makes tracing quick
+# one of each family that is traced, and what else makes that quick
 TRACED = {
-    "vil_tiny": {"window_size": 8, "depths": (1, 1, 1, 1)},
+    "pvt_tiny": {"depths": (1, 1, 1, 1)},
+    "t2t_vit_14": {"depth": 2},
+    "t2t_vit_t_14": {"depth": 2},
     "vil_tiny_rpb": {"window_size": 8, "depths": (1, 1, 1, 1), "img_size": 64},
     "regionvit_tiny": {"depths": (1, 1, 1, 1)},
 }
@@ -431,6 +433,7 @@ def test_grafts_work_or_say_why_not(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", TRACED)
 def test_compile_and_export(name):
     size = (64, 64) if name.startswith("vil") else None
     model, x = make(name, **TRACED.get(name, {})), images(name, size=size)
@@ -443,6 +446,7 @@ def test_compile_and_export(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", TRACED)
 def test_onnx(name, tmp_path):
     pytest.importorskip("onnxruntime")
     from vitgraft.export import export_onnx
