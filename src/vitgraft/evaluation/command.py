@@ -80,7 +80,8 @@ def _show(predictions: list[Prediction], names: tuple[str, ...]) -> None:
 
 def _summary(args, source: str, counts: Counter, errors: list[Prediction], names: tuple[str, ...]) -> None:
     usual = ", ".join(f"{names[i].split(',')[0]} {count}" for i, count in counts.most_common(5))
-    print(f"{counts.total()} image{'' if counts.total() == 1 else 's'} predicted by {source}{': ' + usual if usual else ''}")
+    images = "1 image" if counts.total() == 1 else f"{counts.total()} images"
+    print(f"{images} predicted by {source}{': ' + usual if usual else ''}")
     for path in [*args.output, *([args.html] if args.html else [])]:
         print(f"written: {path}")
     if not args.output and not args.html and counts.total() + len(errors) > SHOWN:

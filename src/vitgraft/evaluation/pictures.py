@@ -106,7 +106,7 @@ def reliability_figure(report: "EvaluationReport", title: str = "") -> "Figure":
         f"{head}ECE {report.ece:.2%}, accuracy {report.top1:.1%}, mean confidence {report.mean_confidence:.1%}",
         fontsize=10,
     )
-    upper.legend(frameon=False, fontsize=9, loc="upper left")
+    upper.legend(framealpha=0.85, edgecolor="none", fontsize=9, loc="upper left")
     lower.bar(edges, report.bin_counts / max(1, report.bin_counts.sum()), color="#9a9a9a", **bar)
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="share of samples")
     for axes in (upper, lower):
