@@ -26,6 +26,7 @@ style: $(READY)
 docs: $(READY)
 	$(BIN)/vitgraft families --output docs/families.md
 	$(BIN)/vitgraft tables --format markdown --output docs/tables.md
+	OMP_NUM_THREADS=1 $(BIN)/python docs/make_zoo.py
 	$(BIN)/vitgraft plan --config recipes/imagenet1k --output docs/cost.md
 
 clean:

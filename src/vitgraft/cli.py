@@ -219,18 +219,26 @@ def _add_export(commands) -> None:
         commands,
         "export",
         _export,
-        "write a model as ONNX and check it",
-        "Writes ONNX with a dynamic batch, runs it in onnxruntime and compares it with PyTorch: every output\n"
-        f"within 1e-4, or exit code 1.\n\n{MODEL_HELP}",
+        "write a finished run or a model for timm's hub, or as ONNX",
+        "To a folder: safetensors and config.json in timm's hub format, with class names, input size, mean, std\n"
+        "and crop; timm.create_model('local-dir:FOLDER', pretrained=True) loads it where vitgraft was imported.\n"
+        "To a file that ends in .onnx: ONNX with a dynamic batch, compared with PyTorch in onnxruntime: every\n"
+        f"output within 1e-4, or exit code 1.\n\nA SOURCE is a run's folder, one of its checkpoints, or a MODEL.\n"
+        f"{MODEL_HELP}",
         [
+            "vitgraft export runs/vit_micro_graft my_model",
+            "vitgraft export runs/vit_micro_graft/last.ckpt my_model.onnx --weights raw",
             "vitgraft export graft_deit_tiny_patch16_224 graft_deit_tiny.onnx",
             "vitgraft export graft_swin_tiny_patch4_window7_224 out.onnx \\",
             "    --checkpoint best.safetensors --num-classes 10",
         ],
     )
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("output", type=Path, metavar="OUT.onnx")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to load (default: random ones)")
+    parser.add_argument("model", metavar="SOURCE")
+    parser.add_argument("output", type=Path, metavar="FOLDER|OUT.onnx")
+    parser.add_argument(
+        "--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
     parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the checkpoint (default: 1000)")
     parser.add_argument("--img-size", type=_positive, metavar="N", help="side of the image (default: the model's own)")
     parser.add_argument("--opset", type=_positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
@@ -496,20 +504,64 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    _check_output(args.output)
-    from vitgraft.export import TOLERANCE, export_onnx
-    from vitgraft.report.spec import ModelSpec, create_at, input_size_of
+    if args.output.suffix == ".onnx" or not args.output.is_dir():
+        _check_output(args.output)
+    from vitgraft import hub
+
+    run = hub.is_run(args.model)
+    if run and (args.checkpoint or args.num_classes or args.img_size):
+        raise CommandError("--checkpoint, --num-classes and --img-size are for a MODEL; a run knows its own")
+    if not run and args.weights:
+        raise CommandError(f"--weights is for a run or its checkpoint, and {args.model} is neither")
+    if args.output.suffix == ".onnx":
+        return _export_onnx(args, run)
+    if args.opset:
+        raise CommandError("--opset is for ONNX: name an output that ends in .onnx")
+    if run:
+        done = hub.export_run(args.model, args.output, args.weights)
+    else:
+        from vitgraft.data.transforms import model_preprocessing
+        from vitgraft.report.spec import ModelSpec
+
+        spec = ModelSpec.parse(args.model)
+        model = _model_to_export(args)
+        options = {**spec.options, **({"img_size": args.img_size} if args.img_size else {})}
+        options = {name: value for name, value in options.items() if name not in ("num_classes", "checkpoint_path")}
+        name, arguments = hub.architecture_of(spec.name, options)
+        said = f"of {args.checkpoint}" if args.checkpoint else "random"
+        done = hub.export_hub(model, args.output, name, arguments, model_preprocessing(model), (), said)
+    print(f"{done.path}: {done.architecture}, {done.num_classes} classes, weights: {done.weights}; loads as\n"
+          f'  import timm, vitgraft\n  timm.create_model("local-dir:{done.path}", pretrained=True)')  # fmt: skip
+    return 0
+
+
+def _model_to_export(args: argparse.Namespace):
+    from vitgraft.report.spec import ModelSpec, create_at
 
     options = {"num_classes": args.num_classes} if args.num_classes else {}
     if args.checkpoint:
         if not args.checkpoint.is_file():
             raise CommandError(f"--checkpoint {args.checkpoint}: no such file")
         options["checkpoint_path"] = str(args.checkpoint)
-    model = create_at(ModelSpec.parse(args.model), args.img_size, **options)
-    input_size = input_size_of(model, args.img_size)
+    return create_at(ModelSpec.parse(args.model), args.img_size, **options)
+
+
+def _export_onnx(args: argparse.Namespace, run: bool) -> int:
+    from vitgraft.export import TOLERANCE, export_onnx
+    from vitgraft.report.spec import input_size_of
+
+    if run:
+        from vitgraft.evaluation.classifier import open_classifier
+
+        found = open_classifier(args.model, args.weights)
+        model, input_size = found.model, (3, *found.preprocessing.input_size)
+        weights = f"{found.weights} weights of {args.model}"
+    else:
+        model = _model_to_export(args)
+        input_size = input_size_of(model, args.img_size)
+        weights = f"weights of {args.checkpoint}" if args.checkpoint else "random weights (no --checkpoint)"
     done = export_onnx(model, args.output, input_size, args.opset)
     shape = f"(batch, {', '.join(map(str, input_size))})"
-    weights = f"weights of {args.checkpoint}" if args.checkpoint else "random weights (no --checkpoint)"
     print(f"{done.path}: {done.size_bytes / 1e6:.1f} MB, opset {done.opset}, input images {shape}, {weights}")
     for batch, difference in done.differences.items():
         verdict = "ok" if difference <= TOLERANCE else "TOO LARGE"

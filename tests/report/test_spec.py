@@ -53,3 +53,9 @@ def test_img_size_where_the_model_has_no_such_option():
     assert create_at(ModelSpec("poolformer_s12"), 64, "meta").num_classes == 1000
     with pytest.raises(ModelSpecError, match="dept"):
         create_at(ModelSpec("poolformer_s12", {"dept": 3}), 64, "meta")
+
+
+@pytest.mark.parametrize("name", ["pvt_tiny", "t2t_vit_t_14", "regionvit_tiny", "vil_tiny_rpb", "cswin_tiny_224"])
+def test_a_size_given_to_the_constructor_is_the_input_size(name):
+    assert input_size_of(create(f"{name}:img_size=256", device="meta")) == (3, 256, 256)
+    assert input_size_of(create(name, device="meta")) == (3, 224, 224)

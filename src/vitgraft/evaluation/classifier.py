@@ -14,7 +14,7 @@ from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, m
 from vitgraft.errors import CheckpointError, ModelSpecError
 from vitgraft.report.spec import ModelSpec, create
 
-__all__ = ["Classifier", "open_classifier"]
+__all__ = ["Classifier", "checkpoint_options", "open_classifier"]
 
 LOCAL = "local-dir:"
 # What a run leaves, in the order in which it is wanted
@@ -80,6 +80,16 @@ def open_classifier(what: str, weights: str | None = None) -> Classifier:
     return found
 
 
+def checkpoint_options(what: str | Path) -> dict[str, Any]:
+    """The options with which a run made its classifier, from the run's folder or one of its checkpoints.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or not of a classifier.
+    """
+    path = Path(what)
+    return _read(_checkpoint_in(path) if path.is_dir() else path)[0]["hyper_parameters"]
+
+
 def _checkpoint_in(folder: Path) -> Path:
     for name in CHECKPOINTS:
         if (folder / name).is_file():
@@ -92,8 +102,8 @@ def _checkpoint_in(folder: Path) -> Path:
     return others[-1]
 
 
-def _of_run(path: Path, weights: str | None) -> Classifier:
-    from vitgraft.tasks._models import build_model
+def _read(path: Path) -> tuple[dict[str, Any], Path]:
+    """The checkpoint of a classifier, and the file that it was read from."""
     from vitgraft.training.checkpoint_files import read_or_previous
 
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
@@ -108,6 +118,14 @@ def _of_run(path: Path, weights: str | None) -> Classifier:
         raise CheckpointError(
             f"{path}: of a run of {checkpoint['task']}, which is no classifier made by a model's name"
         )
+    return checkpoint, path
+
+
+def _of_run(path: Path, weights: str | None) -> Classifier:
+    from vitgraft.tasks._models import build_model
+
+    checkpoint, path = _read(path)
+    options = checkpoint["hyper_parameters"]
     states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get("state_dict_ema")}
     weights = weights or ("raw" if states["ema"] is None else "ema")
     if states[weights] is None:

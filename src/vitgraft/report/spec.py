@@ -95,7 +95,7 @@ def input_size_of(model: nn.Module, img_size: int | None = None) -> tuple[int, i
     """(channels, height, width) of the images a timm model was made for, or of a square `img_size`."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     channels, height, width = cfg.get("input_size", (3, 224, 224))
-    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
     if img_size is not None:
         height = width = img_size
     elif built is not None:  # a size given to the constructor is not in the configuration

@@ -22,7 +22,16 @@ import torch
 
 from vitgraft.errors import CheckpointError, TrainingError
 
-__all__ = ["DamagedCheckpointError", "check", "copy", "previous", "read", "read_or_previous", "write"]
+__all__ = [
+    "DamagedCheckpointError",
+    "MissingCheckpointError",
+    "check",
+    "copy",
+    "previous",
+    "read",
+    "read_or_previous",
+    "write",
+]
 
 MARK = b"vitgraft sha256 "
 COMMENT = len(MARK) + 64
@@ -32,6 +41,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class DamagedCheckpointError(CheckpointError):
     """The file is not what was written: empty, cut short or changed."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
 
 
 def previous(path: str | Path) -> Path:
@@ -106,10 +119,10 @@ def read(path: str | Path, map_location: Any = "cpu") -> Any:
     Raises:
         DamagedCheckpointError: It is empty, cut short or changed.
         CheckpointError: It holds objects whose loading could run code, or is no checkpoint.
-        FileNotFoundError: No such file.
+        MissingCheckpointError: No such file.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise MissingCheckpointError(f"no checkpoint at {path}")
     check(path)
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -134,13 +147,12 @@ def read_or_previous(
         tell: Called with a message where it is the one before.
 
     Raises:
-        CheckpointError: Neither can be read, or the first one was refused.
-        FileNotFoundError: Neither is there.
+        CheckpointError: Neither is there or can be read, or the first one was refused.
     """
     before = previous(path)
     try:
         return read(path, map_location), Path(path)
-    except (DamagedCheckpointError, FileNotFoundError) as error:
+    except (DamagedCheckpointError, MissingCheckpointError) as error:
         if not before.is_file():
             raise
         try:

@@ -1,0 +1,123 @@
+"""Who may use a run's folder, and where a run goes on."""
+
+import json
+import os
+
+import pytest
+
+pytest.importorskip("pytorch_lightning")
+from vitgraft.errors import CheckpointError, RunFolderError
+from vitgraft.training import checkpoint_files
+from vitgraft.training.checkpoints import check_writable
+from vitgraft.training.run_folder import RunLogger, begin, find_checkpoint
+
+RECIPE = {
+    "model": {"class_path": "x.Classification", "init_args": {"model": "vit", "lr": 0.1}},
+    "data": {"root": "/a", "workers": 4, "batch_size": 8},
+    "trainer": {"max_epochs": 3},
+    "out": "somewhere",
+}
+
+
+def changed(section, **options):
+    return {**RECIPE, section: {**RECIPE[section], **options}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has saved twice."""
+    folder = tmp_path / "run"
+    assert begin(folder, RECIPE) is None
+    for step in (5, 10):
+        checkpoint_files.write({"global_step": step, "epoch": 0}, folder / "last.ckpt")
+    (folder / "metrics.csv").write_text("epoch,step,loss\n0,3,1.0\n0,9,0.5\n0,12,0.4\n")
+    return folder
+
+
+def test_new_run_and_its_record(tmp_path):
+    assert begin(tmp_path / "a" / "b", RECIPE) is None
+    record = json.loads((tmp_path / "a" / "b" / "run.json").read_text())
+    assert record["recipe"] == RECIPE and "torch" in record["versions"]
+
+
+def test_resume_in_an_empty_folder_starts(tmp_path):
+    assert begin(tmp_path, RECIPE, resume=True) is None
+
+
+def test_folder_that_holds_a_run_is_refused(run):
+    before = sorted(os.listdir(run))
+    with pytest.raises(RunFolderError, match=r"holds a run already \(.*last\.ckpt.*--resume.*another --out"):
+        begin(run, RECIPE)
+    assert sorted(os.listdir(run)) == before
+
+
+@pytest.mark.parametrize("name", ["epoch_3.pth", "model_best.pth.tar", "config.yaml", "lightning_logs"])
+def test_runs_of_other_programs_are_refused_too(tmp_path, name):
+    (tmp_path / name).write_text("")
+    for resume in (False, True):
+        with pytest.raises(RunFolderError, match="holds a run already"):
+            begin(tmp_path, RECIPE, resume)
+
+
+def test_resume_goes_on_and_forgets_what_will_be_logged_again(run):
+    assert begin(run, RECIPE, resume=True) == run / "last.ckpt"
+    assert (run / "metrics.csv").read_text().split() == ["epoch,step,loss", "0,3,1.0", "0,9,0.5"]
+    logger = RunLogger(run)
+    logger.log_metrics({"loss": 0.3, "acc": 1.0}, step=10)
+    logger.save()
+    rows = (run / "metrics.csv").read_text().split()
+    assert len(rows) == 4 and rows[0].split(",")[0] == "acc" and rows[1] == ",0,1.0,3" and rows[3].endswith(",0.3,10")
+
+
+def test_resume_of_a_damaged_run(run):
+    (run / "last.ckpt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"last\.ckpt is empty. Using the one before it.*step 5"):
+        assert begin(run, RECIPE, resume=True) == run / "last-previous.ckpt"
+    checkpoint_files.previous(run / "last.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="the one before it can't be used either"):
+        begin(run, RECIPE, resume=True)
+
+
+def test_another_run_is_refused_by_what_differs(run):
+    other = changed("trainer", max_epochs=4)
+    other["model"] = {"class_path": "x.Classification", "lr": 0.2, "model": "vit"}  # without init_args between
+    with pytest.raises(RunFolderError) as caught:
+        begin(run, other, resume=True)
+    text = str(caught.value)
+    assert "model.lr: 0.1 then, 0.2 now" in text and "trainer.max_epochs: 3 then, 4 now" in text
+    assert "class_path" not in text and "data" not in text
+
+
+def test_what_may_differ(run):
+    assert begin(run, changed("data", root="/b", workers=0), resume=True)
+    assert begin(run, {**RECIPE, "checkpoints": {"every_n_steps": 7}, "ckpt_path": "x"}, resume=True)
+
+
+def test_run_that_saved_nothing_is_started_anew(tmp_path):
+    begin(tmp_path, RECIPE)
+    assert begin(tmp_path, changed("trainer", max_epochs=9)) is None
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["trainer"] == {"max_epochs": 9}
+
+
+def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="can't be written"):
+        begin(tmp_path / "file" / "run", RECIPE)
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(RunFolderError, match=r"can't be written \(Read-only file system\)"):
+        check_writable(tmp_path / "x")
+
+
+def test_find_checkpoint(run):
+    assert find_checkpoint("last", run) == run / "last.ckpt"
+    assert find_checkpoint(str(run), "elsewhere") == run / "last.ckpt", "no best yet"
+    checkpoint_files.write({}, run / "best.ckpt")
+    assert find_checkpoint(str(run), "elsewhere") == run / "best.ckpt"
+    (run / "last.ckpt").unlink()
+    assert find_checkpoint("last", run) == run / "last.ckpt", "the one before it is still there"
+    with pytest.raises(RunFolderError, match=r"no file .*none\.ckpt; there are .*best\.ckpt"):
+        find_checkpoint(str(run / "none.ckpt"), run)
