@@ -1,0 +1,282 @@
+"""Commands about models: info, bench, export, families."""
+
+import argparse
+import json
+from pathlib import Path
+
+from vitgraft.commands._common import (
+    MODEL_HELP,
+    CommandError,
+    add_command,
+    add_format,
+    check_output,
+    positive,
+    print_as,
+)
+from vitgraft.report.terminal import Progress, console, write
+
+__all__ = ["add_commands"]
+
+
+def add_commands(commands) -> None:
+    """Adds these commands to the parser's sub-commands."""
+    _add_info(commands)
+    _add_bench(commands)
+    _add_export(commands)
+    _add_families(commands)
+
+
+def _add_info(commands) -> None:
+    parser = add_command(
+        commands,
+        "info",
+        _info,
+        "where a model carries grafts and what they cost",
+        f"Prints which blocks carry a graft, the map sizes of its levels, and the parameters and\n"
+        f"multiply-accumulates (MAC) of backbone and grafts.\n\n{MODEL_HELP}",
+        [
+            "vitgraft info graft_swin_tiny_patch4_window7_224",
+            "vitgraft info graft_deit_tiny_patch16_224 --img-size 384",
+        ],
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
+
+
+def _add_bench(commands) -> None:
+    parser = add_command(
+        commands,
+        "bench",
+        _bench,
+        "how fast models are beside each other",
+        "Measures inference and training steps of models in one process, taking turns round by round, so that\n"
+        "ratios hold on a machine whose speed drifts. Prints images/s (median, quartiles), the ratio to the\n"
+        "first model, peak memory, MAC, and the achieved FLOP/s as a share of the matrix product's peak,\n"
+        f"measured in the same run.\n\n{MODEL_HELP}",
+        [
+            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224",
+            "vitgraft bench swin_tiny_patch4_window7_224 graft_swin_tiny_patch4_window7_224 --mode infer train \\",
+            "    --dtype float32 bfloat16 --output results/bench.json",
+        ],
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="the first is what the others are compared with")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=["float32"],
+        help="bfloat16 is autocast over float32 weights (default: float32)",
+    )
+    parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=("infer", "train"),
+        default=["infer"],
+        help="train: forward, loss, backward and optimizer step (default: infer)",
+    )
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default: 16")
+    parser.add_argument("--img-size", type=positive, metavar="N", help="side of the images (default: each model's own)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
+    parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="default: 10")
+    parser.add_argument(
+        "--round-seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="about how long a model runs in each round (default: 1)",
+    )
+    parser.add_argument(
+        "--fused-attn",
+        choices=("fastest", "on", "off"),
+        default="fastest",
+        help="timm's switch, experimental paths (Swin's) included where on; fastest tries both for each "
+        "model and says which it took (default: fastest)",
+    )
+    parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="default: adamw")
+    parser.add_argument("--no-memory", action="store_true", help="skip the measurement of the peak memory")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write every number there too")
+
+
+def _add_export(commands) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        "write a finished run or a model for timm's hub, or as ONNX",
+        "To a folder: safetensors and config.json in timm's hub format, with class names, input size, mean, std\n"
+        "and crop; timm.create_model('local-dir:FOLDER', pretrained=True) loads it where vitgraft was imported.\n"
+        "To a file that ends in .onnx: ONNX with a dynamic batch, compared with PyTorch in onnxruntime: every\n"
+        f"output within 1e-4, or exit code 1.\n\nA SOURCE is a run's folder, one of its checkpoints, or a MODEL.\n"
+        f"{MODEL_HELP}",
+        [
+            "vitgraft export runs/vit_micro_graft my_model",
+            "vitgraft export runs/vit_micro_graft/last.ckpt my_model.onnx --weights raw",
+            "vitgraft export graft_deit_tiny_patch16_224 graft_deit_tiny.onnx",
+            "vitgraft export graft_swin_tiny_patch4_window7_224 out.onnx \\",
+            "    --checkpoint best.safetensors --num-classes 10",
+        ],
+    )
+    parser.add_argument("model", metavar="SOURCE")
+    parser.add_argument("output", type=Path, metavar="FOLDER|OUT.onnx")
+    parser.add_argument(
+        "--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
+    parser.add_argument("--num-classes", type=positive, metavar="N", help="classes of the checkpoint (default: 1000)")
+    parser.add_argument("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
+    parser.add_argument("--opset", type=positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
+
+
+def _add_families(commands) -> None:
+    parser = add_command(
+        commands,
+        "families",
+        _families,
+        "which of timm's transformer families can be grafted",
+        "Grafts a small model of each transformer family of the installed timm, and checks that identity\n"
+        "grafts leave its output equal bit for bit; prints what became of each, or why it cannot be grafted.\n"
+        "Takes a few minutes for all of them.",
+        ["vitgraft families", "vitgraft families beit eva", "vitgraft families --output docs/families.md"],
+    )
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="names of timm's files (default: all)")
+    add_format(parser)
+
+
+def _info(args: argparse.Namespace) -> int:
+    out = console()
+    from vitgraft.report.info import describe_model, print_terminal
+    from vitgraft.report.spec import ModelSpec, create_at, input_size_of
+
+    spec = ModelSpec.parse(args.model)
+    model = create_at(spec, args.img_size)
+    input_size = input_size_of(model, args.img_size)
+    title = f"{spec} at {input_size[1]} x {input_size[2]}"
+    print_terminal(title, describe_model(model, input_size), out)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    out = console()
+    check_output(args.output)
+    import torch
+
+    from vitgraft.report import bench
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        config = bench.BenchConfig(
+            args.device,
+            tuple(args.dtype),
+            tuple(args.mode),
+            args.batch_size,
+            args.img_size,
+            args.rounds,
+            args.round_seconds,
+            args.compile,
+            args.fused_attn,
+            args.optimizer,
+            not args.no_memory,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise CommandError(str(error)) from error
+    with Progress(bench.total_reports(len(args.models), config)) as step:
+        result = bench.bench(args.models, config, step)
+    bench.print_terminal(result, out)
+    if args.output:
+        write(args.output, json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    if args.output.suffix == ".onnx" or not args.output.is_dir():
+        check_output(args.output)
+    from vitgraft import hub
+
+    run = hub.is_run(args.model)
+    if run and (args.checkpoint or args.num_classes or args.img_size):
+        raise CommandError("--checkpoint, --num-classes and --img-size are for a MODEL; a run knows its own")
+    if not run and args.weights:
+        raise CommandError(f"--weights is for a run or its checkpoint, and {args.model} is neither")
+    if args.output.suffix == ".onnx":
+        return _export_onnx(args, run)
+    if args.opset:
+        raise CommandError("--opset is for ONNX: name an output that ends in .onnx")
+    if run:
+        done = hub.export_run(args.model, args.output, args.weights)
+    else:
+        from vitgraft.data.transforms import model_preprocessing
+        from vitgraft.report.spec import ModelSpec
+
+        spec = ModelSpec.parse(args.model)
+        model = _model_to_export(args)
+        options = {**spec.options, **({"img_size": args.img_size} if args.img_size else {})}
+        options = {name: value for name, value in options.items() if name not in ("num_classes", "checkpoint_path")}
+        name, arguments = hub.architecture_of(spec.name, options)
+        said = f"of {args.checkpoint}" if args.checkpoint else "random"
+        done = hub.export_hub(model, args.output, name, arguments, model_preprocessing(model), (), said)
+    print(f"{done.path}: {done.architecture}, {done.num_classes} classes, weights: {done.weights}; loads as\n"
+          f'  import timm, vitgraft\n  timm.create_model("local-dir:{done.path}", pretrained=True)')  # fmt: skip
+    return 0
+
+
+def _model_to_export(args: argparse.Namespace):
+    from vitgraft.report.spec import ModelSpec, create_at
+
+    options = {"num_classes": args.num_classes} if args.num_classes else {}
+    if args.checkpoint:
+        if not args.checkpoint.is_file():
+            raise CommandError(f"--checkpoint {args.checkpoint}: no such file")
+        options["checkpoint_path"] = str(args.checkpoint)
+    return create_at(ModelSpec.parse(args.model), args.img_size, **options)
+
+
+def _export_onnx(args: argparse.Namespace, run: bool) -> int:
+    from vitgraft.export import TOLERANCE, export_onnx
+    from vitgraft.report.spec import input_size_of
+
+    if run:
+        from vitgraft.evaluation.classifier import open_classifier
+
+        found = open_classifier(args.model, args.weights)
+        model, input_size = found.model, (3, *found.preprocessing.input_size)
+        weights = f"{found.weights} weights of {args.model}"
+    else:
+        model = _model_to_export(args)
+        input_size = input_size_of(model, args.img_size)
+        weights = f"weights of {args.checkpoint}" if args.checkpoint else "random weights (no --checkpoint)"
+    done = export_onnx(model, args.output, input_size, args.opset)
+    shape = f"(batch, {', '.join(map(str, input_size))})"
+    print(f"{done.path}: {done.size_bytes / 1e6:.1f} MB, opset {done.opset}, input images {shape}, {weights}")
+    for batch, difference in done.differences.items():
+        verdict = "ok" if difference <= TOLERANCE else "TOO LARGE"
+        print(f"  onnxruntime, batch {batch}: largest difference {difference:.1e}, {verdict} (limit {TOLERANCE:.0e})")
+    return 0 if done.ok else 1
+
+
+def _families(args: argparse.Namespace) -> int:
+    check_output(args.output)
+    from dataclasses import asdict
+
+    from vitgraft.models.families import FAMILIES, NOT_GRAFTABLE, survey, to_markdown
+    from vitgraft.report.families import print_terminal
+
+    known = sorted({*FAMILIES, *NOT_GRAFTABLE})
+    unknown = [name for name in args.families if name not in known]
+    if unknown:
+        raise CommandError(f"unknown family {', '.join(unknown)}; there are {', '.join(known)}")
+    names = args.families or known
+    results = []
+    with Progress(len(names)) as step:
+        for name in names:
+            step(name)
+            results += survey([name])
+    print_as(
+        args,
+        lambda out: print_terminal(results, out),
+        lambda: to_markdown(results),
+        lambda: {"kind": "families", "families": [{**asdict(result), "ok": result.ok} for result in results]},
+    )
+    return 0

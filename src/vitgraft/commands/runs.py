@@ -1,0 +1,247 @@
+"""Commands around training runs: check-data, plan, predict, results, demo; fit, validate, test are in `training`."""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from vitgraft.commands._common import (
+    CommandError,
+    add_command,
+    add_format,
+    check_output,
+    positive,
+    print_as,
+)
+from vitgraft.report.terminal import Progress, console, write
+
+__all__ = ["add_commands"]
+
+
+def add_commands(commands) -> None:
+    """Adds these commands to the parser's sub-commands."""
+    _add_check_data(commands)
+    _add_plan(commands)
+    _add_predict(commands)
+    _add_results(commands)
+    _add_demo(commands)
+
+
+def _add_check_data(commands) -> None:
+    parser = add_command(
+        commands,
+        "check-data",
+        _check_data,
+        "what is wrong with sets of images",
+        "Decodes every image of one or more sets and lists unreadable files, empty classes, classes that differ\n"
+        "between the sets, images that are in two of them (errors: exit code 1), and odd kinds of images, class\n"
+        "imbalance and images that are twice in a set (warnings). A PATH is whatever data.root takes: a folder or\n"
+        "tar of class folders, shards, or a folder with splits such as train and val, which are compared.",
+        [
+            "vitgraft check-data DIR",
+            "vitgraft check-data DIR/train DIR/val --output check.json",
+            "vitgraft check-data 'https://host/train-{0000..0127}.tar' --workers 8",
+        ],
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val or huggingface")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
+    parser.add_argument(
+        "--imbalance",
+        type=float,
+        default=10.0,
+        metavar="X",
+        help="warn where the largest class has more than X times the images of the smallest (default: 10)",
+    )
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    add_format(parser)
+
+
+def _add_plan(commands) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        _plan,
+        "what a recipe will cost: steps, loader, GPU hours",
+        "Works out from the counted MAC of a recipe's model, the number of images and assumptions that it names\n"
+        "how many steps a run takes, what the loader must deliver, and the hours on 1, 8 and 64 GPUs; with\n"
+        "the batch and the learning rate of each. Runs nothing.",
+        [
+            "vitgraft plan --config recipes/imagenet1k/graft_swin_tiny.yaml",
+            "vitgraft plan --config recipes/imagenet1k/graft_swin_tiny.yaml --gpu h100 --utilisation 0.2 --gpus 1 4 16",
+            "vitgraft plan --config recipes/finetune/swin_tiny.yaml --images 10000 --tflops 30",
+            "vitgraft plan --config recipes/imagenet1k --output docs/cost.md",
+        ],
+    )
+    parser.add_argument(
+        "--config", type=Path, nargs="+", required=True, metavar="RECIPE", help="recipes, or folders of them"
+    )
+    parser.add_argument("--gpus", type=positive, nargs="+", default=[1, 8, 64], metavar="N", help="default: 1 8 64")
+    parser.add_argument("--gpu", help="a100, h100, h200, l4, rtx4090 or v100 (default: a100)")
+    parser.add_argument("--utilisation", type=float, metavar="X", help="share of its peak that it achieves, to 1")
+    parser.add_argument("--tflops", type=float, metavar="X", help="achieved by each GPU, instead of those two")
+    parser.add_argument("--doubling", type=float, metavar="X", help="speed kept when the GPUs double (default: 0.97)")
+    parser.add_argument("--images", type=positive, metavar="N", help="to train on (default: ImageNet-1K's)")
+    parser.add_argument("--val-images", type=int, metavar="N", help="of each validation (default: ImageNet-1K's)")
+    parser.add_argument("--images-per-core", type=float, metavar="X", help="images/s of a loader's core (default: 100)")
+    parser.add_argument("--kilobytes", type=float, metavar="X", help="of an image file (default: 110)")
+    parser.add_argument(
+        "--recipe-gpus", type=positive, metavar="N", help="GPUs that the recipe's batch size is for (default: 8)"
+    )
+    parser.add_argument(
+        "--scale-batch", action="store_true", help="keep the batch of each GPU; the learning rate follows by the rule"
+    )
+    add_format(parser)
+
+
+def _add_predict(commands) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        _predict,
+        "what a trained model sees in images",
+        "Names the most probable classes of images: files, folders with all images below them, or a tar.\n"
+        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. Images\n"
+        "that can't be read are named, and do not stop the others.",
+        [
+            "vitgraft predict --ckpt runs/NAME photos/",
+            "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
+            "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
+            "vitgraft predict --ckpt swin_tiny_patch4_window7_224.ms_in1k a.jpg",
+            "vitgraft predict --ckpt deit_tiny_patch16_224:checkpoint_path=deit.safetensors a.jpg",
+        ],
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or one tar")
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="MODEL",
+        help="folder of a run (its best.ckpt), checkpoint, exported folder, or a model's name with its options",
+    )
+    parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes for each image (default: 5)")
+    parser.add_argument(
+        "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
+    parser.add_argument(
+        "--html-images", type=positive, default=2000, metavar="N", help="most thumbnails in it (default: 2000)"
+    )
+    parser.add_argument(
+        "--weights", choices=("raw", "ema"), help="of a run that has both (default: ema, the averaged ones)"
+    )
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+
+
+def _add_results(commands) -> None:
+    parser = add_command(
+        commands,
+        "results",
+        _results,
+        "finished runs side by side, seeds as mean and spread",
+        "Reads the folders of runs that vitgraft fit made and prints their last evaluations; runs that differ in\n"
+        "their seed alone become one row. --output writes a JSON file for each run, for the results folder.",
+        ["vitgraft results runs/*", "vitgraft results runs/graft_* --dataset cifar10 --output results"],
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
+    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
+
+
+def _add_demo(commands) -> None:
+    parser = add_command(
+        commands,
+        "demo",
+        _demo,
+        "train three small models on real handwritten digits",
+        "Trains full attention, windows only, and windows with grafts on scenes of handwritten digits, in\n"
+        "minutes on a CPU, and writes a report that opens in a browser.",
+        ["vitgraft demo"],
+    )
+    from vitgraft.demo import add_demo_arguments
+
+    add_demo_arguments(parser)
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    check_output(args.output)
+    if args.imbalance < 1:
+        raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
+    from vitgraft.data import check
+
+    sources, findings = check.open_sets(args.paths, args.data_format)
+    with Progress(sum(map(len, sources))) as step:
+        report = check.check_sources(sources, args.workers, args.imbalance, step)
+    report.findings[:0] = findings
+    print_as(
+        args, lambda out: check.print_terminal(report, out), lambda: check.to_markdown(report), lambda: report.to_json()
+    )
+    return 1 if not report.ok or (args.strict and report.findings) else 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    check_output(args.output)
+    from dataclasses import fields
+
+    from vitgraft.report import plan, plan_page
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(plan.Assumptions)}
+    given["keep_batch"] = not args.scale_batch
+    try:
+        assumptions = plan.Assumptions(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise CommandError("--" + str(error).replace("; ", "; --").replace("_", "-")) from error
+    recipes = plan.find_recipes(args.config)
+    with Progress(len(recipes)) as step:
+        plans = []
+        for path in recipes:
+            step(str(path))
+            plans.append(plan.make_plan(path, assumptions, args.gpus))
+    command = shlex.join(["vitgraft", *args.words])
+    print_as(
+        args,
+        lambda out: plan_page.print_terminal(plans, assumptions, out),
+        lambda: plan_page.to_markdown(plans, assumptions, command),
+        lambda: plan.to_json(plans, assumptions),
+    )
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    args.output = args.output or []
+    for path in [*args.output, *([args.html] if args.html else [])]:
+        check_output(path)
+    wrong = [path for path in args.output if path.suffix not in (".csv", ".json")]
+    if wrong:
+        raise CommandError(f"--output {wrong[0]}: the name must end in .csv or .json")
+    from vitgraft.evaluation.command import run
+
+    return run(args)
+
+
+def _results(args: argparse.Namespace) -> int:
+    out = console()
+    from vitgraft.report import runs
+
+    try:
+        records = runs.read_runs(args.runs, args.dataset)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    summaries = runs.summarize(records)
+    if args.format == "markdown":
+        write(None, runs.to_markdown(summaries))
+    else:
+        runs.print_terminal(summaries, out)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for folder, record in zip(args.runs, records, strict=True):
+            write(args.output / f"{folder.name}.json", json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from vitgraft.demo import main as demo
+
+    return demo(args)
