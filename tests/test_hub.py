@@ -70,6 +70,8 @@ def test_run_loads_in_another_process(run, tmp_path, weights, capsys):
     assert cli.main(["export", str(folder), str(tmp_path / "out"), *words]) == 0
     assert "local-dir:" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    config, tensors = ((tmp_path / "out" / name).stat().st_mode for name in ("config.json", "model.safetensors"))
+    assert tensors == config
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert file.metadata()["weights"] == (weights or "ema")
         assert "patch_embed.proj.weight" in file.keys()  # noqa: SIM118  no mapping

@@ -116,6 +116,8 @@ def export_hub(
         save_file(tensors, new / "model.safetensors", {"format": "pt", "vitgraft": __version__, "weights": weights})
         config = _config(model, architecture, arguments, preprocessing, class_names)
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # safetensors makes its file for the owner alone; others may read it as they may the one beside it
+        shutil.copymode(new / "config.json", new / "model.safetensors")
         difference = _compare(model, new, preprocessing)
         if folder.exists():
             folder.rmdir()

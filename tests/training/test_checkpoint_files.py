@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -182,3 +183,65 @@ def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="could not save"):
         files.write(content(1), tmp_path / "file" / "last.ckpt")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("form", ["pickle", "legacy", "zip"])
+def test_every_form_of_pickle_is_refused_in_the_same_words(path, form, protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    harmful = {"state_dict": {"w": 1}, "more": Evil()}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(harmful, protocol))
+    elif protocol < 2:
+        return  # torch.save writes 2 and above
+    else:
+        torch.save(harmful, path, pickle_protocol=protocol, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(
+        CheckpointError, match=r"refused: it holds posix.system, and loading that could run code"
+    ) as caught:
+        files.read(path)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "ran-code").exists()
+
+
+def test_what_is_neither_harmful_nor_a_checkpoint_is_not_said_to_be_readable_unsafely(path):
+    path.write_bytes(pickle.dumps({"a": "b"}, 4)[:-5])
+    with pytest.raises(files.DamagedCheckpointError, match="not a checkpoint, or damaged") as caught:
+        files.read(path)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_where_all_of_last_is_damaged_the_error_names_the_sound_best(path):
+    saved_twice(path)
+    path.write_bytes(b"")
+    files.previous(path).write_bytes(b"")
+    best = path.with_name("best.ckpt")
+    files.write(content(1), best)
+    with pytest.raises(CheckpointError) as caught:
+        files.read_or_previous(path)
+    assert f"--model.checkpoint_path {best} and another --out" in str(caught.value)
+    best.write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        files.read_or_previous(path)
+    assert "best.ckpt" not in str(caught.value), "it is no help either"
+
+
+def test_where_best_is_damaged_the_error_names_the_sound_last(path):
+    best = path.with_name("best.ckpt")
+    saved_twice(path)
+    best.write_bytes(b"PK")
+    with pytest.raises(files.DamagedCheckpointError) as caught:
+        files.read_or_previous(best)
+    assert f"{path} is sound: give that file instead" in str(caught.value)
+    path.write_bytes(b"")
+    with pytest.raises(files.DamagedCheckpointError, match=r"last-previous\.ckpt is sound"):
+        files.read_or_previous(best)
+
+
+def test_the_one_before_is_announced_in_a_plain_line(path, capsys):
+    saved_twice(path)
+    path.write_bytes(b"")
+    files.read_or_previous(path)
+    said = capsys.readouterr()
+    assert said.err.startswith(f"warning: {path} is empty. Using the one before it") and said.err.count("\n") == 1
+    assert not said.out

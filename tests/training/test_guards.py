@@ -1,13 +1,77 @@
 """What a run puts up with, and what ends it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning")
 from runs import assert_same_run, make_images, runs
 
+from vitgraft.errors import TrainingError
 from vitgraft.training import checkpoint_files
-from vitgraft.training.guards import advice_on_memory, is_out_of_memory
+from vitgraft.training.guards import Guards, advice_on_memory, is_out_of_memory
+
+
+def updates(guards, losses, epoch_length=7, begin=0):
+    """Gives the guards the losses of a run, as a trainer does; those of its epochs from update `begin` on."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight])
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, world_size=1, current_epoch=0, global_step=0, datamodule=None,
+        precision_plugin=None, global_rank=0,
+    )  # fmt: skip
+    for number, loss in enumerate(losses, begin):
+        trainer.global_step, trainer.current_epoch = number, number // epoch_length
+        if number % epoch_length == 0:
+            guards.on_train_epoch_start(trainer, None)
+        guards.on_before_backward(trainer, None, torch.tensor(float(loss)))
+        weight.grad = torch.ones(2)
+        guards.on_before_optimizer_step(trainer, None, optimizer)
+        assert (weight.grad is None) == (loss != loss)
+        if number % epoch_length == epoch_length - 1:
+            guards.on_train_epoch_end(trainer, None)
+    return trainer
+
+
+NAN, FINE = float("nan"), 1.0
+
+
+def test_a_run_that_has_diverged_stops_in_its_first_epoch(capsys):
+    with pytest.raises(TrainingError, match=r"5 of the 7 updates of epoch 0 were skipped.*diverged"):
+        updates(Guards(), [FINE] * 2 + [NAN] * 19)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5 and all(line.startswith("warning: step ") for line in said), "no source lines"
+
+
+def test_skips_in_a_row_are_counted_over_epochs_and_checkpoints():
+    # 8 at the end of one epoch of 20 and 3 at the start of the next: within the limits of each
+    losses = [FINE] * 12 + [NAN] * 11
+    with pytest.raises(TrainingError, match=r"step 22 .*\n.*update 11 in a row"):
+        updates(Guards(max_skipped=100), losses, 20)
+    first, second = Guards(max_skipped=100), Guards(max_skipped=100)
+    updates(first, losses[:17], 20)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(TrainingError, match=r"step 22 .*\n.*update 11 in a row"):
+        updates(second, losses[17:], 20, begin=17)
+    updates(Guards(max_skipped=100), [*losses[:20], FINE, *losses[20:]], 20)  # one between them was made
+    with pytest.raises(TrainingError, match="update 3 of this epoch"):
+        updates(Guards(max_skipped=2), [NAN, FINE] * 5, 20)
+
+
+def test_a_run_must_not_end_with_a_skipped_update():
+    guards = Guards()
+    trainer = updates(guards, [FINE] * 6 + [NAN])
+    with pytest.raises(TrainingError, match="the last update of the run"):
+        guards.on_fit_end(trainer, None)
+    guards = Guards()
+    guards.on_fit_end(updates(guards, [FINE, FINE, NAN, FINE, NAN, NAN, FINE]), None)
+
+
+def test_counts_of_older_checkpoints():
+    guards = Guards()
+    guards.load_state_dict({"skipped": 2, "unreadable": {}})
+    assert guards.state_dict() == {"skipped": 2, "updates": 0, "in_a_row": 0, "unreadable": {}}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -69,10 +70,12 @@ def test_resume_goes_on_and_forgets_what_will_be_logged_again(run):
     assert len(rows) == 4 and rows[0].split(",")[0] == "acc" and rows[1] == ",0,1.0,3" and rows[3].endswith(",0.3,10")
 
 
-def test_resume_of_a_damaged_run(run):
+def test_resume_of_a_damaged_run(run, capsys):
     (run / "last.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"last\.ckpt is empty. Using the one before it.*step 5"):
-        assert begin(run, RECIPE, resume=True) == run / "last-previous.ckpt"
+    assert begin(run, RECIPE, resume=True) == run / "last-previous.ckpt"
+    said = capsys.readouterr()
+    assert re.match(r"warning: .*last\.ckpt is empty. Using the one before it.*step 5\)$", said.err)
+    assert "going on with" in said.out and "last-previous.ckpt (epoch 0, step 5)" in said.out
     checkpoint_files.previous(run / "last.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="the one before it can't be used either"):
         begin(run, RECIPE, resume=True)
@@ -121,3 +124,19 @@ def test_find_checkpoint(run):
     assert find_checkpoint("last", run) == run / "last.ckpt", "the one before it is still there"
     with pytest.raises(RunFolderError, match=r"no file .*none\.ckpt; there are .*best\.ckpt"):
         find_checkpoint(str(run / "none.ckpt"), run)
+
+
+def test_resume_says_where_it_goes_on_or_that_all_is_done(run, capsys):
+    begin(run, RECIPE, resume=True)
+    assert capsys.readouterr().out == f"going on with {run / 'last.ckpt'} (epoch 0, step 10)\n"
+    for processed, words in ((2, "going on with"), (3, "already finished:")):
+        loops = {"fit_loop": {"epoch_progress": {"current": {"processed": processed}}}}
+        checkpoint_files.write({"global_step": 30, "epoch": 2, "loops": loops}, run / "last.ckpt")
+        begin(run, RECIPE, resume=True)
+        assert capsys.readouterr().out == f"{words} {run / 'last.ckpt'} (epoch 2, step 30)\n"
+
+
+def test_only_the_first_process_says_it(run, capsys, monkeypatch):
+    monkeypatch.setattr("vitgraft.training.run_folder.rank_zero_only.rank", 1)
+    assert begin(run, RECIPE, resume=True) == run / "last.ckpt"
+    assert capsys.readouterr().out == ""

@@ -10,17 +10,20 @@ import errno
 import hashlib
 import os
 import pickle
+import pickletools
 import re
 import shutil
 import struct
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from vitgraft.errors import CheckpointError, TrainingError
+from vitgraft.training.notices import warn
 
 __all__ = [
     "DamagedCheckpointError",
@@ -125,21 +128,27 @@ def read(path: str | Path, map_location: Any = "cpu") -> Any:
         raise MissingCheckpointError(f"no checkpoint at {path}")
     check(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what can't be read is an error anyway
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-        if named:
+        name = named[1] if named else _foreign_object(Path(path))
+        if name:
             raise CheckpointError(
-                f"{path} is refused: it holds {named[1]}, and loading that could run code. Checkpoints of vitgraft "
+                f"{path} is refused: it holds {name}, and loading that could run code. Checkpoints of vitgraft "
                 "hold tensors and plain values only"
             ) from error
-        raise DamagedCheckpointError(f"{path} is not a checkpoint, or damaged: {_first_line(error)}") from error
+        # not the error's own words: they advise weights_only=False
+        raise DamagedCheckpointError(
+            f"{path} is not a checkpoint, or damaged: it can't be read as tensors and plain values"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise DamagedCheckpointError(f"{path} is not a checkpoint, or damaged: {_first_line(error)}") from error
 
 
 def read_or_previous(
-    path: str | Path, map_location: Any = "cpu", tell: Callable[[str], None] = print
+    path: str | Path, map_location: Any = "cpu", tell: Callable[[str], None] = warn
 ) -> tuple[Any, Path]:
     """`read`, or if that file is damaged or missing the one that it replaced; and which of the two was read.
 
@@ -154,11 +163,15 @@ def read_or_previous(
         return read(path, map_location), Path(path)
     except (DamagedCheckpointError, MissingCheckpointError) as error:
         if not before.is_file():
+            if way_out := _way_out(Path(path)):
+                raise type(error)(f"{error}{way_out}") from error
             raise
         try:
             content = read(before, map_location)
         except CheckpointError as second:
-            raise CheckpointError(f"{error}; and the one before it can't be used either: {second}") from error
+            raise CheckpointError(
+                f"{error}; and the one before it can't be used either: {second}{_way_out(Path(path))}"
+            ) from error
         tell(f"{error}. Using the one before it: {before}{_where(content)}")
         return content, before
 
@@ -170,6 +183,49 @@ def is_sound(path: str | Path) -> bool:
     except (CheckpointError, OSError):
         return False
     return True
+
+
+def _way_out(path: Path) -> str:
+    """What else of the run can be used where `path` can't, to be added to a message; "" where nothing can."""
+    other = path.with_name({"last": "best", "best": "last"}.get(path.stem, path.stem) + path.suffix)
+    sound = next((one for one in (other, previous(other)) if other != path and is_sound(one)), None)
+    if sound is None:
+        return ""
+    if path.stem == "best":
+        return f". {sound} is sound: give that file instead"
+    return (
+        f". {sound} is sound: a new run can start from its weights, by --model.checkpoint_path {sound} and another "
+        "--out; validate, predict and export can use it as it is"
+    )
+
+
+def _foreign_object(path: Path) -> str | None:
+    """The first class or function that a pickle names and that is not of PyTorch's own files, without loading it."""
+    with contextlib.suppress(Exception):  # not a pickle, from here on
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                with archive.open(name) as file:
+                    return next(_foreign_objects(file), None)
+        with open(path, "rb") as file:
+            return next(_foreign_objects(file), None)
+    return None
+
+
+def _foreign_objects(file: IO[bytes]) -> Iterator[str]:
+    """Of the pickles that follow each other in the file: PyTorch's files before 1.6 have several."""
+    while True:
+        strings: list[str] = []
+        for operation, argument, _ in pickletools.genops(file):
+            if operation.name in ("GLOBAL", "INST"):
+                name = ".".join(argument.split(" "))
+            elif operation.name == "STACK_GLOBAL" and len(strings) > 1:
+                name = ".".join(strings[-2:])
+            else:
+                strings = [*strings[-1:], argument] if isinstance(argument, str) else strings
+                continue
+            if not name.startswith(("torch.", "collections.OrderedDict")):
+                yield name
 
 
 class _Hashing:

@@ -17,10 +17,11 @@ from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.errors import RunFolderError, TrainingError
 from vitgraft.training import checkpoint_files
+from vitgraft.training.notices import note, warn
 from vitgraft.training.progress import update_follows
 
 __all__ = ["Checkpoints", "Interrupted", "VerifiedCheckpointIO"]
@@ -71,7 +72,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
             CheckpointError: Damaged, with none before it, or refused.
         """
         map_location = "cpu" if callable(map_location) else map_location
-        content, _ = checkpoint_files.read_or_previous(path, map_location, rank_zero_warn)
+        content, _ = checkpoint_files.read_or_previous(path, map_location, rank_zero_only(warn))
         return with_task_names(content)
 
 
@@ -305,7 +306,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if not number:
             return
         name = signal.Signals(number).name
-        rank_zero_info(f"{name}: saved {self.last_model_path} at step {trainer.global_step}; --resume goes on from it")
+        if trainer.is_global_zero:
+            note(f"{name}: saved {self.last_model_path} at step {trainer.global_step}; --resume goes on from it")
         raise Interrupted(number)
 
     def _restore_handlers(self) -> None:

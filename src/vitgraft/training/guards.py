@@ -5,21 +5,29 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from vitgraft.errors import TrainingError
+from vitgraft.training.notices import warn
 
 __all__ = ["Guards", "advice_on_memory", "is_out_of_memory"]
 
 SHOWN = 8
+IN_A_ROW = 10  # skipped updates with none between them that was made: a run that has diverged
+ADVICE = (
+    "A lower learning rate, longer warm-up, gradient clipping (trainer.gradient_clip_val) or bf16-mixed instead of "
+    "16-mixed may help"
+)
 
 
 class Guards(pl.Callback):
     """Skips updates whose loss or gradient is not finite, counts unreadable images, and ends the run past a limit.
 
     All processes agree, once an update, so that all skip the same updates and all stop. With accumulated gradients one
-    bad batch spoils its update. The count of skipped updates starts anew every epoch; unreadable images count once
-    each, over the whole run, and both counts go on when the run does.
+    bad batch spoils its update. The count of skipped updates starts anew every epoch, that of those in a row does not;
+    unreadable images count once each, over the whole run. All counts go on when the run does.
+
+    A run has diverged, and stops by a TrainingError, when more than `max_skipped` (or 10, if that is less) updates in a
+    row are skipped, more than half of an epoch's (if not one alone), or the last one of the run.
 
     Args:
         max_skipped: Updates of an epoch that may be skipped.
@@ -31,20 +39,49 @@ class Guards(pl.Callback):
             if value < 0:
                 raise ValueError(f"{name}={value}: 0 or more")
         self.max_skipped, self.max_unreadable = max_skipped, max_unreadable
-        self.skipped = 0
+        self.skipped = self.updates = 0  # of this epoch; those that were tried
+        self.in_a_row = 0  # skipped since the last one that was made, over epochs
         self.unreadable: dict[str, str] = {}  # name: what is wrong, of this process
         self._batch: Any = None
         self._loss: torch.Tensor | None = None
         self._suspects: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "unreadable": self.unreadable}
+        counts = {"skipped": self.skipped, "updates": self.updates, "in_a_row": self.in_a_row}
+        return {**counts, "unreadable": self.unreadable}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.unreadable = state_dict["skipped"], state_dict["unreadable"]
+        self.updates = state_dict.get("updates", 0)  # older checkpoints have neither
+        self.in_a_row = state_dict.get("in_a_row", 0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.skipped = 0
+        self.skipped = self.updates = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops a run that skipped most of an epoch, before the epoch is saved.
+
+        Raises:
+            TrainingError: It did.
+        """
+        if self.skipped > 1 and 2 * self.skipped > self.updates:
+            raise TrainingError(
+                f"{self.skipped} of the {self.updates} updates of epoch {trainer.current_epoch} were skipped, their "
+                f"loss or gradient not finite: the run has diverged. {ADVICE}"
+            )
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Does not let a run that was diverging at its end pass for a success.
+
+        Raises:
+            TrainingError: Its last update was skipped.
+        """
+        if self.in_a_row:
+            last = "update" if self.in_a_row == 1 else f"{self.in_a_row} updates"
+            raise TrainingError(
+                f"the last {last} of the run, to step {trainer.global_step}, had a loss or gradient that is not finite "
+                f"and had to be skipped. {ADVICE}"
+            )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -78,8 +115,11 @@ class Guards(pl.Callback):
             finite &= torch.isfinite(torch.nn.utils.get_total_norm(own_parts)).to(finite.device)
         own = bool(self._suspects) or not bool(finite)
         skip, unreadable = self._agree(trainer, own)
+        self.updates += 1
         if skip:
             self._skip(trainer, optimizer, own)
+        else:
+            self.in_a_row = 0
         self._suspects = []
         if unreadable > self.max_unreadable:
             listed = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:20])
@@ -100,20 +140,25 @@ class Guards(pl.Callback):
             for parameter in group["params"]:
                 parameter.grad = None
         self.skipped += 1
+        self.in_a_row += 1
         where = f"step {trainer.global_step} (epoch {trainer.current_epoch})"
         if own:
             samples = self._suspects or self._samples(trainer)
             value = float(self._loss)
             kind = "the gradient" if math.isfinite(value) and not self._suspects else f"the loss ({value})"
             said = f"{where}: {kind} is not finite, the update is skipped. Samples: {_some(samples)}"
-            print(f"vitgraft: {said}", flush=True) if trainer.global_rank else rank_zero_warn(said)
+            warn(said)
         else:
             said = f"{where}: the loss of another process is not finite, the update is skipped"
         if self.skipped > self.max_skipped:
             raise TrainingError(
                 f"{said}.\nThat is update {self.skipped} of this epoch to be skipped, more than "
-                f"max_skipped={self.max_skipped}. A lower learning rate, longer warm-up, gradient clipping "
-                "(trainer.gradient_clip_val) or bf16-mixed instead of 16-mixed may help"
+                f"max_skipped={self.max_skipped}. {ADVICE}"
+            )
+        if self.in_a_row > min(self.max_skipped, IN_A_ROW):
+            raise TrainingError(
+                f"{said}.\nThat is update {self.in_a_row} in a row to be skipped, more than "
+                f"{min(self.max_skipped, IN_A_ROW)}: the run has diverged. {ADVICE}"
             )
 
     def _agree(self, trainer: pl.Trainer, own: bool) -> tuple[bool, int]:
@@ -129,7 +174,7 @@ class Guards(pl.Callback):
             name, _, reason = str(text).partition(": ")
             if name not in self.unreadable:
                 self.unreadable[name] = reason
-                print(f"vitgraft: unreadable image {name}: {reason} ({len(self.unreadable)} so far)", flush=True)
+                warn(f"unreadable image {name}: {reason} ({len(self.unreadable)} so far)")
 
     def _samples(self, trainer: pl.Trainer) -> list[str]:
         """Names of the batch's samples; of those alone whose pixels are not finite, where that is the cause."""

@@ -17,12 +17,13 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.errors import RunFolderError
 from vitgraft.report.machine import describe, source_commit
 from vitgraft.training import checkpoint_files
 from vitgraft.training.checkpoints import check_writable
+from vitgraft.training.notices import note, warn
 
 __all__ = ["RunLogger", "begin", "find_checkpoint"]
 
@@ -72,9 +73,10 @@ def begin(folder: str | Path, recipe: Mapping[str, Any], resume: bool = False) -
                 "--model.checkpoint_path)"
             )
         _warn_of_versions(record)
-        content, last = checkpoint_files.read_or_previous(last, tell=rank_zero_warn)
-        step = content.get("global_step", 0) if isinstance(content, dict) else 0
-        rank_zero_info(f"going on with {last}, step {step}")
+        content, last = checkpoint_files.read_or_previous(last, tell=warn)
+        step = _number(content, "global_step")
+        where = f"{last} (epoch {_number(content, 'epoch')}, step {step})"
+        note(f"already finished: {where}" if _is_finished(content, recipe) else f"going on with {where}")
         _forget_metrics_from(folder / "metrics.csv", step)
     elif held or (not record and _signs(folder)):
         raise RunFolderError(
@@ -155,6 +157,23 @@ def _forget_metrics_from(path: Path, step: int) -> None:
     os.replace(new, path)
 
 
+def _number(content: Any, key: str) -> int:
+    return content.get(key, 0) if isinstance(content, dict) else 0
+
+
+def _is_finished(content: Any, recipe: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint is at the end of the epochs or steps that the recipe asks for."""
+    options = _flat(recipe)
+    epochs, steps = (options.get(f"trainer.{name}") for name in ("max_epochs", "max_steps"))
+    try:
+        done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (KeyError, TypeError):
+        done = 0
+    return (isinstance(epochs, int) and 0 < epochs <= done) or (
+        isinstance(steps, int) and 0 < steps <= _number(content, "global_step")
+    )
+
+
 def _signs(folder: Path) -> list[str]:
     return sorted({found.name for sign in SIGNS for found in folder.glob(sign)})
 
@@ -218,4 +237,4 @@ def _warn_of_versions(record: Mapping[str, Any]) -> None:
     then, now = record.get("versions", {}), _versions()
     changed = [f"{name} {old} -> {now.get(name)}" for name, old in then.items() if old != now.get(name)]
     if changed:
-        rank_zero_warn(f"the run began with other versions: {', '.join(changed)}; it may not go on bit for bit")
+        warn(f"the run began with other versions: {', '.join(changed)}; it may not go on bit for bit")
