@@ -1,9 +1,12 @@
-"""Shared fixtures: `shared(...)` finds the reference data, or skips by name when it is not there."""
+"""Shared by all tests: `shared(...)` finds the reference data, or skips by name when it is not there; a folder of class
+folders, and a recipe of a tiny ViT on it."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("VITGRAFT_SHARED", ROOT.parent / "shared"))
@@ -18,4 +21,45 @@ def shared(*parts: str) -> Path:
         if os.environ.get("VITGRAFT_REQUIRE_SHARED"):
             pytest.fail(message)
         pytest.skip(message)
+    return path
+
+
+RECIPE = """\
+model:
+  class_path: Classification
+  init_args:
+    model: vit_tiny_patch16_224
+    model_kwargs: {img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}
+    lr: 1e-2
+data:
+  class_path: ImageData
+  init_args: {batch_size: 8, workers: 0}
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  devices: 1
+  enable_progress_bar: false
+"""
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory):
+    """root/{train,val}/{cat,dog,eel}: 8 and 3 images of 32 x 32 in each; a class has its colour."""
+    root = tmp_path_factory.mktemp("class_folders")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for number, name in enumerate(("cat", "dog", "eel")):
+            (root / split / name).mkdir(parents=True)
+            for image in range(count):
+                pixels = generator.integers(0, 60, (32, 32, 3))
+                pixels[..., number] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{image}.png")
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe file that takes about a second."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
     return path

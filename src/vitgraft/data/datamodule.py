@@ -115,6 +115,7 @@ class ImageData(pl.LightningDataModule):
             raise ValueError("data: " + "; ".join(wrong))
         self.root, self.format, self.num_classes, self.given_names = root, format, num_classes, class_names
         self.splits = {"train": train, "val": val, "test": test or val}
+        self.has_test = test is not None
         self.predict = predict
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.workers, self.seed = workers, seed
@@ -256,6 +257,8 @@ class ImageData(pl.LightningDataModule):
             check_same_classes(self.source("train"), self.source("val"))
         else:
             self.source({"validate": "val"}.get(stage, stage))
+        if stage == "test" and not self.has_test and not self.is_smoke:
+            print(f"no test set is named (data.test): this measures the validation set, {self.splits['val']!r}")
 
     def train_dataloader(self) -> Loader:
         """Batches of an epoch from where the trainer stands."""

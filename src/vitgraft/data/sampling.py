@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitgraft.errors import DataError
 from vitgraft.randomness import derive
 
 # floor(len / 256) * 256 samples an epoch with repeated augmentation: facebookresearch/deit samplers.py
@@ -76,7 +77,7 @@ class TrainOrder:
         self.num_batches = drawn // (batch_size * world_size)
         if self.num_batches == 0:
             processes = f" in each of {world_size} processes" if world_size > 1 else ""
-            raise ValueError(
+            raise DataError(
                 f"batch_size={batch_size}: {length} training images fill no batch{processes}; "
                 f"at most {drawn // world_size} would work"
             )

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from vitgraft.training.recipe import with_init_args
 
 __all__ = ["print_terminal", "read_run", "read_runs", "summarize", "to_markdown"]
 
@@ -34,20 +37,20 @@ def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         recipe = record["recipe"]
-        options = recipe["model"]["init_args"]
+        recipe = {**recipe, "model": with_init_args(recipe["model"]), "data": with_init_args(recipe["data"])}
+        options, data = recipe["model"]["init_args"], recipe["data"].get("init_args", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not the folder of a run that vitgraft fit made ({error})") from error
     curve = [_evaluation(row) for row in rows if row.get("val/acc")]
     if not curve:
         raise ValueError(f"{folder}: nothing was evaluated yet; run it for an epoch at least")
-    data = recipe["data"]["init_args"]
     model_options = {**(options.get("model_kwargs") or {})}
     if options.get("graft") is not None:
         model_options["graft"] = options["graft"]
     known = {"recipe", "recipe_name"}
     return {
         "kind": "classification",
-        "name": record.get("recipe_name") or folder.name,
+        "name": record.get("recipe_name") or re.sub(r"[-_](seed)?\d+$", "", folder.name),
         "dataset": dataset or Path(str(data.get("root") or data.get("train"))).name,
         "model": options["model"],
         "model_options": model_options,

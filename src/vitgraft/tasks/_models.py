@@ -1,6 +1,8 @@
 """Models of the tasks, by timm's names."""
 
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -8,6 +10,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 import vitgraft
+from vitgraft.errors import CheckpointError, GraftError, ModelSpecError
 from vitgraft.report.spec import ModelSpec, create, input_size_of
 
 
@@ -29,15 +32,39 @@ def build_model(
         device: "meta" makes no tensors.
 
     Raises:
-        ModelSpecError, GraftError: Unknown name, option, or an impossible graft.
+        ModelSpecError, GraftError: Unknown name, option, or an impossible graft; pretrained weights that can't be had.
+        CheckpointError: `checkpoint_path` is missing, damaged, not weights alone, or of another model.
     """
     options = dict(model_kwargs or {})
     named = is_graft_name(name)
     if named and graft is not None:
         options["graft"] = {**options.get("graft", {}), **graft}
     start = {"checkpoint_path": checkpoint_path} if checkpoint_path else {}
-    model = create(ModelSpec(name, {**options, "num_classes": num_classes}), device, pretrained=pretrained, **start)
+    if checkpoint_path and not Path(checkpoint_path).is_file():
+        raise CheckpointError(f"checkpoint_path={checkpoint_path}: no such file")
+    spec = ModelSpec(name, {**options, "num_classes": num_classes})
+    try:
+        model = create(spec, device, pretrained=pretrained, **start)
+    except (ModelSpecError, GraftError):
+        raise
+    except Exception as error:  # torch, timm and the hub raise what they like
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        if checkpoint_path:
+            unsafe = "it holds more than weights, and loading it could run code" if _is_unsafe(error) else first
+            raise CheckpointError(f"checkpoint_path={checkpoint_path}: {unsafe}") from error
+        if pretrained:
+            raise ModelSpecError(f"{name}: its pretrained weights can't be loaded: {first}") from error
+        raise
     return vitgraft.graft(model, **graft) if graft is not None and not named else model
+
+
+def _is_unsafe(error: BaseException | None) -> bool:
+    """Whether torch refused to run what a file wants to run; timm wraps its error in others."""
+    while error is not None:
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_graft_name(name: str) -> bool:

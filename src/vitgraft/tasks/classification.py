@@ -232,6 +232,13 @@ class Classification(pl.LightningModule):
             return
         if h.num_classes is None:
             h.num_classes = len(names)
+        if h.class_names and len(h.class_names) != len(names):
+            absent, unknown = (sorted(set(a) - set(b)) for a, b in ((h.class_names, names), (names, h.class_names)))
+            raise RecipeError(
+                f"the model knows {len(h.class_names)} classes, the data has {len(names)}; only the model has "
+                f"{absent[:5]}, only the data {unknown[:5]}. An evaluation needs images of the model's "
+                "classes, in folders of the same names"
+            )
         if h.num_classes != len(names):
             raise RecipeError(
                 f"num_classes={h.num_classes}, but the data has {len(names)} classes ({', '.join(names[:3])} ...): "

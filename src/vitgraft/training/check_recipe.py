@@ -9,8 +9,9 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.strategies import StrategyRegistry
 
-from vitgraft.training.recipe import close
+from vitgraft.training.recipe import close, with_init_args
 
 __all__ = ["find_problems"]
 
@@ -39,11 +40,29 @@ def find_problems(
             found += _try(key, value, top[key])
         elif key not in sections:
             found.append(f"{key}: no such option; {close(key, [*sections, *top])}")
+        elif key == "trainer":
+            found += _options(key, value, Trainer) + _strategy(value)
         elif key in parts:
-            found += _options(key, value, parts[key])
+            found += _options(key, value, parts[key]) or _ranges(key, value, parts[key])
         else:
             found += _class(key, value, default_classes.get(key))
     return found
+
+
+def _strategy(options: Any) -> list[str]:
+    """A strategy that Lightning does not know, which it would say only when the trainer is made."""
+    name = options.get("strategy") if isinstance(options, Mapping) else None
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    return [] if not isinstance(name, str) or name in known else [f"trainer.strategy={name!r}: {close(name, known)}"]
+
+
+def _ranges(key: str, options: Mapping[str, Any], cls: type) -> list[str]:
+    """What a part's own checks refuse; these parts are cheap to make."""
+    try:
+        cls(**options)
+    except (ValueError, TypeError) as error:
+        return [f"{key}.{problem.removeprefix(f'{key}.')}" for problem in getattr(error, "problems", [str(error)])]
+    return []
 
 
 def _class(key: str, value: Any, default: str | None) -> list[str]:
@@ -100,18 +119,13 @@ def _options(key: str, options: Any, cls: type) -> list[str]:
             continue
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=set(known) - {name})
-        found += _parse(parser, {name: _with_init_args(value)}, f"{key}.{name}", value)
+        found += _parse(parser, {name: with_init_args(value) if _is_class(value) else value}, f"{key}.{name}", value)
     required = [n for n, p in known.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return found + [f"{key}.{name}: missing, and {cls.__name__} needs it" for name in required if name not in options]
 
 
-def _with_init_args(value: Any) -> Any:
-    """A class whose options stand beside its path, as the command line gives them, in the form of a recipe."""
-    if not isinstance(value, Mapping) or "class_path" not in value:
-        return value
-    beside = {name: option for name, option in value.items() if name not in ("class_path", "init_args", "dict_kwargs")}
-    kept = {name: option for name, option in value.items() if name not in beside}
-    return {**kept, "init_args": {**(value.get("init_args") or {}), **beside}} if beside else value
+def _is_class(value: Any) -> bool:
+    return isinstance(value, Mapping) and "class_path" in value
 
 
 def _try(name: str, value: Any, kind: Any) -> list[str]:

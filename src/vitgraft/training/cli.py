@@ -27,6 +27,7 @@ from vitgraft.errors import (
 try:
     import pytorch_lightning as pl
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
@@ -39,7 +40,7 @@ from vitgraft.training.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.epoch_loss import EpochLoss
 from vitgraft.training.evaluation_files import EvaluationFiles
 from vitgraft.training.guards import Guards, is_out_of_memory
-from vitgraft.training.recipe import Request, as_text, merge, parse_words
+from vitgraft.training.recipe import Request, as_text, merge, parse_words, with_init_args
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
 
@@ -247,15 +248,28 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if problems:
         raise RecipeError(problems)
     recipe = with_class_paths(recipe, {"data": DATA})
-    if command == "fit" and "smoke" not in request.flags:
-        asked = merge(recipe, over)
-        last = run_folder.begin(asked["out"], asked, "resume" in request.flags)
+    if command != "fit" or "smoke" in request.flags:
+        return _launch(request, recipe, over)
+    asked = merge(recipe, over)
+    asked = {**asked, **{key: with_init_args(asked[key]) for key in ("model", "data") if key in asked}}
+    with run_folder.nothing_half_written(asked["out"]):
+        name = Path(request.configs[-1]).stem if request.configs else None
+        last = run_folder.begin(asked["out"], asked, "resume" in request.flags, name)
         if last is not None:
             over["ckpt_path"] = str(last)
+        return _launch(request, recipe, over)
+
+
+def _launch(request: Request, recipe: dict[str, Any], over: dict[str, Any]) -> int:
+    """Builds all of a run from what was checked, and runs it."""
+    command = request.command
     words = [*request.words, "--out", over["out"]] if "smoke" in request.flags else [*request.words]
     if over.get("ckpt_path") is not None:  # the file that was meant; the last one given counts
         words += ["--ckpt_path", over["ckpt_path"]]
-    cli = VitgraftCLI(request, [command, "--config", as_text(recipe), *words])
+    try:
+        cli = VitgraftCLI(request, [command, "--config", as_text(recipe), *words])
+    except (MisconfigurationException, ValueError, TypeError) as error:  # what only building it shows
+        raise error if isinstance(error, USER_ERRORS) else RecipeError(str(error)) from error
     cli.run()
     _tell(cli)
     return 0

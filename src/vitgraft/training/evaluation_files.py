@@ -61,6 +61,7 @@ class EvaluationFiles(pl.Callback):
                 "weights": weights,
                 "model": str(pl_module.hparams.get("model", type(pl_module.model).__name__)),
                 "data": getattr(trainer.datamodule, "root", None),
+                "split": getattr(trainer.datamodule, "splits", {}).get("val" if stage == "validate" else "test"),
                 "data_config": pl_module.data_config,
                 "processes": trainer.world_size,
                 "precision": str(trainer.precision),

@@ -16,7 +16,7 @@ import yaml
 
 from vitgraft.errors import RecipeError
 
-__all__ = ["Request", "merge", "parse_words", "read_recipe"]
+__all__ = ["Request", "merge", "parse_words", "read_recipe", "with_init_args"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -88,6 +88,15 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = deepcopy(value)
     return merged
+
+
+def with_init_args(section: Any) -> Any:
+    """A class whose options stand beside its path, as the command line gives them, in the form of a recipe."""
+    if not isinstance(section, Mapping):
+        return section
+    kept = {name: value for name, value in section.items() if name in ("class_path", "init_args", "dict_kwargs")}
+    beside = {name: value for name, value in section.items() if name not in kept}
+    return {**kept, "init_args": merge(section.get("init_args") or {}, beside)} if beside else dict(section)
 
 
 class Request:

@@ -8,7 +8,8 @@ metrics.csv         what was logged; a run that goes on appends
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vitgraft.training import checkpoint_files
 from vitgraft.training.checkpoints import check_writable
 from vitgraft.training.notices import note, warn
 
-__all__ = ["RunLogger", "begin", "find_checkpoint"]
+__all__ = ["RunLogger", "begin", "find_checkpoint", "nothing_half_written"]
 
 RECORD = "run.json"
 # Signs of a run, ours or another program's
@@ -41,13 +42,16 @@ FREE = (
 PACKAGES = ("vitgraft", "torch", "torchvision", "timm", "pytorch-lightning")
 
 
-def begin(folder: str | Path, recipe: Mapping[str, Any], resume: bool = False) -> Path | None:
+def begin(
+    folder: str | Path, recipe: Mapping[str, Any], resume: bool = False, recipe_name: str | None = None
+) -> Path | None:
     """Takes the folder for a run, and says with which checkpoint it goes on.
 
     Args:
         folder: Made where it is missing.
         recipe: All options of the run, as plain values.
         resume: Go on with the run that the folder holds, if it holds one.
+        recipe_name: Recorded too.
 
     Returns:
         The checkpoint to go on with, None to start.
@@ -88,8 +92,27 @@ def begin(folder: str | Path, recipe: Mapping[str, Any], resume: bool = False) -
     if not held or not record:
         device = "cuda" if torch.cuda.is_available() and _flat(recipe).get("trainer.accelerator") != "cpu" else "cpu"
         made_with = {"versions": _versions(), "commit": source_commit(), "machine": describe(torch.device(device))}
-        _write_record(folder / RECORD, {"recipe": recipe, **made_with})
+        _write_record(folder / RECORD, {"recipe": recipe, "recipe_name": recipe_name, **made_with})
     return last if resume and held else None
+
+
+@contextmanager
+def nothing_half_written(folder: str | Path) -> Iterator[None]:
+    """A run that ends by an error before its first save or logged value leaves the folder as it found it."""
+    folder = Path(folder)
+    before = set(folder.rglob("*")) if folder.is_dir() else set()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        new = set(folder.rglob("*")) - before if folder.is_dir() and not rank_zero_only.rank else set()
+        if not any(path.suffix == ".ckpt" or path.name == "metrics.csv" for path in new):
+            for path in sorted(new, reverse=True):  # what is inside a folder before the folder
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            for path in missing:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+        raise
 
 
 def find_checkpoint(path: str, out: str | Path) -> Path:
