@@ -173,7 +173,9 @@ class UperNet(nn.Module):
         self.aux_index = aux_index
         self.backbone = backbone
         self.decode_head = UperHead(widths, num_classes, channels, pool_scales, dropout, **dd)
-        self.auxiliary_head = FCNHead(widths[aux_index], num_classes, aux_channels, dropout, **dd) if aux_channels else None
+        self.auxiliary_head = (
+            FCNHead(widths[aux_index], num_classes, aux_channels, dropout, **dd) if aux_channels else None
+        )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) of any size to logits (B, K, H, W); in training with an auxiliary head also those of it.
