@@ -125,6 +125,19 @@ def test_sync_batch_norm_keeps_the_function():
     torch.testing.assert_close(after, before)
 
 
+def test_frozen_backbone_and_weight_decay_by_name():
+    net = UperNet(DenseFeatures(vitgraft.graft(swin(), window_size=4)), 5, **HEAD)
+    vitgraft.train_grafts_only(net)
+    trains = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert {n for n in trains if n.startswith("backbone.backbone.")} == {
+        n for n, _ in net.named_parameters() if ".graft." in n
+    }
+    assert {n.split(".")[0] for n in trains} == {"backbone", "decode_head", "auxiliary_head"}
+    assert "backbone.norm2.weight" in trains
+    names = dict(net.named_parameters())
+    assert net.no_weight_decay() and set(net.no_weight_decay()) <= set(names)
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match=r"channels=0.*dropout=1.0.*aux_index=4: there are 4 maps"):
         UperNet(DenseFeatures(swin()), 2, channels=0, dropout=1.0, aux_index=4)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MULTI_SCALE", "infer", "infer_rows", "window_starts"]
+__all__ = ["MULTI_SCALE", "infer", "infer_rows", "window_problems", "window_starts"]
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The authors' scales of a multi-scale test."""
@@ -60,7 +60,8 @@ def infer(
     return total.div_(len(scales) * (2 if flip else 1))
 
 
-def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> None:
+def window_problems(window: int | None, stride: int | None, scales: Sequence[float]) -> list[str]:
+    """What cannot be among these options of `infer`, one line each."""
     problems = []
     if window is not None and window < 1:
         problems.append(f"window={window}: give 1 pixel or more, or None for the whole image")
@@ -69,8 +70,12 @@ def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> N
     elif stride is not None and window is not None and not 1 <= stride <= window:
         problems.append(f"stride={stride}: give 1 to {window}; a larger one would leave gaps between the windows")
     if not scales or any(not 0 < scale < float("inf") for scale in scales):
-        problems.append(f"scales={tuple(scales)}: give one or more factors above 0")
-    if problems:
+        problems.append(f"scales={list(scales)}: give one or more factors above 0")
+    return problems
+
+
+def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> None:
+    if problems := window_problems(window, stride, scales):
         raise ValueError("; ".join(problems))
 
 

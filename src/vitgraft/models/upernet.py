@@ -5,9 +5,8 @@ uper_head.py, psp_head.py and fcn_head.py, configs/_base_/models/upernet_swin.py
 Swin-Transformer-Semantic-Segmentation), so that the authors' checkpoints load: `vitgraft.load_official`.
 
 Why not the decoder of segmentation-models-pytorch: its UPerNet pools into a quarter of the coarsest map's channels
-instead of 512, merges them by a 1 x 1 convolution instead of 3 x 3, has no 3 x 3 convolution on the levels of the pyramid
-and no auxiliary head. It is another function, about a sixth of the MAC at its default widths, and no published weights
-of the Swin authors fit it.
+instead of 512, merges them by a 1 x 1 convolution instead of 3 x 3, and has neither a 3 x 3 convolution on the levels of
+the pyramid nor an auxiliary head. That is another function, and no published weights of the Swin authors fit it.
 """
 
 from collections import OrderedDict
