@@ -86,6 +86,16 @@ class SemanticSource(PixelSource):
         return self.images.where()
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        image, values = self.load_values(index)
+        return image, self.rule.apply(values, self.labels.name(index))
+
+    def load_values(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """An RGB image and the values of its label file as they are, int32 (H, W).
+
+        Raises:
+            ImageError: one of its two files can't be read.
+            DataError: the labels have colours, or another size than the image.
+        """
         image = decode_image(self.images.read(index), self.images.name(index))
         name = self.labels.name(index)
         values = decode_labels(self.labels.read(index), name)
@@ -94,21 +104,21 @@ class SemanticSource(PixelSource):
                 f"{name}: labels of {values.shape[1]} x {values.shape[0]} pixels for an image of {image.width} x "
                 f"{image.height} ({self.images.name(index)}); resize one of them, labels without interpolation"
             )
-        return image, self.rule.apply(values, name)
+        return image, values
 
-    def histogram(self, most: int | None = None) -> LabelHistogram:
-        """Counts the values of label files, at most `most` that lie evenly over the set; None: of all.
+    def histogram(self, most: int) -> LabelHistogram:
+        """Counts the label values of at most `most` images that lie evenly over the set.
 
         Files that can't be read are left out here: they are named where they are used.
 
         Raises:
-            DataError: a file holds no labels but colours.
+            DataError: labels with colours, or of another size than their image.
         """
         histogram = LabelHistogram()
-        count = len(self) if most is None else min(most, len(self))
+        count = min(most, len(self))
         for index in np.linspace(0, len(self) - 1, count).round().astype(int).tolist():
             try:
-                values = decode_labels(self.labels.read(index), self.labels.name(index))
+                _, values = self.load_values(index)
             except ImageError:
                 continue
             histogram.add(values, self.labels.name(index), self.rule)
