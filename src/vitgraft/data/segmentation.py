@@ -78,9 +78,7 @@ class SegmentationSamples(Samples):
     def prepare(self, loaded: tuple[Image.Image, np.ndarray], index: int) -> tuple[Tensor, Tensor]:
         return self.transform(*loaded)
 
-    def collate(
-        self, samples: list[tuple[Tensor, Tensor]], indices: list[int], bad: list[str]
-    ) -> SegmentationBatch:
+    def collate(self, samples: list[tuple[Tensor, Tensor]], indices: list[int], bad: list[str]) -> SegmentationBatch:
         images, labels = [image for image, _ in samples], [label for _, label in samples]
         places = torch.tensor(indices, dtype=torch.int64)
         if self.train:

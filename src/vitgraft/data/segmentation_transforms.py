@@ -1,4 +1,4 @@
-"""From an image and its labels to what a segmentation model is fed: the augmentation of mmsegmentation's ADE20K recipes.
+"""From an image and its labels to what a segmentation model is fed: the augmentation of mmsegmentation for ADE20K.
 
 Training: resize to fit (2048, 512) times a random ratio, a random crop in which no class has more than 75 % of the
 labelled pixels, flip, photometric distortion, standardise, pad. Evaluation: resize to fit (2048, 512), standardise;
