@@ -98,7 +98,8 @@ def test_a_few_steps_fit_a_batch():
 
 
 def test_missing_lightning_names_the_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "vitgraft.tasks.classification")
+    for name in ("task", "classification"):
+        monkeypatch.delitem(sys.modules, f"vitgraft.tasks.{name}")
     monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
     with pytest.raises(MissingExtraError, match=r"pytorch-lightning .*vitgraft\[train\]"):
         importlib.import_module("vitgraft.tasks.classification")

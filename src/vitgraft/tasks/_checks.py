@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitgraft.errors import GraftError
@@ -10,40 +10,73 @@ from vitgraft.tasks._models import is_graft_name
 
 POSITIVE = ("lr", "layer_decay")
 AT_LEAST_ZERO = (
-    "weight_decay", "mixup", "cutmix", "mixup_off_epoch", "warmup_epochs", "warmup_steps", "warmup_lr", "min_lr",
-    "cooldown_epochs", "eps", "momentum", "seed",
+    "weight_decay", "warmup_epochs", "warmup_steps", "warmup_lr", "min_lr", "cooldown_epochs", "eps", "momentum",
+    "seed",
 )  # fmt: skip
-SHARES = ("mixup_prob", "mixup_switch_prob", "bce_target_thresh")
 COUNTS = ("num_classes", "lr_batch")
-ONE_OF = {
-    "loss": ("cross_entropy", "bce"),
-    "mixup_mode": ("batch", "pair", "elem"),
-    "lr_scale": ("lr", "all"),
-    "sched": ("cosine", "poly", "tanh", "constant"),
-}
+ONE_OF = {"lr_scale": ("lr", "all"), "sched": ("cosine", "poly", "tanh", "multistep", "constant")}
+
+
+def ranges(
+    values: Mapping[str, Any],
+    positive: Sequence[str] = (),
+    at_least_zero: Sequence[str] = (),
+    shares: Sequence[str] = (),
+    counts: Sequence[str] = (),
+    one_of: Mapping[str, Sequence[Any]] | None = None,
+) -> list[str]:
+    """What is out of range; values that are None or not there are fine.
+
+    Args:
+        values: Options by name.
+        positive, at_least_zero: Names of finite numbers.
+        shares: Of numbers from 0 to 1.
+        counts: Of whole numbers from 1 up.
+        one_of: Names with the values that they may have.
+    """
+    found = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in positive and not (number and 0 < value < math.inf):
+            found.append(f"{name}={value!r} must be a number above 0")
+        elif name in at_least_zero and not (number and 0 <= value < math.inf):
+            found.append(f"{name}={value!r} must be a number from 0 up")
+        elif name in shares and not (number and 0 <= value <= 1):
+            found.append(f"{name}={value!r} must be a number from 0 to 1")
+        elif name in counts and not (number and value >= 1):
+            found.append(f"{name}={value!r} must be a whole number from 1 up")
+        elif name in (one_of or {}) and value not in one_of[name]:
+            found.append(f"{name}={value!r} is not one of {', '.join(map(str, one_of[name]))}")
+    return found
 
 
 def problems_of(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values of these options; those that are None or not there are fine."""
-    found = []
+    """What is wrong with the options that all tasks have."""
     given = {name: value for name, value in values.items() if value is not None}
-    for name, value in given.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name in POSITIVE and not (number and 0 < value < math.inf):
-            found.append(f"{name}={value!r} must be a number above 0")
-        elif name in AT_LEAST_ZERO and not (number and 0 <= value < math.inf):
-            found.append(f"{name}={value!r} must be a number from 0 up")
-        elif name in SHARES and not (number and 0 <= value <= 1):
-            found.append(f"{name}={value!r} must be a number from 0 to 1")
-        elif name in COUNTS and not (number and value >= 1):
-            found.append(f"{name}={value!r} must be a whole number from 1 up")
-        elif name in ONE_OF and value not in ONE_OF[name]:
-            found.append(f"{name}={value!r} is not one of {', '.join(ONE_OF[name])}")
-        elif name == "smoothing" and not (number and 0 <= value < 1):
-            found.append(f"smoothing={value!r} must be a number from 0 up and below 1")
-        elif name == "betas" and not all(0 <= beta < 1 for beta in value):
-            found.append(f"betas={value!r} must be two numbers from 0 up and below 1")
+    found = ranges(given, POSITIVE, AT_LEAST_ZERO, (), COUNTS, ONE_OF)
+    if "betas" in given and not all(0 <= beta < 1 for beta in given["betas"]):
+        found.append(f"betas={given['betas']!r} must be two numbers from 0 up and below 1")
+    if given.get("decay_vectors") and "layer_decay" in given:
+        found.append("decay_vectors: not together with layer_decay, whose groups leave vectors out")
+    if given.get("sched") == "multistep" and not (given.get("sched_kwargs") or {}).get("decay_milestones"):
+        found.append("sched='multistep': at which epochs? sched_kwargs: {decay_milestones: [8, 11], decay_rate: 0.1}")
     return found + _names(given)
+
+
+def classification_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the options of a classifier's training."""
+    found = ranges(
+        values,
+        at_least_zero=("mixup", "cutmix", "mixup_off_epoch"),
+        shares=("mixup_prob", "mixup_switch_prob", "bce_target_thresh"),
+        one_of={"loss": ("cross_entropy", "bce"), "mixup_mode": ("batch", "pair", "elem")},
+    )
+    smoothing = values.get("smoothing")
+    if smoothing is not None and not 0 <= smoothing < 1:
+        found.append(f"smoothing={smoothing!r} must be a number from 0 up and below 1")
+    return found
 
 
 def _names(given: Mapping[str, Any]) -> list[str]:

@@ -72,7 +72,7 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
         return [f"{key}: {value!r} is not a mapping of options"]
     path = value.get("class_path", default)
     if path is None:
-        return [f"{key}.class_path: which task? For example Classification"]
+        return [f"{key}.class_path: which task? Classification, Detection or Segmentation"]
     cls = _resolve(path, KINDS[key])
     if cls is None:
         names = sorted(c.__name__ for c in _subclasses(KINDS[key]) if c.__module__.startswith("vitgraft"))
@@ -111,7 +111,7 @@ def with_class_paths(recipe: Mapping[str, Any], default_classes: Mapping[str, st
 def _options(key: str, options: Any, cls: type) -> list[str]:
     if not isinstance(options, Mapping):
         return [f"{key}: {options!r} is not a mapping of options"]
-    known = {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+    known = parameters_of(cls)
     found = []
     for name, value in options.items():
         if name not in known:
@@ -120,8 +120,22 @@ def _options(key: str, options: Any, cls: type) -> list[str]:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=set(known) - {name})
         found += _parse(parser, {name: with_init_args(value) if _is_class(value) else value}, f"{key}.{name}", value)
-    required = [n for n, p in known.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    required = [n for n, p in known.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     return found + [f"{key}.{name}: missing, and {cls.__name__} needs it" for name in required if name not in options]
+
+
+def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
+    """The options of a class, by name: its own and, where it takes **kwargs, those of its bases."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        own = dict(inspect.signature(base.__init__).parameters)
+        passes_on = [name for name, parameter in own.items() if parameter.kind is parameter.VAR_KEYWORD]
+        found = {n: p for n, p in own.items() if n != "self" and n not in passes_on} | found
+        if not passes_on:
+            break
+    return found
 
 
 def _is_class(value: Any) -> bool:

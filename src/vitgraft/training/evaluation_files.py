@@ -7,7 +7,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from vitgraft.evaluation.files import print_report, write_report
 from vitgraft.report.machine import describe
 from vitgraft.report.terminal import console
 
@@ -17,8 +16,8 @@ __all__ = ["EvaluationFiles"]
 class EvaluationFiles(pl.Callback):
     """Shows the numbers of an evaluation and writes them into the run's folder.
 
-    They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema; see
-    `vitgraft.evaluation.files.write_report`.
+    They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema; what
+    they are is the task's matter (`Task.write_report`).
     """
 
     def __init__(self) -> None:
@@ -50,11 +49,10 @@ class EvaluationFiles(pl.Callback):
             return
         unreadable = sorted(text for part in bad for text in part)
         for weights, report in getattr(pl_module, "reports", {}).items():
-            names = pl_module.hparams.class_names or [f"class {i}" for i in range(report.num_classes)]
             words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
             title = f"{stage}: {trainer.ckpt_path or 'no checkpoint'}, {words}"
             folder = Path(trainer.default_root_dir) / (f"{stage}_ema" if weights == "ema" else stage)
-            print_report(console(), report, names, title, len(unreadable))
+            pl_module.print_report(console(), report, title, len(unreadable))
             facts = {
                 "stage": stage,
                 "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -70,7 +68,7 @@ class EvaluationFiles(pl.Callback):
             }
             if limited(trainer, stage):
                 facts["limited"] = "only a part of the set was measured"
-            written = write_report(folder, report, names, stage, facts, unreadable)
+            written = pl_module.write_report(folder, report, stage, facts, unreadable)
             print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 
 

@@ -1,6 +1,7 @@
 """Learning rate, parameter groups and schedule, all from timm. Nothing here has a history: the learning rate of an
 update follows from its number alone, so a resumed run needs no scheduler state."""
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 __all__ = ["SCHEDULES", "LearningRates", "Schedule", "make_optimizer", "scale_learning_rates"]
 
-SCHEDULES = ("cosine", "poly", "tanh", "constant")
+SCHEDULES = ("cosine", "poly", "tanh", "multistep", "constant")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def make_optimizer(
     weight_decay: float,
     no_weight_decay: Sequence[str] = (),
     layer_decay: float | None = None,
+    decay_vectors: bool = False,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """timm's optimiser `opt` over the parameters that train.
@@ -72,15 +74,33 @@ def make_optimizer(
     Args:
         no_weight_decay: Further name patterns, `*` for anything.
         layer_decay: Factor from one layer to the one before it; None for one rate. A graft belongs to its block.
+        decay_vectors: Vectors decay as well, unless they are named (mmcv's optimizer constructor, with which the Swin
+            authors train detectors and segmenters).
         options: Of the optimiser (betas, eps, momentum ...).
+
+    Raises:
+        ValueError: `decay_vectors` together with `layer_decay`.
     """
     names = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     names |= set(no_weight_decay)
-    if layer_decay is None:
+    if decay_vectors:
+        if layer_decay is not None:
+            raise ValueError("decay_vectors: not together with layer_decay, whose groups leave vectors out")
+        groups = _groups_by_name(model, weight_decay, names)
+    elif layer_decay is None:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
     else:
         groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=names, layer_decay=layer_decay)
     return create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=0.0, **options)
+
+
+def _groups_by_name(model: nn.Module, weight_decay: float, patterns: set[str]) -> list[dict[str, Any]]:
+    """What matches a pattern in one group, without decay, and all else in the other."""
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (rest if any(fnmatch.fnmatchcase(name, one) for one in patterns) else decay).append(parameter)
+    return [{"params": rest, "weight_decay": 0.0}, {"params": decay, "weight_decay": weight_decay}]
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,8 @@ class Schedule:
         cooldown_epochs: Epochs at the minimum at the end of the run.
         warmup_prefix: The decay begins after the warm-up; otherwise it runs from the start and the warm-up covers its
             first part.
-        options: Of timm's create_scheduler_v2 (decay_rate is the power of "poly").
+        options: Of timm's create_scheduler_v2: decay_rate is the power of "poly" and the factor of "multistep",
+            decay_milestones the epochs at whose beginning "multistep" lowers the rate.
     """
 
     sched: str = "cosine"
@@ -122,5 +143,8 @@ class Schedule:
             scheduler, _ = create_scheduler_v2(optimizer, "step", decay, decay_epochs=total + 1, decay_rate=1.0, **ends)
         else:
             options = dict(self.options or {})
+            if self.sched == "multistep" and self.on_updates:
+                milestones = options.get("decay_milestones", ())
+                options["decay_milestones"] = [round(epoch * updates_per_epoch) for epoch in milestones]
             scheduler, _ = create_scheduler_v2(optimizer, self.sched, decay, min_lr=self.min_lr, **ends, **options)
         return scheduler
