@@ -72,6 +72,5 @@ def build(backbone: str, graft: dict | None = None, **options) -> MaskRCNN:
     """
     from vitgraft.tasks._models import build_model
 
-    kwargs = {"strict_img_size": False} if backbone.startswith("swin_") else {}
     with torch.device("meta"):
-        return MaskRCNN(build_model(backbone, 0, kwargs, graft, device="meta"), CLASSES, **options)
+        return MaskRCNN(build_model(backbone, 0, None, graft, device="meta"), CLASSES, **options)
