@@ -5,7 +5,7 @@ uper_head.py, psp_head.py and fcn_head.py, configs/_base_/models/upernet_swin.py
 Swin-Transformer-Semantic-Segmentation), so that the authors' checkpoints load: `vitgraft.load_official`.
 
 Why not the decoder of segmentation-models-pytorch: its UPerNet pools into a quarter of the coarsest map's channels
-instead of 512, merges them by a 1 x 1 convolution instead of 3 x 3, and has neither a 3 x 3 convolution on the levels of
+instead of 512, merges them by a 1 x 1 convolution instead of 3 x 3, and has neither 3 x 3 convolutions on the levels of
 the pyramid nor an auxiliary head. That is another function, and no published weights of the Swin authors fit it.
 """
 
@@ -172,9 +172,19 @@ class UperNet(nn.Module):
         self.aux_index = aux_index
         self.backbone = backbone
         self.decode_head = UperHead(widths, num_classes, channels, pool_scales, dropout, **dd)
-        self.auxiliary_head = (
-            FCNHead(widths[aux_index], num_classes, aux_channels, dropout, **dd) if aux_channels else None
-        )
+        self.auxiliary_head = None
+        if aux_channels:
+            self.auxiliary_head = FCNHead(widths[aux_index], num_classes, aux_channels, dropout, **dd)
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        """All that is new around the timm model: what trains when the backbone is frozen."""
+        around = [child for name, child in self.backbone.named_children() if name != "backbone"]
+        return (*around, *(head for head in (self.decode_head, self.auxiliary_head) if head is not None))
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the timm model wants without weight decay, by their names here."""
+        inner = getattr(self.backbone, "backbone", None)
+        return {f"backbone.backbone.{name}" for name in inner.no_weight_decay()} if inner is not None else set()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) of any size to logits (B, K, H, W); in training with an auxiliary head also those of it.

@@ -143,7 +143,8 @@ class Segmentation(Task):
                 f"checkpoint_path={path}: {len(absent)} tensors of the backbone are not in it ({', '.join(absent[:3])}"
                 f"{', ...' if len(absent) > 3 else ''}). Is it of another size or family?"
             )
-        self.print(f"{path}: {report}")
+        if self._trainer is None or self.trainer.is_global_zero:
+            print(f"{path}: {report}")
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
         """The timm model that the head stands on."""

@@ -32,6 +32,7 @@ except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
 from vitgraft.data.datamodule import ImageData
+from vitgraft.data.segmentation import SegmentationData  # noqa: F401  recipes name it without its module
 from vitgraft.tasks.classification import Classification
 from vitgraft.tasks.segmentation import Segmentation
 from vitgraft.training import run_folder
