@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from vitgraft.data.generated import GeneratedSource
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.loader import Loader
-from vitgraft.data.sampling import EvalOrder, TrainOrder
+from vitgraft.data.module import DataModule
 from vitgraft.data.sources import FORMATS, ImageSource, check_same_classes, open_files, open_source
 from vitgraft.data.tar import is_tar
 from vitgraft.data.transforms import (
@@ -20,19 +21,14 @@ from vitgraft.data.transforms import (
     model_preprocessing,
     train_transform,
 )
-from vitgraft.errors import DataError, MissingExtraError
-
-try:
-    import pytorch_lightning as pl
-except ImportError as error:
-    raise MissingExtraError("pytorch-lightning", "train") from error
+from vitgraft.errors import DataError
 
 # three draws of a sample: facebookresearch/deit samplers.py
 REPEATS = 3
 FIELDS = {field.name for field in fields(Preprocessing)}
 
 
-class ImageData(pl.LightningDataModule):
+class ImageData(DataModule):
     """Labelled images for training and evaluation.
 
     Args:
@@ -110,15 +106,13 @@ class ImageData(pl.LightningDataModule):
         cache_gb: float = 64.0,
         smoke: bool = False,
     ):
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, workers, seed, smoke)
         if wrong := self.problems({name: value for name, value in locals().items() if name != "self"}):
             raise ValueError("data: " + "; ".join(wrong))
         self.root, self.format, self.num_classes, self.given_names = root, format, num_classes, class_names
         self.splits = {"train": train, "val": val, "test": test or val}
         self.has_test = test is not None
         self.predict = predict
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.workers, self.seed = workers, seed
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
         self.model_options = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
         self.augmentation = Augmentation(
@@ -136,9 +130,7 @@ class ImageData(pl.LightningDataModule):
         )
         self.repeats = REPEATS if repeated_aug else 1
         self.cache, self.cache_dir, self.cache_gb = cache, cache_dir, cache_gb
-        self.is_smoke = smoke
         self._sources: dict[str, ImageSource] = {}
-        self._loaders: list[Loader] = []
         self._preprocessing: Preprocessing | None = None
 
     @classmethod
@@ -148,11 +140,7 @@ class ImageData(pl.LightningDataModule):
         Args:
             values: options by name; those left out are not judged.
         """
-        wrong = []
-        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "num_classes": 1, "seed": 0}.items():
-            value = values.get(name)
-            if value is not None and value < least:
-                wrong.append(f"{name}={value}: at least {least}")
+        wrong = super().problems(values)
         size = values.get("input_size")
         if size is not None and min([size] if isinstance(size, int) else size) < 1:
             wrong.append(f"input_size={size}: at least 1 pixel")
@@ -167,10 +155,9 @@ class ImageData(pl.LightningDataModule):
 
     def smoke(self, num_classes: int | None = None) -> None:
         """Swaps in generated images, in small batches and without worker processes: for two quick steps."""
-        self.is_smoke = True
+        super().smoke(num_classes)
         self.num_classes = num_classes or self.num_classes
-        self.batch_size, self.eval_batch_size = min(self.batch_size, 4), min(self.eval_batch_size, 4)
-        self.workers, self.cache = 0, False
+        self.cache = False
         self._sources = {}
 
     @property
@@ -260,79 +247,23 @@ class ImageData(pl.LightningDataModule):
         if stage == "test" and not self.has_test and not self.is_smoke:
             print(f"no test set is named (data.test): this measures the validation set, {self.splits['val']!r}")
 
-    def train_dataloader(self) -> Loader:
-        """Batches of an epoch from where the trainer stands."""
-        dataset = ImageDataset(
-            self.source("train"),
-            train_transform(self.preprocessing, self.augmentation),
-            self.seed,
-            train=True,
-            cache=self.cache,
-        )
-        return self._loader(dataset, self.train_order(), self._position)
+    def samples(self, split: str, train: bool) -> ImageDataset:
+        """The labelled images of "train", "val", "test" or "predict"."""
+        if train:
+            transform = train_transform(self.preprocessing, self.augmentation)
+        else:
+            transform = eval_transform(self.preprocessing)
+        return ImageDataset(self.source(split), transform, self.seed, train, self.cache)
 
-    def train_order(self, world_size: int | None = None) -> TrainOrder:
-        """Which samples make up which batch of this process.
+    @property
+    def blocks(self) -> Sequence[int] | None:
+        """Sizes of the training set's shards."""
+        return self.source("train").blocks
 
-        Args:
-            world_size: of so many processes instead of the trainer's.
-        """
-        source = self.source("train")
-        mine, rank = self._process()
-        return TrainOrder(
-            len(source),
-            self.seed,
-            self.batch_size,
-            world_size or mine,
-            rank if world_size is None else 0,
-            self.repeats,
-            source.blocks,
-        )
-
-    def steps_per_epoch(self, world_size: int | None = None, accumulate: int = 1) -> int:
-        """Optimiser steps of an epoch, with gradients of `accumulate` batches in each; the last may have fewer."""
-        return -(-len(self.train_order(world_size)) // accumulate)
-
-    def val_dataloader(self) -> Loader:
-        """The validation set, each sample once over all processes."""
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> Loader:
-        """The test set, each sample once over all processes."""
-        return self._eval_loader("test")
+    def num_training_samples(self) -> int:
+        """Training images."""
+        return len(self.source("train"))
 
     def predict_dataloader(self) -> Loader:
         """What `predict` names, or the test set; in order, each sample once over all processes."""
         return self._eval_loader("predict" if self.predict else "test")
-
-    def teardown(self, stage: str) -> None:
-        """Ends worker processes and forgets cached images."""
-        for loader in self._loaders:
-            loader.shut_down()
-        self._loaders = []
-
-    def _eval_loader(self, split: str) -> Loader:
-        dataset = ImageDataset(self.source(split), eval_transform(self.preprocessing), self.seed, cache=self.cache)
-        return self._loader(dataset, EvalOrder(len(dataset), self.eval_batch_size, *self._process()), None)
-
-    def _loader(self, dataset: ImageDataset, order: TrainOrder | EvalOrder, position) -> Loader:
-        on_gpu = torch.cuda.is_available() and (
-            self.trainer is None or self.trainer.strategy.root_device.type == "cuda"
-        )
-        loader = Loader(dataset, order, self.workers, on_gpu, position if self.trainer is not None else None)
-        self._loaders.append(loader)
-        return loader
-
-    def _process(self) -> tuple[int, int]:
-        """Number of processes, and which of them this is."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-
-    def _position(self) -> tuple[int, int]:
-        """Where the trainer stands: the epoch, and the number that it gives to the next batch.
-
-        Read when the first batch is asked for: a loader is made before Lightning has settled, after a restart, whether
-        the batch or the epoch that it saved in was finished.
-        """
-        loop = self.trainer.fit_loop
-        epoch = 0 if self.trainer.overfit_batches else loop.epoch_progress.current.processed
-        return epoch, loop.epoch_loop.batch_progress.current.ready

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from vitgraft.data.decode import decode_image
+from vitgraft.data.samples import Samples
 from vitgraft.data.sampling import Draw
 from vitgraft.data.sources import ImageSource
 from vitgraft.data.transforms import BatchedTransform, Transform
 from vitgraft.errors import ImageError
-from vitgraft.randomness import derive, preserve_rng, seed_all
-
-# So many images in a row that can't be read are no accident: the disk is gone, or the set is no set of images.
-MOST_IN_A_ROW = 64
 
 
 class Batch(NamedTuple):
@@ -38,8 +34,8 @@ class Batch(NamedTuple):
     bad: list[str]
 
 
-class ImageDataset(Dataset):
-    """Indexed with `Draw`s; a list of them gives a `Batch`.
+class ImageDataset(Samples):
+    """Labelled images; see `Samples`.
 
     Args:
         source: where the images are.
@@ -52,14 +48,20 @@ class ImageDataset(Dataset):
     def __init__(
         self, source: ImageSource, transform: Transform, seed: int = 0, train: bool = False, cache: bool = False
     ):
-        self.source, self.transform, self.seed, self.train = source, transform, seed, train
+        super().__init__(seed, train)
+        self.source = source
         self.batched = transform if isinstance(transform, BatchedTransform) else None
+        self.transform = transform
         self.pixels = PixelCache(source) if cache else None
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def decoded(self, index: int) -> Image.Image:
+    def name(self, index: int) -> str:
+        """The image's file."""
+        return self.source.name(index)
+
+    def load(self, index: int) -> Image.Image:
         """The image as upright RGB.
 
         Raises:
@@ -69,60 +71,31 @@ class ImageDataset(Dataset):
             return self.pixels[index]
         return decode_image(self.source.read(index), self.source.name(index))
 
-    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int, int]:
-        """One image, its label and its index. A plain number is the draw of epoch 0.
+    def prepare(self, loaded: Image.Image, index: int) -> Any:
+        """The augmented image; a batched transform's last steps follow in `collate`."""
+        return (self.transform if self.batched is None else self.batched.image)(loaded)
+
+    def __getitem__(self, draw: Draw | int) -> tuple[torch.Tensor, int, int]:
+        """One image as float32 (3, H, W), its label and its index. A plain number is the draw of epoch 0.
 
         Raises:
             ImageError: it can't be read.
         """
-        draw = draw if isinstance(draw, Draw) else Draw(0, draw)
-        with preserve_rng(cuda=False):
-            return self._sample(draw, self.decoded(draw.index), self.transform)
+        image, index = super().__getitem__(draw), draw.index if isinstance(draw, Draw) else draw
+        pixels = image if self.batched is None else self.batched.finish([image])[0]
+        return pixels, int(self.source.labels[index]), index
 
-    def _sample(self, draw: Draw, image: Image.Image, transform: Callable) -> tuple[Any, int, int]:
-        if self.train:
-            seed_all(derive(self.seed, "augment", *draw))
-        try:
-            pixels = transform(image)
-        except Exception as error:
-            error.add_note(
-                f"while {self.source.name(draw.index)} was transformed, {image.width} x {image.height}, {draw}"
-            )
-            raise
-        return pixels, int(self.source.labels[draw.index]), draw.index
-
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
-        """A batch; torch's DataLoader asks for it at once. Draws nothing from the caller's generators."""
-        samples, bad = [], []
-        transform = self.transform if self.batched is None else self.batched.image
-        with preserve_rng(cuda=False):
-            for draw in draws:
-                readable = self._readable(draw, bad)
-                if readable is not None:
-                    samples.append(self._sample(*readable, transform))
+    def collate(self, samples: list[Any], indices: list[int], bad: list[str]) -> Batch:
+        """A `Batch`."""
         if not samples:
             empty = torch.zeros(0, dtype=torch.int64)
             return Batch(torch.zeros(0, 3, 1, 1), empty, empty.clone(), bad)
-        images, labels, indices = zip(*samples, strict=True)
         if self.batched is not None:
-            pixels = self.batched.finish(images)
+            pixels = self.batched.finish(samples)
         else:
-            pixels = default_collate(images)  # inside a worker it stacks straight into shared memory
-        return Batch(pixels, torch.tensor(labels), torch.tensor(indices), bad)
-
-    def _readable(self, draw: Draw, bad: list[str]) -> tuple[Draw, Image.Image] | None:
-        """The draw and its image; in training, those of the next readable image; in evaluation, None."""
-        first = None
-        for step in range(min(MOST_IN_A_ROW, len(self)) if self.train else 1):
-            index = (draw.index + step) % len(self)
-            try:
-                return draw._replace(index=index), self.decoded(index)
-            except ImageError as error:
-                bad.append(str(error))
-                first = first or error
-        if self.train:
-            raise ImageError(first.name, f"{first.reason}; nor can the {step} images after it be read")
-        return None
+            pixels = default_collate(samples)  # inside a worker it stacks straight into shared memory
+        labels = torch.tensor([int(self.source.labels[index]) for index in indices])
+        return Batch(pixels, labels, torch.tensor(indices), bad)
 
 
 class PixelCache:
@@ -166,8 +139,3 @@ class PixelCache:
         height, width = map(int, self.sizes[index])
         end = int(self.ends[index])
         return Image.fromarray(self.data[end - 3 * height * width : end].reshape(height, width, 3))
-
-
-def collate(batch: Batch) -> Batch:
-    """A loader's `collate_fn`: the dataset gives whole batches already."""
-    return batch

@@ -6,16 +6,17 @@ import atexit
 import signal
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from vitgraft.data.images import Batch, ImageDataset, collate
+from vitgraft.data.samples import Samples, collate
 from vitgraft.data.sampling import EvalOrder, TrainOrder
 
 
 class Loader:
-    """An iterable of `Batch`es, with a length.
+    """An iterable of batches, with a length.
 
     It is no torch DataLoader but has one, so that nobody swaps its order for another (Lightning would, in distributed
     runs and in predict). Nothing happens before the first batch is asked for; then `position` is called, and the
@@ -33,7 +34,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: Samples,
         order: TrainOrder | EvalOrder,
         workers: int = 0,
         pin_memory: bool = False,
@@ -60,7 +61,7 @@ class Loader:
         """Batches of a whole epoch, wherever an iteration starts."""
         return len(self.order)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         if isinstance(self.order, TrainOrder) and self.position is not None:
             self.order.set_position(*self.position())
         yield from self.batches

@@ -46,6 +46,7 @@ class Classification(Task):
 
     LOGGED: ClassVar = {"acc": "top1", "acc5": "top5", "acc_class": "mean_class_accuracy", "ece": "ece", "loss": "loss"}
     MAIN = "acc"
+    DATA = "vitgraft.data.datamodule.ImageData"
 
     def __init__(
         self,

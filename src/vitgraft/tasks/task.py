@@ -73,6 +73,7 @@ class Task(pl.LightningModule):
 
     LOGGED: ClassVar[Mapping[str, str]] = {}  # name behind `val/` and `test/` -> name in `report.numbers()`
     MAIN: ClassVar[str] = ""  # the one of LOGGED that the bar shows
+    DATA: ClassVar[str]  # class path of the data where a recipe names none
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import StrategyRegistry
 
 from vitgraft.training.recipe import close, with_init_args
 
-__all__ = ["find_problems"]
+__all__ = ["find_problems", "parameters_of", "resolve", "with_class_paths"]
 
 KINDS = {"model": LightningModule, "data": LightningDataModule}
 
@@ -73,7 +73,7 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
     path = value.get("class_path", default)
     if path is None:
         return [f"{key}.class_path: which task? Classification, Detection or Segmentation"]
-    cls = _resolve(path, KINDS[key])
+    cls = resolve(path, KINDS[key])
     if cls is None:
         names = sorted(c.__name__ for c in _subclasses(KINDS[key]) if c.__module__.startswith("vitgraft"))
         return [f"{key}.class_path: {path!r} cannot be imported; vitgraft has {', '.join(names)}"]
@@ -101,7 +101,7 @@ def with_class_paths(recipe: Mapping[str, Any], default_classes: Mapping[str, st
             continue
         section = {"class_path": section} if isinstance(section, str) else dict(section or {})
         path = section.get("class_path", default_classes.get(key))
-        cls = _resolve(path, KINDS[key]) if path else None
+        cls = resolve(path, KINDS[key]) if path else None
         if cls is not None:
             section["class_path"] = f"{cls.__module__}.{cls.__qualname__}"
         full[key] = section
@@ -176,7 +176,7 @@ def _subclasses(cls: type) -> set[type]:
     return {cls}.union(*(_subclasses(sub) for sub in cls.__subclasses__())) - {LightningModule, LightningDataModule}
 
 
-def _resolve(path: str, kind: type) -> type | None:
+def resolve(path: str, kind: type) -> type | None:
     """The class of an import path, or of a bare name among what is imported."""
     if "." not in path:
         return next((cls for cls in _subclasses(kind) if cls.__name__ == path), None)

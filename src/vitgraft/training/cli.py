@@ -34,7 +34,7 @@ except ImportError as error:
 from vitgraft.data.datamodule import ImageData
 from vitgraft.tasks.classification import Classification
 from vitgraft.training import run_folder
-from vitgraft.training.check_recipe import find_problems, with_class_paths
+from vitgraft.training.check_recipe import find_problems, resolve, with_class_paths
 from vitgraft.training.checkpoints import Checkpoints
 from vitgraft.training.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.epoch_loss import EpochLoss
@@ -49,7 +49,7 @@ TASKS = (Classification,)
 WEIGHTS = Literal["raw", "ema"] | None
 # Sections of a recipe beside model, data and trainer: callbacks that every run has
 PARTS = {"checkpoints": Checkpoints, "ema": AveragedWeights, "guards": Guards}
-DATA = f"{ImageData.__module__}.{ImageData.__name__}"
+DATA = f"{ImageData.__module__}.{ImageData.__name__}"  # of a recipe that names neither data nor a task with its own
 TOP = {
     "seed_everything": int,
     "out": str,
@@ -194,6 +194,13 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
     return {**recipe, "model": model}
 
 
+def default_data(model: Any) -> str:
+    """Class path of the data that a recipe's model section takes where the recipe names none."""
+    path = model.get("class_path") if isinstance(model, dict) else model
+    cls = resolve(path, pl.LightningModule) if isinstance(path, str) else None
+    return getattr(cls, "DATA", DATA)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs `vitgraft fit ...` and returns the exit code: 0 done, 1 a run that had to stop, 2 a wrong request.
 
@@ -241,13 +248,14 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     over = request.values
     if "smoke" in request.flags:
         recipe, over = merge(recipe, {**SMOKE, "out": scratch}), merge(over, {"out": scratch})
-    problems = find_problems(merge(recipe, over), TOP, {"data": DATA}, PARTS)
+    default = {"data": default_data(merge(recipe, over).get("model"))}
+    problems = find_problems(merge(recipe, over), TOP, default, PARTS)
     if "model" not in merge(recipe, over):
         need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
         problems.insert(0, f"no model: give {need}")
     if problems:
         raise RecipeError(problems)
-    recipe = with_class_paths(recipe, {"data": DATA})
+    recipe = with_class_paths(recipe, default)
     if command != "fit" or "smoke" in request.flags:
         return _launch(request, recipe, over)
     asked = merge(recipe, over)
