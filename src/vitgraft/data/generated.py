@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from vitgraft.data.semantic import PixelSource
 from vitgraft.data.sources import ImageSource
 from vitgraft.randomness import derive
 
@@ -35,6 +36,40 @@ class GeneratedSource(ImageSource):
         buffer = io.BytesIO()
         Image.fromarray(small).resize(self.size[::-1], Image.Resampling.BICUBIC).save(buffer, "JPEG")
         return buffer.getvalue()
+
+    def where(self) -> str:
+        return "generated images"
+
+
+class GeneratedPixels(PixelSource):
+    """Blocks of colour with a class each; image i is a function of (seed, i).
+
+    Args:
+        length: number of images.
+        num_classes: number of classes.
+        size: (height, width) in pixels.
+        seed: which images.
+    """
+
+    def __init__(self, length: int, num_classes: int, size: tuple[int, int] = (64, 64), seed: int = 0):
+        self.length, self.size, self.seed = length, size, seed
+        self.class_names = tuple(f"class_{number}" for number in range(num_classes))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        return f"generated/{index}"
+
+    def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        rng = np.random.default_rng(derive(self.seed, "generated", index))
+        classes = len(self.class_names)
+        colours = np.random.default_rng(derive(0, "colours", classes)).integers(64, 192, (classes, 3))
+        blocks = rng.integers(0, classes, (4, 4))
+        rows, columns = (np.arange(side) * 4 // side for side in self.size)
+        labels = blocks[rows[:, None], columns].astype(np.uint8)
+        pixels = colours[labels] + rng.integers(-32, 32, (*self.size, 1))
+        return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), labels
 
     def where(self) -> str:
         return "generated images"

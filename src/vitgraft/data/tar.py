@@ -188,7 +188,7 @@ def open_tar(path: Path, split: str | None = None, cache_dir: str | Path | None 
     Raises:
         DataError: no readable tar, no class folders in it, or no such split.
     """
-    plain, index = _open_index(path, cache_dir)
+    plain, index = open_index(path, cache_dir)
     keep = np.array([i for i, name in enumerate(index.names) if is_image_name(name)], dtype=np.int64)
     if not len(keep):
         raise DataError(f"{path}: no images in it ({len(index.names)} other files)")
@@ -219,14 +219,19 @@ def open_unlabelled_tar(path: Path, cache_dir: str | Path | None = None) -> TarS
     Raises:
         DataError: no readable tar, or no image in it.
     """
-    plain, index = _open_index(path, cache_dir)
+    plain, index = open_index(path, cache_dir)
     keep = sorted((i for i, name in enumerate(index.names) if is_image_name(name)), key=lambda i: index.names[i])
     if not keep:
         raise DataError(f"{path}: no images in it ({len(index.names)} other files)")
     return TarSource(plain, path, [index.names[i] for i in keep], index.offsets[keep], index.sizes[keep], None, ())
 
 
-def _open_index(path: Path, cache_dir: str | Path | None) -> tuple[Path, TarIndex]:
+def open_index(path: Path, cache_dir: str | Path | None) -> tuple[Path, TarIndex]:
+    """The plain tar of a tar, unpacked where it is compressed, and where its files lie.
+
+    Raises:
+        DataError: no such file, or no readable tar.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()

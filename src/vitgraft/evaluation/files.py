@@ -14,7 +14,16 @@ import numpy as np
 from vitgraft.evaluation.metrics import EvaluationReport
 from vitgraft.evaluation.pictures import confusion_figure, most_confused, reliability_figure, save_figure
 
-__all__ = ["class_rows", "print_report", "read_metrics", "write_report"]
+__all__ = [
+    "as_csv",
+    "as_json",
+    "class_rows",
+    "percent",
+    "print_report",
+    "read_metrics",
+    "replace_text",
+    "write_report",
+]
 
 WORDS = {
     "num_samples": "samples",
@@ -86,14 +95,14 @@ def write_report(
     }
     rows = class_rows(report, class_names)
     texts = {
-        "metrics.json": _json(values),
-        "classes.csv": _csv(rows),
+        "metrics.json": as_json(values),
+        "classes.csv": as_csv(rows, COLUMNS),
         "classes.md": _markdown(rows, report, title),
     }
     written = []
     for name, text in texts.items():
         written.append(folder / name)
-        _replace_text(folder / name, text)
+        replace_text(folder / name, text)
     figures = {"calibration.png": reliability_figure(report, title)}
     if report.confusion is not None:
         figures["confusion.png"] = confusion_figure(report.confusion, class_names, title)
@@ -180,7 +189,7 @@ def print_report(
         classes.add_column(heading, justify="left" if heading in ("class", "most often taken for") else "right")
     for row in rows:
         taken = f"{escape(row['taken_for'])} {row['taken_for_share']:.1%}" if row["taken_for"] else ""
-        cells = (_percent(row["accuracy"]), _percent(row["precision"]), taken)
+        cells = (percent(row["accuracy"]), percent(row["precision"]), taken)
         classes.add_row(escape(row["name"]), f"{row['samples']:,}", *cells)
     console.print()
     print_whole(console, classes)
@@ -194,8 +203,8 @@ def _markdown(rows: list[dict[str, Any]], report: EvaluationReport, title: str) 
     lines += ["", "## Classes, the weakest first", ""]
     lines += ["| class | samples | accuracy | precision | most often taken for | |", "|---|---:|---:|---:|---|---:|"]
     for row in sorted(rows, key=lambda row: 2.0 if row["accuracy"] is None else row["accuracy"]):
-        cells = [row["name"], f"{row['samples']:,}", _percent(row["accuracy"]), _percent(row["precision"])]
-        cells += [row["taken_for"] or "", _percent(row["taken_for_share"]) if row["taken_for"] else ""]
+        cells = [row["name"], f"{row['samples']:,}", percent(row["accuracy"]), percent(row["precision"])]
+        cells += [row["taken_for"] or "", percent(row["taken_for_share"]) if row["taken_for"] else ""]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if report.confusion is not None:
         names = [row["name"].replace("|", "\\|") for row in rows]
@@ -204,7 +213,7 @@ def _markdown(rows: list[dict[str, Any]], report: EvaluationReport, title: str) 
     return "\n".join(lines) + "\n"
 
 
-def _json(values: dict[str, Any]) -> str:
+def as_json(values: dict[str, Any]) -> str:
     """JSON with one line for each value, however long, of the outer two levels; nan is null."""
 
     def lines(mapping: dict[str, Any], indent: str) -> str:
@@ -223,15 +232,16 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def as_csv(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as a CSV file's text, with a line of headings."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     new = path.with_name(f".{path.name}.new")
     try:
@@ -243,9 +253,10 @@ def _replace_text(path: Path, text: str) -> None:
 
 def _shown(name: str, value: float) -> str:
     if name in SHARES:
-        return _percent(value, 2)
+        return percent(value, 2)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share of 0 to 1 in per cent; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"

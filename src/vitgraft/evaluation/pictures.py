@@ -35,7 +35,9 @@ def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int
     return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
 
 
-def confusion_figure(confusion: np.ndarray, class_names: "list[str] | tuple[str, ...]", title: str = "") -> "Figure":
+def confusion_figure(
+    confusion: np.ndarray, class_names: "list[str] | tuple[str, ...]", title: str = "", noun: str = "samples"
+) -> "Figure":
     """Confusion matrix, each row divided by its number of samples.
 
     With up to 20 classes every cell says its percentage, with up to 60 every row its name. Of more classes, neighbours
@@ -45,6 +47,8 @@ def confusion_figure(confusion: np.ndarray, class_names: "list[str] | tuple[str,
     Args:
         confusion: (C, C) counts, rows are the true classes.
         class_names: of each class.
+        title: of the picture.
+        noun: what was counted.
     """
     figure_of = _figure_class()
     classes = len(confusion)
@@ -58,7 +62,7 @@ def confusion_figure(confusion: np.ndarray, class_names: "list[str] | tuple[str,
     figure = figure_of(figsize=(side * (1.85 if with_pairs else 1.0), side), layout="constrained")
     if with_pairs:
         axes, beside = figure.subplots(1, 2, width_ratios=(1.45, 1))
-        _draw_pairs(beside, confusion, class_names)
+        _draw_pairs(beside, confusion, class_names, noun)
     else:
         axes = figure.subplots()
     # the square root shows a per cent of confusion beside a diagonal near 100
@@ -77,7 +81,7 @@ def confusion_figure(confusion: np.ndarray, class_names: "list[str] | tuple[str,
     accuracy = np.trace(confusion) / max(1, confusion.sum())
     head = f"{title}: " if title else ""
     note = f", rows of {-(-classes // len(groups))} neighbouring classes" if len(groups) < classes else ""
-    figure.suptitle(f"{head}{confusion.sum():,} samples, {classes} classes, {accuracy:.1%} right{note}", fontsize=11)
+    figure.suptitle(f"{head}{confusion.sum():,} {noun}, {classes} classes, {accuracy:.1%} right{note}", fontsize=11)
     return figure
 
 
@@ -142,7 +146,7 @@ def _name_rows(axes: "Axes", groups: np.ndarray, classes: int, names: "list[str]
     axes.set_xticks(ticks, labels, fontsize=size, rotation=0 if level else 90)
 
 
-def _draw_pairs(axes: "Axes", confusion: np.ndarray, names: "list[str] | tuple[str, ...]") -> None:
+def _draw_pairs(axes: "Axes", confusion: np.ndarray, names: "list[str] | tuple[str, ...]", noun: str) -> None:
     """Horizontal bars: the 25 pairs that are confused most often, as shares of their true classes."""
     pairs = most_confused(confusion, 25)
     totals = confusion.sum(1)
@@ -162,7 +166,7 @@ def _draw_pairs(axes: "Axes", confusion: np.ndarray, names: "list[str] | tuple[s
     axes.invert_yaxis()
     axes.margins(x=0.08, y=0.01)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("samples (and their share of the true class)")
+    axes.set_xlabel(f"{noun} (and their share of the true class)")
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
 

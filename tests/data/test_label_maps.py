@@ -1,0 +1,101 @@
+"""Label files: which values mean what, what is refused, and what the histogram of a set tells."""
+
+import numpy as np
+import pytest
+from image_sets import image_bytes
+from label_sets import blocks, label_bytes
+from PIL import Image
+
+from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, decode_labels
+from vitgraft.errors import DataError, ImageError
+
+
+def test_rules_map_values_to_classes():
+    values = np.array([[0, 1, 2, 255]])
+    assert LabelRule(3).apply(values, "a").tolist() == [[0, 1, 2, 255]]
+    assert LabelRule(2, reduce_zero_label=True).apply(values, "a").tolist() == [[255, 0, 1, 255]]
+    assert LabelRule(2, ignore_index=2).apply(values[:, :3], "a").tolist() == [[0, 1, 255]]
+    wide = LabelRule(3, ignore_index=65535).apply(np.array([[0, 65535]]), "a")
+    assert wide.tolist() == [[0, 255]] and wide.dtype == np.uint8
+
+
+def test_a_wrong_value_names_file_value_and_what_is_meant():
+    with pytest.raises(DataError, match=r"b\.png: label value 7 \(2 pixels\); 0 to 2 are the 3 classes, 255 is ignore"):
+        LabelRule(3).apply(np.array([[0, 7, 7]]), "b.png")
+    with pytest.raises(DataError, match=r"label value 255 \(1 pixels\)"):
+        LabelRule(3, ignore_index=None).apply(np.array([[0, 255]]), "b.png")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"num_classes": 256}, "1 to 255"),
+        ({"num_classes": 0}, "1 to 255"),
+        ({"num_classes": 3, "ignore_index": 2}, "is the value of a class"),
+        ({"num_classes": 3, "ignore_index": 3, "reduce_zero_label": True}, "is the value of a class"),
+    ],
+)
+def test_rules_that_can_not_be(options, words):
+    with pytest.raises(ValueError, match=words):
+        LabelRule(**options)
+
+
+def test_kinds_of_label_files():
+    values = blocks(0)
+    palette = Image.fromarray(values, "L")
+    for data in (
+        label_bytes(values),
+        label_bytes(values.astype(np.uint16)),
+        label_bytes(values, "TIFF"),
+        label_bytes(values, "BMP"),
+    ):
+        assert np.array_equal(decode_labels(data, "a"), values)
+    palette.putpalette([value for color in range(256) for value in (color, 255 - color, 7)])
+    assert np.array_equal(decode_labels(label_bytes(palette), "a"), values)
+    assert decode_labels(label_bytes(values > 1, mode="1"), "a").max() == 1
+
+
+def test_label_files_that_are_refused():
+    with pytest.raises(DataError, match=r"c\.png: a label file in RGB, .* convert each colour"):
+        decode_labels(image_bytes(1, format="PNG"), "c.png")
+    with pytest.raises(DataError, match="channels are all the same: save one"):
+        decode_labels(label_bytes(blocks(0), mode="RGB"), "c.png")
+    with pytest.raises(DataError, match="in JPEG, whose compression changes the values"):
+        decode_labels(label_bytes(blocks(0), "JPEG"), "c.jpg")
+    for broken in (b"", b"no image at all", label_bytes(blocks(0, size=(400, 300)))[:-40]):
+        with pytest.raises(ImageError):
+            decode_labels(broken, "c.png")
+
+
+def counted(rule, *maps):
+    histogram = LabelHistogram()
+    for number, values in enumerate(maps):
+        histogram.add(np.asarray(values), f"{number}.png", rule)
+    return histogram
+
+
+def test_a_histogram_that_can_not_be_names_value_file_and_repair():
+    rule = LabelRule(3)
+    with pytest.raises(DataError) as caught:
+        check_histogram(counted(rule, [[0, 1]], [[0, 1, 2, 3]]), rule, "set")
+    text = str(caught.value)
+    assert "3 in 1.png" in text and "0: 33.3 %" in text
+    assert "reduce_zero_label=true with ignore_index=255 would fit" in text
+    rule = LabelRule(3, reduce_zero_label=True)
+    with pytest.raises(DataError, match="there would have to be 5 classes"):
+        check_histogram(counted(rule, [[1, 5]]), rule, "set")
+
+
+def test_ignored_only_is_an_error_for_a_set_and_a_note_for_a_file():
+    rule = LabelRule(3)
+    with pytest.raises(DataError, match="not one pixel of a class in 2 label files"):
+        check_histogram(counted(rule, [[255]], [[255]]), rule, "set")
+    notes = check_histogram(counted(rule, [[255]], [[0, 1, 2]]), rule, "set")
+    assert len(notes) == 1 and "1 of 2 label files have ignored pixels only: 0.png" in notes[0]
+
+
+def test_a_numbering_that_looks_wrong_is_noted():
+    rule = LabelRule(3, reduce_zero_label=True)
+    (note,) = check_histogram(counted(rule, [[0, 1, 2]]), rule, "set")
+    assert "if 0 is a class, reduce_zero_label must be false" in note
+    assert not check_histogram(counted(rule, [[0, 1, 2, 3]]), rule, "set")

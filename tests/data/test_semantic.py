@@ -1,0 +1,113 @@
+"""Pairs of images and label files: layouts, tars, suffixes, what has no partner, and CamVid as it is."""
+
+import numpy as np
+import pytest
+from conftest import shared
+from image_sets import image_bytes, write_tar
+from label_sets import SIZE, blocks, label_bytes, write_pairs
+
+from vitgraft.data.label_maps import LabelRule, check_histogram
+from vitgraft.data.semantic import DigitScenePixels, Files, open_semantic, read_class_names
+from vitgraft.errors import DataError, ImageError
+
+RULE = LabelRule(3, reduce_zero_label=True)
+NAMES = ("cat", "dog", "eel")
+
+
+def test_ade20k_layout_in_a_folder_a_tar_and_one_folder_down(tmp_path):
+    root = write_pairs(tmp_path / "set")
+    packed = write_tar(tmp_path / "set.tar", root)
+    deeper = write_tar(tmp_path / "deeper.tar", root, prefix="ADEChallengeData2016/")
+    for place in (root, packed, deeper, tmp_path):
+        source = open_semantic(place, "training", RULE, NAMES)
+        assert len(source) == 3 and len(open_semantic(place, "validation", RULE, NAMES)) == 2
+        image, labels = source.load(1)
+        assert image.size == SIZE and labels.dtype == np.uint8
+        assert np.array_equal(labels, np.where(blocks(1, (0, 1, 2, 3)) == 0, 255, blocks(1, (0, 1, 2, 3)) - 1))
+        assert read_class_names(Files(place)) == list(NAMES)
+    assert source.name(1).endswith("set/images/training/1.jpg")
+
+
+def test_folder_pairs_with_suffixes_and_subfolders(tmp_path):
+    (tmp_path / "left" / "ulm").mkdir(parents=True)
+    (tmp_path / "fine" / "ulm").mkdir(parents=True)
+    (tmp_path / "left" / "ulm" / "1_left.png").write_bytes(image_bytes(0, SIZE, "PNG"))
+    (tmp_path / "fine" / "ulm" / "1_ids.png").write_bytes(label_bytes(blocks(0)))
+    (tmp_path / "fine" / "ulm" / "1_color.png").write_bytes(image_bytes(0, SIZE, "PNG"))
+    for root, split in ((tmp_path, ["left", "fine"]), (None, [str(tmp_path / "left"), str(tmp_path / "fine")])):
+        source = open_semantic(root, split, RULE, NAMES, "_left", "_ids")
+        assert len(source) == 1 and set(np.unique(source.load(0)[1])) == {0, 1, 2}
+    packed = write_tar(tmp_path / "city.tar", tmp_path / "left", prefix="left/")
+    with pytest.raises(DataError, match=r"1 of 1 images have no label file.*1_left\.png \(looked for .*1_ids\.png\)"):
+        open_semantic(packed, ["left", "fine"], RULE, NAMES, "_left", "_ids")
+
+
+def test_missing_partners_are_counted_and_named(tmp_path):
+    root = write_pairs(tmp_path)
+    (root / "annotations" / "training" / "1.png").rename(root / "annotations" / "training" / "one.png")
+    with pytest.raises(DataError) as caught:
+        open_semantic(root, "training", RULE, NAMES)
+    text = str(caught.value)
+    assert "1 of 3 images have no label file" in text and "images/training/1.jpg" in text
+    assert "1 label files have no image" in text and "one.png" in text
+    with pytest.raises(DataError, match="there is training, validation"):
+        open_semantic(root, "test", RULE, NAMES)
+
+
+def test_what_a_pair_must_not_be(tmp_path):
+    root = write_pairs(tmp_path, {"training": 5})
+    labels = root / "annotations" / "training"
+    (labels / "0.png").write_bytes(label_bytes(blocks(0, size=(20, 32))))
+    (labels / "1.png").write_bytes(label_bytes(blocks(0, (1, 9))))
+    (labels / "2.png").write_bytes(label_bytes(blocks(0))[:-30])
+    (root / "images" / "training" / "3.jpg").write_bytes(b"")
+    (labels / "4.png").write_bytes(image_bytes(0, SIZE, "PNG"))
+    source = open_semantic(root, "training", RULE, NAMES)
+    with pytest.raises(DataError, match=r"0\.png: labels of 20 x 32 pixels for an image of 40 x 32"):
+        source.load(0)
+    with pytest.raises(DataError, match=r"1\.png: label value 9"):
+        source.load(1)
+    for index in (2, 3):
+        with pytest.raises(ImageError):
+            source.load(index)
+    with pytest.raises(DataError, match="in RGB"):
+        source.load(4)
+
+
+def test_class_names_of_ade20k(tmp_path):
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName", "1\t0.1\t11\t1\t1\twall", "2\t0.1\t11\t1\t1\tbuilding, edifice"]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    assert read_class_names(Files(tmp_path)) == ["wall", "building, edifice"]
+    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="no text in UTF-8"):
+        read_class_names(Files(tmp_path))
+
+
+def test_digit_scenes_have_eleven_classes_and_labels_that_fit():
+    scenes = DigitScenePixels(20, "test")
+    image, labels = scenes.load(3)
+    assert image.size == (64, 64) and labels.shape == (64, 64) and scenes.class_names[:2] == ("background", "0")
+    assert labels.max() <= 10 and labels.min() == 0
+    ink = np.asarray(image).astype(int).mean(2)
+    assert ink[labels > 0].mean() > ink[labels == 0].mean() + 50
+
+
+def test_camvid_as_it_is():
+    root = shared("data", "camvid", "camvid.tar")
+    files = Files(root)
+    names = read_class_names(files)
+    rule = LabelRule(len(names), reduce_zero_label=True)
+    train = open_semantic(root, "training", rule, names, files=files)
+    val = open_semantic(root, "validation", rule, names, files=files)
+    assert (len(train), len(val), len(names), names[0]) == (367, 101, 11, "sky")
+    image, labels = train.load(0)
+    assert image.size == (480, 360) and labels.shape == (360, 480)
+    histogram = val.histogram(101)
+    assert not check_histogram(histogram, rule, "camvid")
+    shares = histogram.classes(rule) / sum(histogram.pixels.values())
+    # validation column of the data's README, per cent
+    published = [9.18, 25.96, 0.56, 28.95, 8.72, 16.34, 0.89, 3.08, 1.75, 0.65, 2.22]
+    assert np.allclose(100 * shares, published, atol=0.006)
+    wrong = LabelRule(len(names))
+    with pytest.raises(DataError, match="reduce_zero_label=true with ignore_index=255 would fit"):
+        check_histogram(open_semantic(root, "validation", wrong, names, files=files).histogram(4), wrong, "camvid")
