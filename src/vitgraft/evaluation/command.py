@@ -7,6 +7,7 @@ from collections import Counter
 
 import torch
 
+from vitgraft.commands._common import CommandError
 from vitgraft.data.sources import open_files
 from vitgraft.evaluation.classifier import open_classifier, task_of_run
 from vitgraft.evaluation.contact_sheet import write_contact_sheet
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Predicts with whatever the checkpoint's task is; 0, or 1 where no image at all could be read.
 
     Raises:
-        ValueError: an option that this task does not have.
+        CommandError: an option that this task does not have.
     """
     task = task_of_run(args.ckpt)
     if task == "Segmentation":
@@ -42,7 +43,7 @@ def run_classifier(args: argparse.Namespace) -> int:
         args: paths, ckpt, weights, top, output, html, html_images, batch_size, device, workers: see the command's help.
     """
     if args.pictures:
-        raise ValueError("--pictures is for segmentation and detection; --html FILE writes a page of thumbnails")
+        raise CommandError("--pictures is for segmentation and detection; --html FILE writes a page of thumbnails")
     source = open_files(args.paths)  # the quick mistakes before the model is loaded
     classifier = open_classifier(args.ckpt, args.weights)
     names = classifier.class_names

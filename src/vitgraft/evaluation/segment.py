@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vitgraft.commands._common import CommandError
 from vitgraft.data.decode import decode_image
 from vitgraft.data.sources import open_files
 from vitgraft.errors import ImageError
@@ -147,8 +148,6 @@ def run(args: argparse.Namespace) -> int:
     Args:
         args: paths, ckpt, weights, output, pictures, device, memory, full_size: see the command's help.
     """
-    from vitgraft.commands._common import CommandError
-
     if args.html:
         raise CommandError("--html is for classifiers; --pictures DIR writes overlays of a segmentation")
     source = open_files(args.paths)

@@ -168,14 +168,17 @@ def _parts(size: tuple[int, int], window: int, by_model: int, scores: int, limit
     Raises:
         ValueError: no part with more than its margins fits.
     """
-    left = limit - by_model
-    margin = window // 2
-    # of a part: the scores of two windows' height, and the image itself as float32 with what is made of it
-    width = min(size[1], int(left * 0.75 / (2 * window * scores)))
-    height = min(size[0], int(left * 0.25 / (24 * max(1, width))))
-    if any(part < whole and part < 2 * window for part, whole in zip((height, width), size, strict=True)):
-        need = by_model + 2 * window * 2 * window * (scores + 24) * 4 / 3
-        raise ValueError(f"memory={limit / 1e9:g} GB: windows of {window} pixels need {need / 1e9:.2g} GB")
+    left, margin = limit - by_model, window // 2
+    # a part takes the scores of two windows' height, and itself as float32 with what is made of it
+    strip, pixel = 2 * window * scores, 24
+    least_height, least_width = (min(side, 2 * window) for side in size)
+    width = min(size[1], int(left / (strip + pixel * least_height)))
+    if width < least_width:
+        need = by_model + least_width * (strip + pixel * least_height)
+        raise ValueError(
+            f"memory={limit / 1e9:g} GB: windows of {window} pixels need {need / 1e9:.2g} GB; give --memory more"
+        )
+    height = min(size[0], int((left - strip * width) / (pixel * width)))
     for top, bottom, outer_top, outer_bottom in _spans(size[0], height, margin):
         for start, stop, outer_start, outer_stop in _spans(size[1], width, margin):
             yield (top, bottom, start, stop), (outer_top, outer_bottom, outer_start, outer_stop)
@@ -222,12 +225,12 @@ def classes_at_size(scores: Tensor, size: tuple[int, int], limit: float = 4e9) -
 @torch.no_grad()
 def peak_bytes(model: nn.Module, image: Tensor) -> int:
     """Most bytes of tensors that a forward pass has alive at a time, without weights, on any device."""
-    with _LiveBytes() as live:
+    with LiveBytes() as live:
         model(image)
     return live.peak
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that operators make, from their making to their end."""
 
     def __init__(self):
