@@ -13,6 +13,7 @@ from vitgraft.commands._common import (
     positive,
     print_as,
 )
+from vitgraft.errors import MissingExtraError
 from vitgraft.report.terminal import Progress, console, write
 
 __all__ = ["add_commands"]
@@ -38,7 +39,8 @@ def _add_check_data(commands) -> None:
         "imbalance and images that are twice in a set (warnings). A PATH is whatever data.root takes: a folder or\n"
         "tar of class folders, shards, or a folder with splits such as train and val, which are compared.\n"
         "In ADE20K's layout (images/SPLIT, annotations/SPLIT) also the label maps: missing ones, other sizes,\n"
-        "colours instead of indices, values that are no class.",
+        "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json)\n"
+        "also the json: missing keys, ids twice, unknown categories, boxes and masks that can't be.",
         [
             "vitgraft check-data DIR",
             "vitgraft check-data DIR/train DIR/val --output check.json",
@@ -48,7 +50,7 @@ def _add_check_data(commands) -> None:
     )
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument(
-        "--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface or semantic"
+        "--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco"
     )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
     parser.add_argument(
@@ -204,6 +206,8 @@ def _check_data(args: argparse.Namespace) -> int:
 
     if args.data_format == "semantic" or (args.data_format is None and all(map(is_semantic, args.paths))):
         report, findings = _check_semantic(args)
+    elif args.data_format == "coco" or (args.data_format is None and all(map(_is_coco, args.paths))):
+        report, findings = _check_coco(args)
     else:
         sources, findings = check.open_sets(args.paths, args.data_format)
         with Progress(sum(map(len, sources))) as step:
@@ -231,6 +235,30 @@ def _check_semantic(args: argparse.Namespace):
             return check_semantic.check_pairs(sets, *options, step), findings
     except ValueError as error:
         raise CommandError(f"--{str(error).replace('_', '-')}") from error
+
+
+def _is_coco(path: str) -> bool:
+    """Whether it is a COCO set, found out without the `detection` extra."""
+    if not path.endswith(".json") and not Path(path).exists():
+        return False
+    try:
+        from vitgraft.data.coco import is_coco
+    except MissingExtraError:
+        return path.endswith(".json") or (Path(path) / "annotations").is_dir()
+    return path.endswith(".json") or is_coco(path)
+
+
+def _check_coco(args: argparse.Namespace):
+    """The report of sets with objects, and what is wrong with opening them."""
+    from vitgraft.data import check_coco
+
+    sets, findings = [], []
+    for path in args.paths:
+        found, wrong = check_coco.open_cocos(path)
+        sets += found
+        findings += wrong
+    with Progress(sum(map(len, sets))) as step:
+        return check_coco.check_coco(sets, args.workers, step), findings
 
 
 def _plan(args: argparse.Namespace) -> int:
