@@ -118,12 +118,14 @@ def _add_predict(commands) -> None:
         _predict,
         "what a trained model sees in images",
         "Names the most probable classes of images: files, folders with all images below them, or a tar.\n"
-        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. Images\n"
-        "that can't be read are named, and do not stop the others.",
+        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. With a\n"
+        "checkpoint of segmentation: the areas of the classes, overlays and index PNGs. Images that can't be\n"
+        "read are named, and do not stop the others.",
         [
             "vitgraft predict --ckpt runs/NAME photos/",
             "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
             "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
+            "vitgraft predict --ckpt runs/SEGMENTER photos/ --pictures out --output areas.csv",
             "vitgraft predict --ckpt swin_tiny_patch4_window7_224.ms_in1k a.jpg",
             "vitgraft predict --ckpt deit_tiny_patch16_224:checkpoint_path=deit.safetensors a.jpg",
         ],
@@ -139,7 +141,10 @@ def _add_predict(commands) -> None:
     parser.add_argument(
         "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="of dense tasks: write overlays there, and index PNGs of labels"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails (classifiers)")
     parser.add_argument(
         "--html-images", type=positive, default=2000, metavar="N", help="most thumbnails in it (default: 2000)"
     )
@@ -149,6 +154,16 @@ def _add_predict(commands) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: 32")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=4.0,
+        metavar="GB",
+        help="segmentation: larger images are cut into windows that take no more than this (default: 4)",
+    )
+    parser.add_argument(
+        "--full-size", action="store_true", help="segmentation: do not resize images as the evaluation does"
+    )
 
 
 def _add_results(commands) -> None:
@@ -281,6 +296,10 @@ def _predict(args: argparse.Namespace) -> int:
     wrong = [path for path in args.output if path.suffix not in (".csv", ".json")]
     if wrong:
         raise CommandError(f"--output {wrong[0]}: the name must end in .csv or .json")
+    if args.memory <= 0:
+        raise CommandError(f"--memory {args.memory:g}: over 0")
+    if args.pictures and (args.pictures.is_file() or not args.pictures.parent.is_dir()):
+        raise CommandError(f"--pictures {args.pictures}: not a folder that can be made")
     from vitgraft.evaluation.command import run
 
     return run(args)
