@@ -199,15 +199,13 @@ def _show(shown: Sequence[Detections], names: Sequence[str], score: float) -> No
             table.add_row(escape(one.image), "[red]not read[/red]", escape(one.error))
             continue
         counts = Counter(found["label"] for found in one.objects if found["score"] >= score).most_common()
-        text = ", ".join(f"{count} {names[label - 1]}" for label, count in counts) or "none"
+        text = ", ".join(f"{names[label - 1]} ({count})" for label, count in counts) or "none"
         table.add_row(escape(one.image), f"{one.width} x {one.height}", escape(text))
     print_whole(console(), table)
 
 
-def _summary(
-    args, source: str, done: int, counts: Counter, errors: Sequence[Detections], names: Sequence[str]
-) -> None:
-    usual = ", ".join(f"{count} {names[label - 1]}" for label, count in counts.most_common(5)) or "nothing"
+def _summary(args, source: str, done: int, counts: Counter, errors: Sequence[Detections], names: Sequence[str]) -> None:
+    usual = ", ".join(f"{names[label - 1]} ({count})" for label, count in counts.most_common(5)) or "nothing"
     images = "1 image" if done == 1 else f"{done} images"
     print(f"{images} predicted by {source}, with a score of {args.score:g} or more: {usual}")
     for path in [*args.output, *([args.pictures] if args.pictures and done else [])]:

@@ -84,7 +84,9 @@ def _with_masks(picture: Image.Image, masks: np.ndarray, colours: np.ndarray) ->
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _write(draw, text: str, frame: Rectangle, colour: tuple[int, ...], font, size: tuple[int, int], taken: list) -> None:
+def _write(
+    draw, text: str, frame: Rectangle, colour: tuple[int, ...], font, size: tuple[int, int], taken: list
+) -> None:
     """Writes a name on its colour, at the place round its box where it covers other names least."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = right - left + 6, bottom - top + 6
@@ -108,15 +110,17 @@ def _overlap(one: Rectangle, other: Rectangle) -> float:
     return width * height if width > 0 and height > 0 else 0.0
 
 
-def _with_line(picture: Image.Image, labels: Sequence[int], class_names: Sequence[str], title: str, font) -> Image.Image:
+def _with_line(
+    picture: Image.Image, labels: Sequence[int], class_names: Sequence[str], title: str, font
+) -> Image.Image:
     """Adds a white strip with the number of each class, cut where it is too long."""
     counts = Counter(labels).most_common()
-    parts = [f"{count} {shortened(class_names[label - 1])}" for label, count in counts] or ["nothing found"]
-    start, separator = (f"{title}: ", ", ") if title else ("", ", ")
-    text = start + separator.join(parts)
+    parts = [f"{shortened(class_names[label - 1])} ({count})" for label, count in counts] or ["nothing found"]
+    start = f"{title}: " if title else ""
+    text = start + ", ".join(parts)
     while len(parts) > 1 and font.getlength(text) > picture.width - 12:
         parts.pop()
-        text = start + separator.join([*parts, f"... {len(counts) - len(parts)} more classes"])
+        text = start + ", ".join([*parts, f"... {len(counts) - len(parts)} more classes"])
     height = int(1.6 * font.size)
     sheet = Image.new("RGB", (picture.width, picture.height + height), "white")
     sheet.paste(picture, (0, 0))
