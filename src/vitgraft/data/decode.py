@@ -28,16 +28,17 @@ _EXIF_ORIENTATION = 0x0112
 _PLAIN = ("L", "CMYK", "YCbCr", "1", "LAB", "HSV")
 
 
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
     """Decodes an image file.
 
     Args:
         data: the file's content.
         name: what to call the file in an error.
         max_pixels: images with more are refused before they are decoded; a few kB can unpack to many GB.
+        upright: turn it as its EXIF entry says; otherwise it stays as it is stored.
 
     Returns:
-        An RGB image, upright, loaded.
+        An RGB image, loaded.
 
     Raises:
         ImageError: the file is broken, or cannot be shown as 8-bit RGB.
@@ -52,7 +53,8 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
                 image.load()
             finally:
                 ImageFile.LOAD_TRUNCATED_IMAGES = truncated_are_loaded
-            return _upright(_to_rgb(image, name), image)
+            rgb = _to_rgb(image, name)
+            return _upright(rgb, image) if upright else rgb
     except ImageError:
         raise
     except MemoryError:

@@ -1,0 +1,237 @@
+"""Images with objects: what every detection set gives, whatever file or generator it comes from.
+
+An object is a dict in COCO's words: `bbox` [x, y, width, height] in pixels, `category_id` as the set has it, `iscrowd`,
+`area` in pixels, and `segmentation` (polygons, or a run-length code) where there are masks. Labels count the categories
+in the order of their ids: 1 to C; 0 is the background.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from vitgraft.data.digits import NUM_DIGITS, SceneConfig, make_scene
+from vitgraft.errors import DataError, MissingExtraError
+
+try:
+    from faster_coco_eval.core import mask as rle_codec
+except ImportError as error:
+    raise MissingExtraError("faster-coco-eval", "detection") from error
+
+__all__ = ["DigitObjects", "ObjectSource", "Objects", "check_same_categories", "encode_mask", "to_rle", "to_target"]
+
+
+class Objects:
+    """What is known of the objects of one image, as it stands in the set.
+
+    A class of its own, so that nothing walks through thousands of numbers when a batch is moved to a device.
+
+    Attributes:
+        annotations: COCO's dicts.
+        size: (height, width) of the image, pixels.
+        category_ids: of the labels 1 to C.
+    """
+
+    __slots__ = ("annotations", "category_ids", "size")
+
+    def __init__(self, annotations: list[dict[str, Any]], size: tuple[int, int], category_ids: tuple[int, ...]):
+        self.annotations, self.size, self.category_ids = annotations, size, category_ids
+
+
+class ObjectSource:
+    """A fixed list of images with objects.
+
+    Attributes:
+        class_names: of the categories, in the order of their ids.
+        category_ids: of the categories, increasing; they may have gaps.
+        has_masks: whether every object that counts has a segmentation.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    has_masks: bool
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages: its path."""
+        raise NotImplementedError
+
+    def image_id(self, index: int) -> int:
+        """What an image is called in results."""
+        raise NotImplementedError
+
+    def load(self, index: int) -> tuple[Image.Image, Objects]:
+        """An RGB image and its objects.
+
+        Raises:
+            ImageError: it can't be read, or is not the one that the objects are for.
+        """
+        raise NotImplementedError
+
+    def where(self) -> str:
+        """What to call the whole set in messages."""
+        raise NotImplementedError
+
+
+class DigitObjects(ObjectSource):
+    """The scenes of handwritten digits (`vitgraft.data.digits`), with a box and a mask for each digit.
+
+    Args:
+        length: number of scenes.
+        seed: as in `make_scene`.
+        split: "train" or "test".
+        size: side of the square scenes, pixels, a multiple of 4; all digits grow with it.
+        num_classes: so many instead of 10, for trying a recipe: digit d is of class d modulo it.
+    """
+
+    def __init__(
+        self, length: int, seed: int = 0, split: str = "train", size: int = 64, num_classes: int | None = None
+    ):
+        default = SceneConfig()
+        grown = {
+            name: tuple(side * size // default.size for side in getattr(default, name)) for name in ("large", "small")
+        }
+        self.config = SceneConfig(size=size, **grown)
+        self.length, self.seed, self.split = length, seed, split
+        self.category_ids = tuple(range(1, (num_classes or NUM_DIGITS) + 1))
+        names = self.config.class_names if num_classes is None else [f"class_{i}" for i in range(num_classes)]
+        self.class_names = tuple(names)
+        self.has_masks = True
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        return f"digits/{self.split}/{index}"
+
+    def image_id(self, index: int) -> int:
+        return index + 1
+
+    def load(self, index: int) -> tuple[Image.Image, Objects]:
+        scene = make_scene(index, self.seed, self.split, self.config)
+        annotations = []
+        for (x0, y0, x1, y1), mask, digit in zip(
+            scene.boxes.tolist(), scene.masks, scene.category_ids.tolist(), strict=True
+        ):
+            annotations.append(
+                {
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "category_id": digit % len(self.category_ids) + 1,
+                    "iscrowd": 0,
+                    "area": int(mask.sum()),
+                    "segmentation": encode_mask(mask),
+                }
+            )
+        return Image.fromarray(scene.image), Objects(annotations, scene.image.shape[:2], self.category_ids)
+
+    def where(self) -> str:
+        return f"digit scenes ({self.split})"
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """(H, W), bool or 0 and 1, as COCO's compressed run-length code, with text for the counts."""
+    code = rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = code["counts"]
+    return {"size": [int(n) for n in mask.shape], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
+    """A segmentation of any of COCO's three kinds as a compressed run-length code; None where there is nothing in it.
+
+    Args:
+        segmentation: polygons, an uncompressed code (counts as a list) or a compressed one. Polygons of fewer than 3
+            points, which have no inside, are left out.
+        size: (height, width) of the image.
+    """
+    height, width = size
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            return _as_text(rle_codec.frPyObjects(segmentation, height, width))
+        return segmentation
+    polygons = [list(map(float, polygon)) for polygon in segmentation or [] if is_polygon(polygon)]
+    return _as_text(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width))) if polygons else None
+
+
+def is_polygon(polygon: Any) -> bool:
+    """Whether it has at least 3 points, whole ones, all finite."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0 and bool(np.isfinite(polygon).all())
+
+
+def _as_text(code: dict[str, Any]) -> dict[str, Any]:
+    counts = code["counts"]
+    return {"size": list(code["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def decode_mask(code: dict[str, Any]) -> np.ndarray:
+    """A compressed run-length code as uint8 (H, W), 0 and 1."""
+    return rle_codec.decode(code)
+
+
+def usable(annotation: dict[str, Any]) -> bool:
+    """Whether an object can be learned: a box with finite numbers and at least one pixel wide and high, no crowd.
+
+    SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_parse_ann_info` leaves out the others.
+    """
+    box = annotation["bbox"]
+    return not annotation.get("iscrowd") and all(map(np.isfinite, box)) and min(box[2:]) >= 1
+
+
+def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
+    """Objects as what torchvision's transforms and detectors take. Crowds and what has no box or mask are left out.
+
+    Args:
+        objects: of one image.
+        masks: whether masks are wanted.
+
+    Returns:
+        boxes: float32 (N, 4), x0, y0, x1, y1, inside the image; labels: int64 (N,); masks: uint8 (N, H, W).
+    """
+    height, width = objects.size
+    labels = {category: number + 1 for number, category in enumerate(objects.category_ids)}
+    boxes, numbers, decoded = [], [], []
+    for annotation in objects.annotations:
+        if not usable(annotation) or annotation["category_id"] not in labels:
+            continue
+        x, y, w, h = annotation["bbox"]
+        box = [max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)]
+        if box[2] <= box[0] or box[3] <= box[1]:  # beside the image
+            continue
+        if masks:
+            code = to_rle(annotation.get("segmentation"), objects.size)
+            if code is None:
+                continue
+            decoded.append(decode_mask(code))
+        boxes.append(box)
+        numbers.append(labels[annotation["category_id"]])
+    target = {
+        "boxes": tv_tensors.BoundingBoxes(
+            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=objects.size
+        ),
+        "labels": torch.tensor(numbers, dtype=torch.int64),
+    }
+    if masks:
+        stacked = np.stack(decoded) if decoded else np.zeros((0, height, width), dtype=np.uint8)
+        target["masks"] = tv_tensors.Mask(torch.from_numpy(stacked))
+    return target
+
+
+def check_same_categories(train: ObjectSource, val: ObjectSource) -> None:
+    """The two sets must have the same categories under the same ids, or their labels mean different things.
+
+    Raises:
+        DataError: they don't; the message lists the differences.
+    """
+    one, other = (dict(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
+    if one == other:
+        return
+    lines = []
+    for source, own, theirs in ((train, one, other), (val, other, one)):
+        if only := [f"{i} {name}" for i, name in own.items() if theirs.get(i) != name]:
+            lines.append(f"only in {source.where()}: {', '.join(only[:8])}{' ...' if len(only) > 8 else ''}")
+    raise DataError(f"the sets have different categories ({len(one)} and {len(other)}): " + "; ".join(lines))
