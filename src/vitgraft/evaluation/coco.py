@@ -270,4 +270,3 @@ def mean(values: np.ndarray) -> float | None:
     """Of all that are not -1, COCO's sign for a class without objects; None where there are none."""
     there = values[values > -1]
     return float(there.mean()) if there.size else None
-

@@ -1,6 +1,7 @@
 """Training a detector: boxes, or boxes and masks, on any backbone.
 
-This module needs the `train` and `detection` extras and is imported by what trains, never by `import vitgraft`.
+This module needs the `train` extra, and the `detection` extra from the first evaluation on; it is imported by what
+trains, never by `import vitgraft`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,10 @@ import torch
 from torch import nn
 
 from vitgraft.errors import ModelSpecError
-from vitgraft.evaluation.coco import DetectionMetrics
-from vitgraft.evaluation.detection_files import print_report, write_report
 from vitgraft.models.mask_rcnn import MaskRCNN
-from vitgraft.tasks._checks import ranges
-from vitgraft.tasks._models import build_model
-from vitgraft.tasks._start_weights import load_start_weights
+from vitgraft.tasks._checks import detector_problems
+from vitgraft.tasks._models import build_backbone
+from vitgraft.tasks._start_weights import load_start_weights, new_parts
 from vitgraft.tasks.task import Task
 
 __all__ = ["Detection"]
@@ -32,7 +31,7 @@ class Detection(Task):
     Args:
         model: Name of a timm backbone (vitgraft's are among them), or a `MaskRCNN`.
         num_classes: Without the background; None takes those of the data.
-        masks: False trains a Faster R-CNN, on boxes alone.
+        masks: False trains a Faster R-CNN, on boxes alone; None takes the masks where the data has them.
         detector: Further options of `vitgraft.models.mask_rcnn.MaskRCNN`: widths, anchors, numbers of proposals.
         **kwargs: Of `Task`: the backbone's other options, optimizer, schedule, seed.
 
@@ -40,16 +39,15 @@ class Detection(Task):
         RecipeError: Options out of range; the message names all of them.
     """
 
-    LOGGED: ClassVar = {
-        name: name for name in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
-    }
+    LOGGED: ClassVar = {name: name for name in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")}
     MAIN = "box_ap"
+    DATA = "vitgraft.data.detection.DetectionData"
 
     def __init__(
         self,
         model: str | nn.Module,
         num_classes: int | None = None,
-        masks: bool = True,
+        masks: bool | None = None,
         detector: dict[str, Any] | None = None,
         **kwargs,
     ):
@@ -67,19 +65,31 @@ class Detection(Task):
             return []
         try:
             with torch.device("meta"):
-                backbone = build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), "meta")
+                backbone = build_backbone(
+                    values["model"], values.get("model_kwargs"), values.get("graft"), device="meta"
+                )
                 MaskRCNN(backbone, values.get("num_classes") or 2, **(values.get("detector") or {}))
         except (ModelSpecError, TypeError, ValueError) as error:  # GraftError is a ValueError
             return [f"model: {error}"]
         return []
 
+    def setup(self, stage: str) -> None:
+        """As `Task.setup`; takes from the data whether there are masks."""
+        super().setup(stage)
+        if self.hparams.masks is None:
+            self.hparams.masks = getattr(getattr(self.trainer, "datamodule", None), "has_masks", True)
+
     def build(self) -> nn.Module:
         """The detector around the named backbone, which starts from the recipe's weights; says what was loaded."""
         h = self.hparams
-        backbone = build_backbone(h.model, h.model_kwargs, h.graft, pretrained=h.pretrained)
-        detector = MaskRCNN(backbone, h.num_classes, h.masks, **(h.detector or {}))
+        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained)
+        masks = h.masks is None or h.masks
+        detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
+        features = detector.backbone.features
         if h.checkpoint_path:
-            self.print(load_start_weights(detector.backbone.features, h.checkpoint_path))
+            self.print(load_start_weights(detector, features, h.checkpoint_path))
+        elif h.pretrained:
+            self.print(f"start weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
         return detector
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
@@ -90,29 +100,35 @@ class Detection(Task):
         """Sum of the losses of a batch with `images` (list) and `targets` (list)."""
         self.before_step(batch_idx)
         losses = self.model(list(batch.images), list(batch.targets))
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch.images))
         loss = sum(losses.values())
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
         return loss
 
-    def make_metric(self) -> DetectionMetrics:
-        """COCO's average precisions of boxes and masks."""
-        return DetectionMetrics(self.class_names, self.hparams.masks)
+    def make_metric(self) -> Any:
+        """COCO's average precisions of boxes and masks (`vitgraft.evaluation.coco.DetectionMetrics`)."""
+        from vitgraft.evaluation.coco import DetectionMetrics
 
-    def evaluate(self, model: nn.Module, metric: DetectionMetrics, batch: Any) -> None:
+        return DetectionMetrics(self.class_names, self.hparams.masks is None or self.hparams.masks)
+
+    def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> None:
         """Counts the detections in a batch, in the pixels of the image files; unreadable images are left out."""
         if len(batch.images):
-            sizes = [tuple(int(side) for side in target["orig_size"]) for target in batch.targets]
+            sizes = [target["orig_size"] for target in batch.targets]
             metric.update(model(list(batch.images), sizes=sizes), list(batch.targets))
 
     def write_report(
         self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
         """See `vitgraft.evaluation.detection_files.write_report`."""
+        from vitgraft.evaluation.detection_files import write_report
+
         return write_report(folder, report, self.class_names, title, facts, unreadable)
 
     def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
         """See `vitgraft.evaluation.detection_files.print_report`."""
+        from vitgraft.evaluation.detection_files import print_report
+
         print_report(console, report, self.class_names, title, unreadable)
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, torch.Tensor]]:
