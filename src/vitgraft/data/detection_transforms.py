@@ -140,7 +140,7 @@ class DropUnseen(v2.Transform):
         boxes = F.clamp_bounding_boxes(target["boxes"])
         keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
         if "masks" in target:
-            keep &= target["masks"].flatten(1).any(1)
+            keep &= (target["masks"] > 0).flatten(1).any(1)
         kept = {"labels": target["labels"][keep], "boxes": tv_tensors.wrap(boxes[keep], like=boxes)}
         if "masks" in target:
             kept["masks"] = tv_tensors.wrap(target["masks"][keep], like=target["masks"])

@@ -93,8 +93,8 @@ class DetectionMetrics(Metric):
         """Counts the images of a batch. An image that was counted already is not counted again.
 
         Args:
-            found: of each image `boxes` (N, 4), x0, y0, x1, y1 in pixels of the file, `scores` (N,), `labels` (N,), 1 to
-                C, and `masks`, (N, H, W) of the file's size, bool or 0 and 1, or N run-length codes.
+            found: of each image `boxes` (N, 4), x0, y0, x1, y1 in pixels of the file, `scores` (N,), `labels` (N,),
+                1 to C, and `masks`, (N, H, W) of the file's size, bool or 0 and 1, or N run-length codes.
             targets: of each image `image_id` and `objects`, as `DetectionSamples` gives them in evaluation.
 
         Raises:
