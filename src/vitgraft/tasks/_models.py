@@ -76,10 +76,10 @@ def build_backbone(
     size = getattr(patches, "img_size", None)
     if getattr(patches, "strict_img_size", False) and size is not None and "img_size" not in options:
         hint = "model_kwargs: {img_size: ...} gives it another"
-        if hasattr(model, "dynamic_img_size"):
-            hint = "model_kwargs: {dynamic_img_size: true} lets it take every size"
-        elif name.startswith("swin_"):
+        if name.startswith("swin_"):
             hint = f"graft_{name.split('.')[0]} with graft: {{blocks: []}} is that Swin without a graft, for every size"
+        elif hasattr(model, "dynamic_img_size"):
+            hint = "model_kwargs: {dynamic_img_size: true} lets it take every size"
         raise ModelSpecError(f"{name} takes images of {size[0]} x {size[1]} pixels only; {hint}")
     return model
 

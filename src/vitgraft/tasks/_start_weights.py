@@ -59,9 +59,10 @@ def _of_run(content: Any) -> tuple[dict[str, torch.Tensor] | None, bool]:
         return None, False
     if EMA_KEY in content:
         return dict(content[EMA_KEY]), True
-    prefix = "model."
     weights = content["state_dict"]
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}, False
+    if any(name.startswith("model.") for name in weights):  # of the whole task, as Lightning itself saves it
+        weights = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    return dict(weights), False
 
 
 def _load_whole(model: nn.Module, weights: dict[str, torch.Tensor]) -> LoadReport:
