@@ -36,15 +36,20 @@ def _add_check_data(commands) -> None:
         "Decodes every image of one or more sets and lists unreadable files, empty classes, classes that differ\n"
         "between the sets, images that are in two of them (errors: exit code 1), and odd kinds of images, class\n"
         "imbalance and images that are twice in a set (warnings). A PATH is whatever data.root takes: a folder or\n"
-        "tar of class folders, shards, or a folder with splits such as train and val, which are compared.",
+        "tar of class folders, shards, or a folder with splits such as train and val, which are compared.\n"
+        "In ADE20K's layout (images/SPLIT, annotations/SPLIT) also the label maps: missing ones, other sizes,\n"
+        "colours instead of indices, values that are no class.",
         [
             "vitgraft check-data DIR",
             "vitgraft check-data DIR/train DIR/val --output check.json",
+            "vitgraft check-data ADEChallengeData2016 --reduce-zero-label true",
             "vitgraft check-data 'https://host/train-{0000..0127}.tar' --workers 8",
         ],
     )
     parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val or huggingface")
+    parser.add_argument(
+        "--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface or semantic"
+    )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
     parser.add_argument(
         "--imbalance",
@@ -54,6 +59,16 @@ def _add_check_data(commands) -> None:
         help="warn where the largest class has more than X times the images of the smallest (default: 10)",
     )
     parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    labels = parser.add_argument_group("label maps of semantic segmentation (ADE20K's layout)")
+    labels.add_argument(
+        "--reduce-zero-label",
+        choices=("true", "false"),
+        help="whether 0 is ignored and 1 to C are the classes (default: what fits)",
+    )
+    labels.add_argument("--ignore-index", type=int, default=255, metavar="N", help="value ignored (default: 255)")
+    labels.add_argument("--num-classes", type=positive, metavar="C", help="default: those named in classes.txt")
+    labels.add_argument("--image-suffix", default="", metavar="TEXT", help="of image names, before the ending")
+    labels.add_argument("--label-suffix", default="", metavar="TEXT", help="of label names, before the ending")
     add_format(parser)
 
 
@@ -170,15 +185,37 @@ def _check_data(args: argparse.Namespace) -> int:
     if args.imbalance < 1:
         raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
     from vitgraft.data import check
+    from vitgraft.data.check_semantic import is_semantic
 
-    sources, findings = check.open_sets(args.paths, args.data_format)
-    with Progress(sum(map(len, sources))) as step:
-        report = check.check_sources(sources, args.workers, args.imbalance, step)
+    if args.data_format == "semantic" or (args.data_format is None and all(map(is_semantic, args.paths))):
+        report, findings = _check_semantic(args)
+    else:
+        sources, findings = check.open_sets(args.paths, args.data_format)
+        with Progress(sum(map(len, sources))) as step:
+            report = check.check_sources(sources, args.workers, args.imbalance, step)
     report.findings[:0] = findings
     print_as(
         args, lambda out: check.print_terminal(report, out), lambda: check.to_markdown(report), lambda: report.to_json()
     )
     return 1 if not report.ok or (args.strict and report.findings) else 0
+
+
+def _check_semantic(args: argparse.Namespace):
+    """The report of sets with label maps, and what is wrong with opening them."""
+    from vitgraft.data import check_semantic
+
+    sets, findings = [], []
+    for path in args.paths:
+        found, wrong = check_semantic.open_pairs(path, args.image_suffix, args.label_suffix)
+        sets += found
+        findings += wrong
+    reduce = None if args.reduce_zero_label is None else args.reduce_zero_label == "true"
+    options = (reduce, args.ignore_index, args.num_classes, args.workers)
+    try:
+        with Progress(sum(map(len, sets))) as step:
+            return check_semantic.check_pairs(sets, *options, step), findings
+    except ValueError as error:
+        raise CommandError(f"--{str(error).replace('_', '-')}") from error
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -54,12 +54,14 @@ class SetReport:
     Attributes:
         where: its path.
         images: number of files.
-        per_class: number of images of each class.
+        per_class: number of images (or pixels) of each class.
+        counted: what `per_class` counts, "images" or "pixels".
     """
 
     where: str
     images: int
     per_class: dict[str, int]
+    counted: str = "images"
 
 
 @dataclass
@@ -198,15 +200,20 @@ def _examine(source: ImageSource, index: int) -> tuple[str | None, str, bytes]:
     try:
         data = source.read(index)
         image = decode_image(data, source.name(index))
-        kind = _odd(open_image(data, source.name(index)))
+        kind = oddness(open_image(data, source.name(index)))
     except ImageError as error:
         return str(error), "", b""
+    return None, kind, digest_of(image)
+
+
+def digest_of(image) -> bytes:
+    """The same for images of the same size and pixels."""
     digest = hashlib.blake2b(f"{image.size}".encode(), digest_size=16)
     digest.update(image.tobytes())
-    return None, kind, digest.digest()
+    return digest.digest()
 
 
-def _odd(image) -> str:
+def oddness(image) -> str:
     """What is not plain about a file: 8-bit RGB or grey, one frame, upright."""
     parts = []
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
@@ -228,6 +235,9 @@ def print_terminal(report: Report, out) -> None:
     for one in report.sets:
         counts = sorted(one.per_class.values()) or [0]
         spread = f"{counts[0]} to {counts[-1]} of each class"
+        if one.counted == "pixels":
+            total = max(1, sum(counts))
+            spread = f"{100 * counts[0] / total:.2g} to {100 * counts[-1] / total:.2g} % of the pixels of each class"
         line = f"{one.where}: {one.images} images, {len(one.per_class)} classes, {spread}"
         out.print(escape(line), highlight=False, soft_wrap=True)
     for finding in sorted(report.findings, key=lambda finding: finding.level):

@@ -152,7 +152,10 @@ class LabelHistogram:
 
     def add(self, values: np.ndarray, name: str, rule: LabelRule) -> None:
         """Counts a file's values, (H, W)."""
-        found, counts = np.unique(values, return_counts=True)
+        self.add_counts(*np.unique(values, return_counts=True), name, rule)
+
+    def add_counts(self, found: np.ndarray, counts: np.ndarray, name: str, rule: LabelRule) -> None:
+        """Counts a file by its values and how many pixels have each."""
         first, last = rule.class_values
         for value, count in zip(found.tolist(), counts.tolist(), strict=True):
             self.pixels[value] = self.pixels.get(value, 0) + count

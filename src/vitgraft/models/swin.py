@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
 from vitgraft.layers.attention import attend_qkv
+from vitgraft.layers.slices import in_slices
 from vitgraft.layers.window import into_windows, out_of_windows, pad_grid
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
@@ -141,6 +142,19 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
+class SwinStage(timm_swin.SwinTransformerStage):
+    """timm's stage, whose blocks see a large batch in slices on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) to (B, H, W, C) or, with a merge, (B, H / 2, W / 2, C')."""
+        return in_slices(self._run_blocks, self.downsample(x), growth=4)  # the hidden layer of the MLP
+
+    def _run_blocks(self, x: torch.Tensor) -> torch.Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
 class AnySizePatchEmbed(PatchEmbed):
     """timm's patch embedding, which pads images right and bottom to whole patches."""
 
@@ -187,6 +201,7 @@ class SwinTransformer(timm_swin.SwinTransformer):
         options.setdefault("embed_layer", AnySizePatchEmbed)
         super().__init__(img_size=img_size, strict_img_size=False, always_partition=True, **options)
         for stage in self.layers:
+            stage.__class__ = SwinStage  # timm gives no way to name the class; it has timm's attributes
             stage.blocks = nn.Sequential(*[SwinBlock.from_timm(block) for block in stage.blocks])
 
     def set_input_size(

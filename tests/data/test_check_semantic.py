@@ -1,0 +1,98 @@
+"""`vitgraft check-data` on label maps: everything that is wrong, at once."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import shared
+from image_sets import image_bytes, write_tar
+from label_sets import SIZE, blocks, label_bytes, write_pairs
+
+from vitgraft.cli import main
+from vitgraft.data.check_semantic import is_semantic
+
+
+def check(capsys, *words):
+    code = main(["check-data", *map(str, words), "--format", "json"])
+    report = json.loads(capsys.readouterr().out)
+    return code, report, {(one["level"], one["kind"]): one for one in report["findings"]}
+
+
+def test_a_good_set_as_folder_and_tar(tmp_path, capsys):
+    root = write_pairs(tmp_path / "set")
+    for place in (root, write_tar(tmp_path / "set.tar", root)):
+        code, report, findings = check(capsys, place, "--reduce-zero-label", "true")
+        assert code == 0 and not findings
+        assert [one["images"] for one in report["sets"]] == [3, 2]
+        assert report["sets"][0]["per_class"] == {"cat": 960, "dog": 960, "eel": 960}
+    assert main(["check-data", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "reduce_zero_label is not said: taken for true" in out and "33 to 33 % of the pixels of each class" in out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_faults_at_once(tmp_path, capsys, workers):
+    root = write_pairs(tmp_path / "set", {"training": 9, "validation": 2})
+    labels, images = root / "annotations" / "training", root / "images" / "training"
+    (labels / "0.png").write_bytes(label_bytes(blocks(0, size=(20, 32))))
+    (labels / "1.png").write_bytes(image_bytes(0, SIZE, "PNG"))
+    (labels / "2.png").write_bytes(label_bytes(np.full((32, 40), 255, np.uint8)))
+    (labels / "3.png").write_bytes(label_bytes(blocks(0, (1, 77))))
+    (labels / "4.png").unlink()
+    (labels / "extra.png").write_bytes(label_bytes(blocks(0)))
+    (labels / "5.png").write_bytes(b"")
+    (images / "6.jpg").write_bytes(image_bytes(6)[:-80])
+    (root / "images" / "validation" / "0.jpg").write_bytes((images / "7.jpg").read_bytes())
+    code, _, findings = check(capsys, root, "--reduce-zero-label", "true", "--workers", workers)
+    assert code == 1
+    assert set(findings) == {
+        ("error", "missing"),
+        ("warning", "missing"),
+        ("error", "unreadable"),
+        ("error", "size"),
+        ("error", "colours"),
+        ("error", "values"),
+        ("warning", "ignored"),
+        ("error", "duplicate"),
+    }
+    items = {key: one["items"] for key, one in findings.items()}
+    assert "4.jpg: no " in items["error", "missing"][0] and "extra.png" in items["warning", "missing"][0]
+    assert len(items["error", "unreadable"]) == 2 and "5.png: empty file" in items["error", "unreadable"][0]
+    assert items["error", "size"][0].endswith("0.png: 20 x 32, the image 40 x 32")
+    assert "1.png: a label file in RGB" in items["error", "colours"][0]
+    assert "3.png: 77 (640 pixels)" in items["error", "values"][0]
+    assert items["warning", "ignored"][0].endswith("2.png")
+
+
+def test_ignored_only_sets_and_wrong_numberings(tmp_path, capsys):
+    root = write_pairs(tmp_path / "a", {"training": 2}, values=(255, 255))
+    code, _, findings = check(capsys, root)
+    assert code == 1 and "not one pixel of a class" in findings["error", "ignored"]["message"]
+    root = write_pairs(tmp_path / "b", {"training": 2})
+    code, _, findings = check(capsys, root, "--reduce-zero-label", "false")
+    assert code == 1 and "0 to 2 are the 3 classes" in findings["error", "values"]["message"]
+    root = write_pairs(tmp_path / "c", {"training": 2}, values=(0, 1), names=None)
+    code, report, findings = check(capsys, root)
+    assert code == 0 and report["sets"][0]["per_class"] == {"0": 1280, "1": 1280}
+    assert "taken for 2, by the largest value (1)" in findings["warning", "numbering"]["message"]
+    code, _, findings = check(capsys, root, "--num-classes", "4", "--reduce-zero-label", "false")
+    assert code == 0 and findings["warning", "empty class"]["items"] == ["2", "3"]
+
+
+def test_what_is_taken_for_label_maps(tmp_path, capsys):
+    assert is_semantic(write_pairs(tmp_path / "set"))
+    (tmp_path / "coco" / "images" / "val2017").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations").mkdir()
+    (tmp_path / "coco" / "annotations" / "instances.json").write_text("{}")
+    assert not is_semantic(tmp_path / "coco") and not is_semantic(tmp_path / "nowhere")
+    code, _, findings = check(capsys, tmp_path / "nowhere", "--data-format", "semantic")
+    assert code == 1 and "no such folder or tar" in findings["error", "set"]["message"]
+    assert main(["check-data", str(tmp_path / "set"), "--ignore-index", "2"]) == 2
+    assert "--ignore-index=2 is the value of a class" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_camvid_is_sound(capsys):
+    code, report, findings = check(capsys, shared("data", "camvid", "camvid.tar"), "--reduce-zero-label", "true")
+    assert code == 0 and [one["images"] for one in report["sets"]] == [367, 101]
+    assert not [key for key in findings if key[0] == "error"]
