@@ -20,6 +20,7 @@ from vitgraft.data.digits import SceneConfig
 from vitgraft.data.module import DataModule
 from vitgraft.data.objects import DigitObjects, Objects, ObjectSource, check_same_categories, to_target
 from vitgraft.data.samples import Samples
+from vitgraft.errors import DataError
 
 __all__ = ["DetectionBatch", "DetectionData", "DetectionSamples"]
 
@@ -278,6 +279,11 @@ class DetectionData(DataModule):
         if not train:
             return DetectionSamples(source, self.preprocessing, seed=self.seed)
         keep = source.to_learn(self.min_side, self.keep_empty) if isinstance(source, CocoSource) else None
+        if keep is not None and not len(keep):
+            raise DataError(
+                f"{source.where()}: no image to train on: of {len(source)} none has an object and sides of at least "
+                f"{self.min_side} pixels; keep_empty: true trains on images without objects, min_side on smaller ones"
+            )
         augmentation = DetectionAugmentation("native", hflip=0.0) if self.is_smoke else self.augmentation
         return DetectionSamples(source, self.preprocessing, augmentation, self.has_masks, self.seed, keep)
 
@@ -289,6 +295,7 @@ class DetectionData(DataModule):
         """
         if stage == "fit":
             check_same_categories(self.source("train"), self.source("val"))
+            self.samples("train", True)  # that there is something to learn from shows here
         else:
             self.source({"validate": "val"}.get(stage, stage))
         if stage == "test" and not self.has_test and not self.is_smoke and self.root is not None:

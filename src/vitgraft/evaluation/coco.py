@@ -31,7 +31,9 @@ __all__ = ["DetectionMetrics", "DetectionReport"]
 
 KINDS = {"bbox": "box", "segm": "mask"}
 AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}  # COCO's: below 32 x 32, below 96 x 96 pixels, above
-MOST = 100  # detections of an image
+MOST = (1, 10, 100)  # detections of an image
+MEASURES = ("ap", "ap50", "ap75", *(f"ap{name}" for name in AREAS if name), *(f"ar{most}" for most in MOST))
+MEASURES += tuple(f"ar{name}" for name in AREAS if name)
 
 
 @dataclass
@@ -44,7 +46,7 @@ class DetectionReport:
         num_crowds: regions of many objects; detections in them are neither right nor wrong.
         num_detections: detections.
         num_nonfinite: detections left out because a coordinate or the score is not finite.
-        values: such as "box_ap", "box_ap50", "mask_ap_small", "box_ar100"; see `numbers`.
+        values: such as "box_ap", "box_ap50", "mask_ap_small", "box_ar100"; None for masks that were not asked for.
         classes: of each class a row: class, name, objects, detections, box_ap, box_ap50, box_ar, and for masks alike.
         detections: COCO's results, "bbox" and "segm".
         curves: of "box" and "mask" the mean precision of the classes, float64 (10 IoUs, 101 recalls).
@@ -162,7 +164,7 @@ class DetectionMetrics(Metric):
                     part = "bbox" if kind == "bbox" else "segmentation"
                     names = ("category_id", part, "score")
                     detections[kind].append({"image_id": number, **{name: one[name] for name in names}})
-        values: dict[str, float | None] = {}
+        values: dict[str, float | None] = {f"{kind}_{name}": None for kind in KINDS.values() for name in MEASURES}
         rows = _rows(truth, detections["bbox"])
         curves = {}
         for kind in kinds:
@@ -256,14 +258,12 @@ def measure(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) 
 
 def summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
     """COCO's twelve numbers, ap to ar_large, of what `measure` gives."""
-    numbers = {
-        "ap": mean(precision[..., 0, -1]),
-        "ap50": mean(precision[0, ..., 0, -1]),
-        "ap75": mean(precision[5, ..., 0, -1]),
-    }
-    numbers |= {f"ap{name}": mean(precision[..., area, -1]) for name, area in AREAS.items() if name}
-    numbers |= {f"ar{most}": mean(recall[..., 0, i]) for i, most in enumerate((1, 10, MOST))}
-    return numbers | {f"ar{name}": mean(recall[..., area, -1]) for name, area in AREAS.items() if name}
+    sizes = list(AREAS.values())[1:]
+    numbers = [mean(precision[..., 0, -1]), mean(precision[0, ..., 0, -1]), mean(precision[5, ..., 0, -1])]
+    numbers += [mean(precision[..., area, -1]) for area in sizes]
+    numbers += [mean(recall[..., 0, place]) for place in range(len(MOST))]
+    numbers += [mean(recall[..., area, -1]) for area in sizes]
+    return dict(zip(MEASURES, numbers, strict=True))
 
 
 def mean(values: np.ndarray) -> float | None:

@@ -50,7 +50,7 @@ def confusion_figure(
         title: of the picture.
         noun: what was counted.
     """
-    figure_of = _figure_class()
+    figure_of = figure_class()
     classes = len(confusion)
     groups = _groups(classes)
     summed = np.add.reduceat(np.add.reduceat(confusion, groups, axis=0), groups, axis=1)
@@ -87,7 +87,7 @@ def confusion_figure(
 
 def reliability_figure(report: "EvaluationReport", title: str = "") -> "Figure":
     """Accuracy against confidence by bins, the gap between them, and how many samples there are of each confidence."""
-    figure = _figure_class()(figsize=(5.4, 6.2), layout="constrained")
+    figure = figure_class()(figsize=(5.4, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     bins = len(report.bin_counts)
     edges, width = np.arange(bins) / bins, 1 / bins
@@ -120,7 +120,7 @@ def reliability_figure(report: "EvaluationReport", title: str = "") -> "Figure":
     return figure
 
 
-def _figure_class() -> "type[Figure]":
+def figure_class() -> "type[Figure]":
     """matplotlib's Figure itself: unlike pyplot it touches no window and no global state."""
     try:
         from matplotlib.figure import Figure
