@@ -79,7 +79,8 @@ def build_grafted(
         graft_defaults: Options of GraftConfig that belong to the name.
         filter_fn: The backbone's checkpoint filter.
         feature_cfg: timm's configuration of `features_only`.
-        kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults.
+        kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults. An empty
+            tuple of `blocks` leaves the backbone alone, which is how a Swin of the authors' padding is made by name.
 
     Raises:
         GraftError: Impossible graft options.
@@ -92,6 +93,8 @@ def build_grafted(
     def make(**options: Any) -> nn.Module:
         # "auto" levels are those of the ImageNet model at every img_size, so that its weights fit (section 3.2)
         size = None if config.levels == "global" else NOMINAL_SIZE
+        if config.blocks == () and config.backbone_attention == "keep":
+            return model_cls(**options)
         return graft(model_cls(**options), config, img_size=size)
 
     make.__name__ = model_cls.__name__

@@ -1,8 +1,8 @@
 """Memory of training a detector: `python -m vitgraft.report.detection_memory BACKBONE [BACKBONE ...]`.
 
-Each backbone trains a COCO Mask R-CNN for a few steps (AdamW, generated images with 20 objects each) in a process of its
-own, one after the other on the same machine. On a GPU the number is the most that PyTorch had allocated; on a CPU the
-most memory that the process occupied, less what it occupied before the detector was made.
+Each backbone trains a COCO Mask R-CNN for a few steps (AdamW, generated images with 20 objects each) in a process of
+its own, one after the other on the same machine. On a GPU the number is the most that PyTorch had allocated; on a CPU
+the most memory that the process occupied, less what it occupied before the detector was made.
 """
 
 import argparse
