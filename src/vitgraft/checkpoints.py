@@ -76,10 +76,10 @@ def load_official(
     strict: bool = True,
     wrapper: str | None = None,
 ) -> LoadReport:
-    """Loads a checkpoint of a backbone's authors, grafted models and DenseFeatures included.
+    """Loads a checkpoint of a backbone's authors, grafted models, DenseFeatures and UperNet included.
 
     Args:
-        model: Not changed unless everything fits.
+        model: Not changed unless everything fits. UperNet takes mmsegmentation's names, or a backbone's weights alone.
         state_dict_or_path: A .safetensors file, a file of torch.save (read with weights_only=True), or what it holds.
         strict: Every tensor of the checkpoint has a place and every parameter of the backbone a value, or it is an
             error. Always allowed to be missing: all tensors of grafts, all norms of DenseFeatures. Without it, tensors
@@ -92,6 +92,10 @@ def load_official(
         FileNotFoundError: No such file.
     """
     content = read_checkpoint(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
+    if hasattr(model, "heads"):  # a backbone with more around it
+        from vitgraft._checkpoints_dense import load_whole
+
+        return load_whole(model, content, strict, wrapper)
     report = LoadReport()
     source = _strip_prefixes(_unwrap(content, wrapper, report), report)
     looks = _describe(source, report.wrapper)

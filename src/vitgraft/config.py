@@ -42,8 +42,8 @@ class GraftConfig:
             tuple: exactly that many, one entry per stage (a stage is a run of blocks with one map size).
         window_size: Side of the attention window on every level, in tokens.
         blocks: "all_but_first" (table 6 b), an integer for the last that many blocks that can carry a graft, or a
-            tuple of block indices in the order in which the model runs them. An empty tuple grafts nothing, which
-            makes sense with `backbone_attention="window"` only.
+            tuple of block indices in the order in which the model runs them. An empty tuple grafts nothing: the
+            backbone of a registered name, or with `backbone_attention="window"` one of windows alone.
         num_heads: Heads on every level; None takes each block's own.
         downsample: "avg_pool", "linear", "cross_attention" (table 5).
         upsample: "w_bilinear", "bilinear", "nearest", "cross_attention" (table 5).

@@ -13,6 +13,7 @@ from vitgraft.commands._common import (
     positive,
     print_as,
 )
+from vitgraft.errors import MissingExtraError
 from vitgraft.report.terminal import Progress, console, write
 
 __all__ = ["add_commands"]
@@ -38,7 +39,8 @@ def _add_check_data(commands) -> None:
         "imbalance and images that are twice in a set (warnings). A PATH is whatever data.root takes: a folder or\n"
         "tar of class folders, shards, or a folder with splits such as train and val, which are compared.\n"
         "In ADE20K's layout (images/SPLIT, annotations/SPLIT) also the label maps: missing ones, other sizes,\n"
-        "colours instead of indices, values that are no class.",
+        "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json)\n"
+        "also the json: missing keys, ids twice, unknown categories, boxes and masks that can't be.",
         [
             "vitgraft check-data DIR",
             "vitgraft check-data DIR/train DIR/val --output check.json",
@@ -48,7 +50,7 @@ def _add_check_data(commands) -> None:
     )
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument(
-        "--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface or semantic"
+        "--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco"
     )
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
     parser.add_argument(
@@ -116,12 +118,14 @@ def _add_predict(commands) -> None:
         _predict,
         "what a trained model sees in images",
         "Names the most probable classes of images: files, folders with all images below them, or a tar.\n"
-        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. Images\n"
-        "that can't be read are named, and do not stop the others.",
+        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. With a\n"
+        "checkpoint of segmentation: the areas of the classes, overlays and index PNGs. Images that can't be\n"
+        "read are named, and do not stop the others.",
         [
             "vitgraft predict --ckpt runs/NAME photos/",
             "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
             "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
+            "vitgraft predict --ckpt runs/SEGMENTER photos/ --pictures out --output areas.csv",
             "vitgraft predict --ckpt swin_tiny_patch4_window7_224.ms_in1k a.jpg",
             "vitgraft predict --ckpt deit_tiny_patch16_224:checkpoint_path=deit.safetensors a.jpg",
         ],
@@ -137,7 +141,10 @@ def _add_predict(commands) -> None:
     parser.add_argument(
         "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="of dense tasks: write overlays there, and index PNGs of labels"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails (classifiers)")
     parser.add_argument(
         "--html-images", type=positive, default=2000, metavar="N", help="most thumbnails in it (default: 2000)"
     )
@@ -147,6 +154,16 @@ def _add_predict(commands) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: 32")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=4.0,
+        metavar="GB",
+        help="segmentation: larger images are cut into windows that take no more than this (default: 4)",
+    )
+    parser.add_argument(
+        "--full-size", action="store_true", help="segmentation: do not resize images as the evaluation does"
+    )
 
 
 def _add_results(commands) -> None:
@@ -189,6 +206,8 @@ def _check_data(args: argparse.Namespace) -> int:
 
     if args.data_format == "semantic" or (args.data_format is None and all(map(is_semantic, args.paths))):
         report, findings = _check_semantic(args)
+    elif args.data_format == "coco" or (args.data_format is None and all(map(_is_coco, args.paths))):
+        report, findings = _check_coco(args)
     else:
         sources, findings = check.open_sets(args.paths, args.data_format)
         with Progress(sum(map(len, sources))) as step:
@@ -216,6 +235,30 @@ def _check_semantic(args: argparse.Namespace):
             return check_semantic.check_pairs(sets, *options, step), findings
     except ValueError as error:
         raise CommandError(f"--{str(error).replace('_', '-')}") from error
+
+
+def _is_coco(path: str) -> bool:
+    """Whether it is a COCO set, found out without the `detection` extra."""
+    if not path.endswith(".json") and not Path(path).exists():
+        return False
+    try:
+        from vitgraft.data.coco import is_coco
+    except MissingExtraError:
+        return path.endswith(".json") or (Path(path) / "annotations").is_dir()
+    return path.endswith(".json") or is_coco(path)
+
+
+def _check_coco(args: argparse.Namespace):
+    """The report of sets with objects, and what is wrong with opening them."""
+    from vitgraft.data import check_coco
+
+    sets, findings = [], []
+    for path in args.paths:
+        found, wrong = check_coco.open_cocos(path)
+        sets += found
+        findings += wrong
+    with Progress(sum(map(len, sets))) as step:
+        return check_coco.check_coco(sets, args.workers, step), findings
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -253,6 +296,10 @@ def _predict(args: argparse.Namespace) -> int:
     wrong = [path for path in args.output if path.suffix not in (".csv", ".json")]
     if wrong:
         raise CommandError(f"--output {wrong[0]}: the name must end in .csv or .json")
+    if args.memory <= 0:
+        raise CommandError(f"--memory {args.memory:g}: over 0")
+    if args.pictures and (args.pictures.is_file() or not args.pictures.parent.is_dir()):
+        raise CommandError(f"--pictures {args.pictures}: not a folder that can be made")
     from vitgraft.evaluation.command import run
 
     return run(args)

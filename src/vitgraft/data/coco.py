@@ -17,7 +17,7 @@ from vitgraft.data.sources import FileSource, ImageSource, Names
 from vitgraft.data.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["CocoFiles", "CocoSource", "is_coco", "open_coco", "read_coco_json"]
+__all__ = ["CocoFiles", "CocoSource", "find_jsons", "is_coco", "open_coco", "read_coco_json"]
 
 # where a split's json and its images are looked for below the root; {} is the name of the split
 JSONS = (
@@ -268,19 +268,19 @@ def open_coco(
     return CocoSource(values, files.images(names), shown)
 
 
+def find_jsons(files: CocoFiles) -> list[str]:
+    """The jsons with objects, paths below the root; where some are called instances_*, as COCO's are, only those."""
+    names = [name for name in files.names() if os.path.dirname(name) == "annotations" or name.endswith(".coco.json")]
+    instances = [name for name in names if os.path.basename(name).startswith("instances_")]
+    return instances or [name for name in names if all(mark in files.read(name) for mark in _MARKS)]
+
+
+_MARKS = (b'"images"', b'"annotations"', b'"categories"')
+
+
 def is_coco(root: str | Path) -> bool:
-    """Whether a folder or tar looks like COCO's: a json with images, annotations and categories, beside images."""
+    """Whether a folder or tar is in COCO's layout: annotations/instances_SPLIT.json or other jsons of its kind."""
     try:
-        files = CocoFiles(Path(root))
-        names = [name for name in files.names() if name.startswith("annotations/") or name.endswith(".coco.json")]
+        return bool(find_jsons(CocoFiles(Path(root))))
     except (DataError, OSError):
         return False
-    return any(_mentions_objects(files, name) for name in names)
-
-
-def _mentions_objects(files: CocoFiles, name: str) -> bool:
-    try:
-        values = json.loads(files.read(name))
-    except (ValueError, OSError):
-        return False
-    return isinstance(values, dict) and {"images", "annotations"} <= set(values)

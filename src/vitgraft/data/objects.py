@@ -163,6 +163,40 @@ def is_polygon(polygon: Any) -> bool:
     return len(polygon) >= 6 and len(polygon) % 2 == 0 and bool(np.isfinite(polygon).all())
 
 
+def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
+    """Why a segmentation can't be used; empty where it can.
+
+    Args:
+        segmentation: polygons, or a run-length code.
+        size: (height, width) of the image.
+    """
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) % 2:
+                return f"a polygon is a list of x, y, x, y ..., this one has {_length(polygon)} numbers"
+            if len(polygon) < 6:
+                return f"a polygon of {len(polygon) // 2} points; at least 3 have an inside"
+            if not np.isfinite(polygon).all():
+                return "a polygon with nan or infinity"
+        return ""
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
+        return "neither polygons nor a run-length code with size and counts"
+    if tuple(segmentation["size"]) != tuple(size):
+        return f"a run-length code of {tuple(segmentation['size'])}, the image has {tuple(size)} (height, width)"
+    try:
+        counts = segmentation["counts"]
+        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+            return f"a run-length code of {sum(counts)} pixels, the image has {size[0] * size[1]}"
+        area = int(decode_mask(to_rle(segmentation, size)).sum())
+    except Exception as error:  # whatever the decoder makes of damaged text
+        return f"a run-length code that can't be decoded ({error})"
+    return "" if area else "a mask without a pixel"
+
+
+def _length(polygon: Any) -> str:
+    return str(len(polygon)) if isinstance(polygon, list) else "no"
+
+
 def _as_text(code: dict[str, Any]) -> dict[str, Any]:
     counts = code["counts"]
     return {"size": list(code["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}

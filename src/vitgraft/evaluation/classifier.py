@@ -14,7 +14,7 @@ from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, m
 from vitgraft.errors import CheckpointError, ModelSpecError
 from vitgraft.report.spec import ModelSpec, create
 
-__all__ = ["Classifier", "checkpoint_options", "open_classifier"]
+__all__ = ["Classifier", "checkpoint_options", "load_weights", "open_classifier", "read_run", "task_of_run"]
 
 LOCAL = "local-dir:"
 # What a run leaves, in the order in which it is wanted
@@ -90,6 +90,57 @@ def checkpoint_options(what: str | Path) -> dict[str, Any]:
     return _read(_checkpoint_in(path) if path.is_dir() else path)[0]["hyper_parameters"]
 
 
+def read_run(what: str | Path) -> tuple[dict[str, Any], Path]:
+    """The checkpoint of a run, from its folder or the file itself, and the file that it was read from.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or not of a vitgraft run.
+    """
+    from vitgraft.training.checkpoint_files import read_or_previous
+
+    path = Path(what)
+    if not path.exists():
+        raise CheckpointError(f"{what}: no such file or folder")
+    path = _checkpoint_in(path) if path.is_dir() else path
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
+        raise CheckpointError(
+            f"{path}: weights alone don't say which model they belong to; give MODELNAME:checkpoint_path={path}"
+        )
+    checkpoint, path = read_or_previous(path)
+    if not isinstance(checkpoint, dict) or not {"task", "hyper_parameters", "state_dict"} <= checkpoint.keys():
+        raise CheckpointError(f"{path}: not a checkpoint of a vitgraft run; give MODELNAME:checkpoint_path={path}")
+    return checkpoint, path
+
+
+def task_of_run(what: str) -> str:
+    """Name of the task's class, such as "Segmentation", where `what` is a run or its checkpoint; "" for all else."""
+    path = Path(what)
+    run = path.is_dir() and not (path / "config.json").is_file() and any(path.rglob("*.ckpt"))
+    if not run and not (path.is_file() and path.suffix == ".ckpt"):
+        return ""
+    return read_run(path)[0]["task"].rsplit(".", 1)[-1]
+
+
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: Path, weights: str | None) -> str:
+    """Loads a run's weights into its model; "raw" or "ema", whichever they are.
+
+    Args:
+        model: the run's model.
+        checkpoint: its content.
+        path: what to call it.
+        weights: "raw" or "ema"; None takes the averaged ones where there are any.
+
+    Raises:
+        CheckpointError: there are no averaged weights, or they do not fit.
+    """
+    states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get("state_dict_ema")}
+    weights = weights or ("raw" if states["ema"] is None else "ema")
+    if states[weights] is None:
+        raise CheckpointError(f"{path}: weights=ema: the run kept no averaged weights; weights=raw would work")
+    _load(model, states[weights], path)
+    return weights
+
+
 def _checkpoint_in(folder: Path) -> Path:
     for name in CHECKPOINTS:
         if (folder / name).is_file():
@@ -104,15 +155,7 @@ def _checkpoint_in(folder: Path) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, Any], Path]:
     """The checkpoint of a classifier, and the file that it was read from."""
-    from vitgraft.training.checkpoint_files import read_or_previous
-
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
-        raise CheckpointError(
-            f"{path}: weights alone don't say which model they belong to; give MODELNAME:checkpoint_path={path}"
-        )
-    checkpoint, path = read_or_previous(path)
-    if not isinstance(checkpoint, dict) or not {"task", "hyper_parameters", "state_dict"} <= checkpoint.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of a vitgraft run; give MODELNAME:checkpoint_path={path}")
+    checkpoint, path = read_run(path)
     options = checkpoint["hyper_parameters"]
     if not checkpoint["task"].endswith(".Classification") or not isinstance(options.get("model"), str):
         raise CheckpointError(
@@ -126,12 +169,8 @@ def _of_run(path: Path, weights: str | None) -> Classifier:
 
     checkpoint, path = _read(path)
     options = checkpoint["hyper_parameters"]
-    states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get("state_dict_ema")}
-    weights = weights or ("raw" if states["ema"] is None else "ema")
-    if states[weights] is None:
-        raise CheckpointError(f"{path}: weights=ema: the run kept no averaged weights; weights=raw would work")
     model = build_model(options["model"], options["num_classes"], options.get("model_kwargs"), options.get("graft"))
-    _load(model, states[weights], path)
+    weights = load_weights(model, checkpoint, path, weights)
     names = options.get("class_names") or [f"class {i}" for i in range(options["num_classes"])]
     known = {field.name for field in fields(Preprocessing)}
     config = {name: value for name, value in (options.get("data_config") or {}).items() if name in known}

@@ -7,8 +7,9 @@ from collections import Counter
 
 import torch
 
+from vitgraft.commands._common import CommandError
 from vitgraft.data.sources import open_files
-from vitgraft.evaluation.classifier import open_classifier
+from vitgraft.evaluation.classifier import open_classifier, task_of_run
 from vitgraft.evaluation.contact_sheet import write_contact_sheet
 from vitgraft.evaluation.predict import predict
 from vitgraft.evaluation.predictions import Prediction, writer_for
@@ -20,11 +21,29 @@ SHOWN = 40  # rows in the terminal
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predicts, writes and shows; 0, or 1 where no image at all could be read.
+    """Predicts with whatever the checkpoint's task is; 0, or 1 where no image at all could be read.
+
+    Raises:
+        CommandError: an option that this task does not have.
+    """
+    task = task_of_run(args.ckpt)
+    if task == "Segmentation":
+        from vitgraft.evaluation.segment import run as run_task
+    elif task == "Detection":
+        from vitgraft.evaluation.detect import run as run_task
+    else:
+        run_task = run_classifier
+    return run_task(args)
+
+
+def run_classifier(args: argparse.Namespace) -> int:
+    """Names the most probable classes of images.
 
     Args:
         args: paths, ckpt, weights, top, output, html, html_images, batch_size, device, workers: see the command's help.
     """
+    if args.pictures:
+        raise CommandError("--pictures is for segmentation and detection; --html FILE writes a page of thumbnails")
     source = open_files(args.paths)  # the quick mistakes before the model is loaded
     classifier = open_classifier(args.ckpt, args.weights)
     names = classifier.class_names

@@ -116,6 +116,7 @@ def data_config_of(model: nn.Module | str, model_kwargs: Mapping[str, Any] | Non
         config = found.to_dict()
         side = options.get("img_size") or config["input_size"][1:]
         size = (options.get("in_chans", config["input_size"][0]), *((side, side) if isinstance(side, int) else side))
-    resolved = {**resolve_data_config(pretrained_cfg=config), "input_size": size}
+    # a user's own module may have no configuration, which timm refuses when it is empty
+    resolved = {**resolve_data_config(pretrained_cfg=config or {"input_size": size}), "input_size": size}
     kept = ("input_size", "mean", "std", "crop_pct", "interpolation")
     return {key: list(value) if isinstance(value := resolved[key], tuple) else value for key in kept}

@@ -104,8 +104,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     Args:
         folder: None takes the trainer's `default_root_dir`.
-        monitor: The metric that `best` is the best of; None takes `val/acc_ema` where averaged weights are evaluated,
-            else `val/acc`, and no `best` where there is neither.
+        monitor: The metric that `best` is the best of; None takes the task's main one (`val/acc`, `val/mIoU`), of the
+            averaged weights where they are evaluated (`val/acc_ema`), and no `best` where there is neither.
         mode: Whether a larger ("max") or smaller ("min") value is better.
         every_n_steps: Updates between two saves inside an epoch; 0: at its end only.
         handle_signals: Save on SIGTERM, SIGUSR1 and Ctrl-C.
@@ -267,7 +267,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def _judge(self, trainer: pl.Trainer) -> None:
         """Notes whether the metrics of the validation that has just ended are the best so far."""
         metrics = trainer.callback_metrics
-        name = self.monitor or next((name for name in ("val/acc_ema", "val/acc") if name in metrics), None)
+        main = f"val/{getattr(trainer.lightning_module, 'MAIN', None) or 'acc'}"
+        name = self.monitor or next((name for name in (f"{main}_ema", main) if name in metrics), None)
         if name is None:
             return
         if name not in metrics:

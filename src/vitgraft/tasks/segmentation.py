@@ -1,0 +1,208 @@
+"""Training a semantic segmenter: UperNet on any backbone, as the Swin authors do it on ADE20K.
+
+This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitgraft.checkpoints import load_official
+from vitgraft.errors import CheckpointError, RecipeError
+from vitgraft.evaluation.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
+from vitgraft.evaluation.segmentation_files import print_report, write_report
+from vitgraft.evaluation.sliding import infer, window_problems
+from vitgraft.models.pyramid import feature_backbone
+from vitgraft.models.upernet import UperNet
+from vitgraft.tasks._checks import ranges
+from vitgraft.tasks._models import build_model
+from vitgraft.tasks.task import Task
+
+__all__ = ["IGNORE", "Segmentation", "pixel_loss"]
+
+IGNORE = 255
+"""Label of pixels that belong to no class."""
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, averaged over *all* pixels, ignored ones among them, as mmsegmentation 0.11 of the authors does.
+
+    So an image without a labelled pixel has the loss 0, and one that is labelled in part counts by that part.
+
+    Args:
+        logits: (B, K, H, W).
+        labels: int64 (B, H, W), 255 where ignored.
+    """
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
+
+
+class Segmentation(Task):
+    """A segmenter and how it is trained.
+
+    Logs `train/loss` and `lr` every step (with an auxiliary head also `train/loss_main` and `train/loss_aux`, the
+    latter without its weight), and at every validation `val/mIoU`, `val/acc` (of the pixels) and `val/acc_class`, all
+    0 to 1, with `_ema` behind them for averaged weights.
+
+    Args:
+        model: Name of a timm model (vitgraft's are among them) that becomes the backbone, or a module: images
+            (B, 3, H, W) -> logits (B, K, H, W), and in training perhaps a tuple of those and of an auxiliary head's.
+        num_classes: None takes those of the data.
+        head_channels: Width of UperNet's head.
+        aux_channels: Width of the auxiliary FCN head on the map of stride 16; None: no such head.
+        aux_weight: Of its loss.
+        dropout: Of channels, before both classifiers.
+        pool_scales: Sides of the maps of the pyramid pooling.
+        window: Evaluate by sliding windows of so many pixels; None: the whole image at once.
+        stride: From one window to the next; None: two thirds of a window.
+        scales: Evaluate at these multiples of the image's size, probabilities averaged: [0.5, 0.75, 1.0, 1.25, 1.5,
+            1.75] are the authors'.
+        flip: Average with the mirrored image in evaluation.
+        **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed. `checkpoint_path` is a checkpoint of
+            the backbone (ImageNet) or of a whole UperNet, of this package, timm or the authors.
+
+    Raises:
+        RecipeError: Options out of range; the message names all of them.
+    """
+
+    LOGGED: ClassVar = {"mIoU": "miou", "acc": "pixel_accuracy", "acc_class": "mean_class_accuracy"}
+    MAIN = "mIoU"
+    DATA = "vitgraft.data.segmentation.SegmentationData"
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        num_classes: int | None = None,
+        head_channels: int = 512,
+        aux_channels: int | None = 256,
+        aux_weight: float = 0.4,
+        dropout: float = 0.1,
+        pool_scales: Sequence[int] = (1, 2, 3, 6),
+        window: int | None = None,
+        stride: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        **kwargs,
+    ):
+        super().__init__(model, num_classes, **kwargs)
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """What is out of range among these options (all of them, each with its name)."""
+        found = ranges(values, at_least_zero=("aux_weight",), counts=("head_channels", "aux_channels"))
+        dropout, pools = values.get("dropout", 0), values.get("pool_scales", (1,))
+        if not 0 <= dropout < 1:
+            found.append(f"dropout={dropout!r} must be a number from 0 up and below 1")
+        if not pools or any(side < 1 for side in pools):
+            found.append(f"pool_scales={pools!r} must be whole numbers from 1 up")
+        found += window_problems(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
+        if values.get("layer_decay") is not None:
+            found.append("layer_decay: UperNet has no layers to count; give null")
+        return super().problems(values) + found
+
+    @classmethod
+    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """As `Task.build_problems`; the backbone must have maps for the head."""
+        found = super().build_problems(values)
+        if found or not isinstance(values.get("model"), str) or ":" in values["model"]:
+            return found
+        model = build_model(values["model"], 0, values.get("model_kwargs"), values.get("graft"), device="meta")
+        try:
+            feature_backbone(model)
+        except (TypeError, ValueError) as error:
+            return [f"model: {error}"]
+        return []
+
+    def build(self) -> nn.Module:
+        """UperNet on the named timm model."""
+        h = self.hparams
+        backbone = feature_backbone(build_model(h.model, 0, h.model_kwargs, h.graft, h.pretrained))
+        model = UperNet(
+            backbone,
+            h.num_classes,
+            h.head_channels,
+            tuple(h.pool_scales),
+            h.dropout,
+            h.aux_channels if h.aux_weight > 0 else None,
+        )
+        if h.checkpoint_path:
+            self._load(model, h.checkpoint_path)
+        return model
+
+    def _load(self, model: UperNet, path: str) -> None:
+        if not Path(path).is_file():
+            raise CheckpointError(f"checkpoint_path={path}: no such file")
+        report = load_official(model, path, strict=False)
+        new = (".graft.", "backbone.norm", "backbone.levels.", *model.heads)
+        absent = [name for name in report.missing if not any(part in name for part in new)]
+        if absent:
+            raise CheckpointError(
+                f"checkpoint_path={path}: {len(absent)} tensors of the backbone are not in it ({', '.join(absent[:3])}"
+                f"{', ...' if len(absent) > 3 else ''}). Is it of another size or family?"
+            )
+        if self._trainer is None or self.trainer.is_global_zero:
+            print(f"{path}: {report}")
+
+    def backbone_of(self, model: nn.Module) -> nn.Module:
+        """The timm model that the head stands on."""
+        features = getattr(model, "backbone", model)
+        return getattr(features, "backbone", features)
+
+    def setup(self, stage: str) -> None:
+        """As `Task.setup`; the batch norms of the head can't learn from one image."""
+        trainer = self.trainer
+        size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        if stage == "fit" and size == 1 and trainer.world_size == 1:
+            raise RecipeError(
+                "batch_size=1: the batch norms behind the pyramid pooling need 2 images or more in a step; "
+                "trainer.accumulate_grad_batches makes up for smaller batches"
+            )
+        super().setup(stage)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """Loss of one batch (images (B, 3, H, W), labels (B, H, W), ...)."""
+        images, labels = batch[0], batch[1]
+        self.before_step(batch_idx)
+        outputs = self(images)
+        if isinstance(outputs, Tensor):
+            loss = pixel_loss(outputs, labels)
+        else:
+            main, aux = (pixel_loss(logits, labels) for logits in outputs)
+            loss = main + self.hparams.aux_weight * aux
+            self.log_dict({"train/loss_main": main, "train/loss_aux": aux}, batch_size=len(images))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def make_metric(self) -> SegmentationMetrics:
+        """The matrix of labelled and predicted classes."""
+        return SegmentationMetrics(self.hparams.num_classes)
+
+    def evaluate(self, model: nn.Module, metric: SegmentationMetrics, batch: Sequence[Any]) -> None:
+        """Counts images one by one, each resized to its label's size before the classes are taken."""
+        for image, label in zip(batch[0], batch[1], strict=True):
+            metric.update(predicted_classes(self.probabilities(model, image[None], tuple(label.shape)))[0], label)
+
+    def probabilities(self, model: nn.Module, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, 3, H, W) to (B, K, h, w), inferred as the options say; `size` (h, w), None: the images' own."""
+        h = self.hparams
+        return infer(model, images, h.window, h.stride, h.scales, h.flip, size)
+
+    @torch.no_grad()
+    def predict_step(self, batch: Sequence[Any], batch_idx: int) -> list[Tensor]:
+        """Probabilities (K, H, W) of each image."""
+        return [self.probabilities(self.model, image[None])[0] for image in batch[0]]
+
+    def write_report(
+        self, folder: Path, report: SegmentationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
+    ) -> list[Path]:
+        """See `vitgraft.evaluation.segmentation_files.write_report`; the facts say how the classes were inferred."""
+        how = {name: self.hparams[name] for name in ("window", "stride", "scales", "flip")}
+        facts = {**facts, "inference": {**how, "scales": list(how["scales"])}}
+        return write_report(folder, report, self.class_names, title, facts, unreadable)
+
+    def print_report(self, console: Any, report: SegmentationReport, title: str, unreadable: int) -> None:
+        """See `vitgraft.evaluation.segmentation_files.print_report`."""
+        print_report(console, report, self.class_names, title, unreadable)
