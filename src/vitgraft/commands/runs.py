@@ -119,13 +119,14 @@ def _add_predict(commands) -> None:
         "what a trained model sees in images",
         "Names the most probable classes of images: files, folders with all images below them, or a tar.\n"
         "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. With a\n"
-        "checkpoint of segmentation: the areas of the classes, overlays and index PNGs. Images that can't be\n"
-        "read are named, and do not stop the others.",
+        "checkpoint of segmentation: the areas of the classes, overlays and index PNGs; of detection: boxes, masks\n"
+        "and pictures of them. Images that can't be read are named, and do not stop the others.",
         [
             "vitgraft predict --ckpt runs/NAME photos/",
             "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
             "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
             "vitgraft predict --ckpt runs/SEGMENTER photos/ --pictures out --output areas.csv",
+            "vitgraft predict --ckpt runs/DETECTOR photos/ --pictures out --output objects.json",
             "vitgraft predict --ckpt swin_tiny_patch4_window7_224.ms_in1k a.jpg",
             "vitgraft predict --ckpt deit_tiny_patch16_224:checkpoint_path=deit.safetensors a.jpg",
         ],
@@ -142,7 +143,7 @@ def _add_predict(commands) -> None:
         "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
     )
     parser.add_argument(
-        "--pictures", type=Path, metavar="DIR", help="of dense tasks: write overlays there, and index PNGs of labels"
+        "--pictures", type=Path, metavar="DIR", help="of dense tasks: write pictures there, and index PNGs of labels"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails (classifiers)")
     parser.add_argument(
@@ -154,6 +155,13 @@ def _add_predict(commands) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: 32")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--score",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="detection: what is drawn and counted; --output has all detections (default: 0.5)",
+    )
     parser.add_argument(
         "--memory",
         type=float,
@@ -296,6 +304,8 @@ def _predict(args: argparse.Namespace) -> int:
     wrong = [path for path in args.output if path.suffix not in (".csv", ".json")]
     if wrong:
         raise CommandError(f"--output {wrong[0]}: the name must end in .csv or .json")
+    if not 0 <= args.score <= 1:
+        raise CommandError(f"--score {args.score:g}: 0 to 1")
     if args.memory <= 0:
         raise CommandError(f"--memory {args.memory:g}: over 0")
     if args.pictures and (args.pictures.is_file() or not args.pictures.parent.is_dir()):

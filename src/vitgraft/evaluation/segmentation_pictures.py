@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["colour_map", "draw_side_by_side", "enlarged", "overlay", "palette", "with_legend"]
+__all__ = [
+    "colour_map",
+    "draw_side_by_side",
+    "enlarged",
+    "label_font",
+    "overlay",
+    "palette",
+    "shortened",
+    "with_legend",
+]
 
 OPACITY = 0.6
 SHORTEST_SIDE = 320  # pictures are enlarged to this, or the legend would be larger than the picture
@@ -109,7 +118,7 @@ def with_legend(picture: Image.Image, classes: np.ndarray, class_names: Sequence
     total = max(1, classes.size)
     shown = [int(number) for number in np.argsort(-counts[: len(class_names)], kind="stable") if counts[number]]
     colours = palette(len(class_names))
-    rows = [(tuple(colours[i].tolist()), _shortened(class_names[i]), counts[i] / total) for i in shown[:MOST_NAMED]]
+    rows = [(tuple(colours[i].tolist()), shortened(class_names[i]), counts[i] / total) for i in shown[:MOST_NAMED]]
     if len(shown) > MOST_NAMED:
         rest = int(counts[shown[MOST_NAMED:]].sum())
         rows.append((None, f"{len(shown) - MOST_NAMED} more classes", rest / total))
@@ -135,7 +144,7 @@ def draw_side_by_side(
     colours = palette(classes)
     shares = [counts / max(1, values.size) for counts, values in zip(found, (labels, predicted), strict=True)]
     rows = [
-        (tuple(colours[i].tolist()), _shortened(class_names[i]), (shares[0][i], shares[1][i]))
+        (tuple(colours[i].tolist()), shortened(class_names[i]), (shares[0][i], shares[1][i]))
         for i in order[:MOST_NAMED]
     ]
     image = enlarged(image)  # before the lines between the classes are drawn: they stay thin
@@ -149,7 +158,7 @@ def _beside(pictures: list[Image.Image], rows: list, titles: list[str]) -> Image
     height = pictures[0].height
     # a legend of all rows must fit beside the picture, in letters that can be read
     size = int(np.clip(height / 24, 14, 28))
-    font, line = _font(size), int(size * 1.5)
+    font, line = label_font(size), int(size * 1.5)
     texts = [(name, " / ".join(_percent(share) for share in np.atleast_1d(shares))) for _, name, shares in rows]
     name_width = int(max([font.getlength(name) for name, _ in texts], default=0))
     share_width = int(max([font.getlength(share) for _, share in texts], default=0))
@@ -189,7 +198,7 @@ def enlarged(picture: Image.Image) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=4)
-def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
+def label_font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
     """DejaVu Sans where matplotlib brings it, as it has most alphabets; otherwise Pillow's own."""
     try:
         from matplotlib import get_data_path
@@ -199,7 +208,7 @@ def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
         return ImageFont.load_default(size)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """ADE20K's names list synonyms: the first of them, cut where it is still too long."""
     name = name.split(",")[0].strip() or name
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
