@@ -18,7 +18,7 @@ from torch import nn
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
 
-__all__ = ["LoadReport", "load_official"]
+__all__ = ["LoadReport", "load_official", "read_checkpoint"]
 
 # In this order: where averaged weights are stored beside the raw ones, the published accuracy is theirs.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
@@ -91,7 +91,7 @@ def load_official(
         CheckpointError: The file holds no weights, or those of another model; the message names them.
         FileNotFoundError: No such file.
     """
-    content = _read(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
+    content = read_checkpoint(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
     if hasattr(model, "heads"):  # a backbone with more around it
         from vitgraft._checkpoints_dense import load_whole
 
@@ -124,7 +124,13 @@ def load_official(
     return report
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a .safetensors file or a file of torch.save holds; nothing in it can run code.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Damaged, or it holds more than tensors and plain values.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}")

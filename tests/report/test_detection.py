@@ -2,7 +2,7 @@ import pytest
 
 from vitgraft.report.detection import build, cost
 
-SWIN = {"blocks": [], "swin_padding": "authors"}  # the authors' Swin, without grafts
+SWIN = {"blocks": []}  # the authors' Swin, without grafts
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ graft_swin_tiny graft_swin_tiny_1scale graft_swin_small cswin_tiny graft_cswin_t
 
 def test_all_recipes_are_there():
     assert {f"imagenet1k/{name}.yaml" for name in IMAGENET.split()} <= set(NAMES)
+    coco = [f"{b}_{s}_{k}" for b in ("swin", "graft_swin") for s in ("tiny", "small") for k in ("1x", "3x")]
+    assert {f"coco/mask_rcnn_{name}_coco.yaml" for name in coco} <= set(NAMES)
     for folder in ("cifar10", "finetune"):
         assert sum(name.startswith(folder) for name in NAMES) >= 3
 
@@ -33,11 +35,12 @@ def test_all_recipes_are_there():
 def test_header(name):
     text = (FOLDER / name).read_text()
     header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
-    assert re.search(r"Printed top-1: .*Measured here: ", header)
+    assert re.search(r"Printed (top-1|AP|mIoU): .*Measured here: ", header)
     assert "# Expected cost: " in header
     for who in ("1 GPU:  ", "8 GPUs: "):
-        (command,) = re.findall(rf"^# {who}vitgraft fit --config (\S+) .*--data\.root DIR", header, re.MULTILINE)
+        (command, options) = re.findall(rf"^# {who}vitgraft fit --config (\S+) (.*)", header, re.MULTILINE)[0]
         assert command == f"recipes/{name}"
+        assert ("--data.root DIR" in options) != name.startswith("digits/")  # which come with the library
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,23 @@ def test_hyper_parameters_on_eight_processes(name, lr, ends, epochs, drop_path, 
     assert recipe["trainer"].get("gradient_clip_val") == clip
     assert (task["mixup"], task["cutmix"], task["smoothing"], task["weight_decay"]) == (0.8, 1.0, 0.1, 0.05)
     assert (data["auto_augment"], data["reprob"]) == ("rand-m9-mstd0.5-inc1", 0.25)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("coco/")])
+def test_hyper_parameters_of_the_swin_authors_detector(name):
+    """shared recipes.md section 3; stochastic depth of both schedules: section 3.2 of the paper."""
+    recipe = read_recipe(FOLDER / name)
+    task, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
+    once = "_1x_" in name
+    assert ("graft_swin" in name, "small" in name) == (task["graft"] != {"blocks": []}, "small" in task["model"])
+    assert task["model_kwargs"]["drop_path_rate"] == (0.1 if once else 0.2)
+    assert task["sched_kwargs"] == {"decay_milestones": [8, 11] if once else [27, 33], "decay_rate": 0.1}
+    assert (task["opt"], task["lr"], task["betas"], task["weight_decay"]) == ("adamw", 1e-4, [0.9, 0.999], 0.05)
+    assert (task["warmup_steps"], task["warmup_lr"], task["lr_batch"]) == (500, 1e-7, 8 * data["batch_size"])
+    assert (data["short_side"], data["max_size"]) == (800, 1333)
+    assert data["augmentation"] == ("single" if once else "multiscale")
+    assert trainer["max_epochs"] == (12 if once else 36) and "gradient_clip_val" not in trainer
+    assert "detector" not in task  # the defaults of MaskRCNN are the authors'
 
 
 @pytest.mark.slow

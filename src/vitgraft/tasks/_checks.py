@@ -1,6 +1,7 @@
 """Ranges of the options of the tasks: everything that is wrong at once, each with its name and what would work."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,6 +78,25 @@ def classification_problems(values: Mapping[str, Any]) -> list[str]:
     if smoothing is not None and not 0 <= smoothing < 1:
         found.append(f"smoothing={smoothing!r} must be a number from 0 up and below 1")
     return found
+
+
+def detector_problems(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the options of `MaskRCNN` that a recipe gives under `detector`."""
+    from vitgraft.models.mask_rcnn import MaskRCNN
+
+    known = [name for name in inspect.signature(MaskRCNN).parameters if name not in ("model", "num_classes", "masks")]
+    found = []
+    for name in options:
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known)) or f"there are {', '.join(known)}"
+            found.append(f"{name}: the detector has no such option; {close}")
+    counts = ("fpn_channels", "box_channels", "mask_channels", "anchors_sampled", "boxes_sampled", "detections")
+    found += ranges(options, ("anchor_scale", "finest"), ("mask_convs",), ("score_threshold", "nms_threshold"), counts)
+    for name in ("proposals", "proposals_before"):
+        value = options.get(name, (1, 1))
+        if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
+            found.append(f"{name}={value!r} must be two whole numbers from 1 up: in training and in evaluation")
+    return [f"detector.{problem}" for problem in found]
 
 
 def _names(given: Mapping[str, Any]) -> list[str]:

@@ -58,6 +58,32 @@ def build_model(
     return vitgraft.graft(model, **graft) if graft is not None and not named else model
 
 
+def build_backbone(
+    name: str,
+    model_kwargs: Mapping[str, Any] | None = None,
+    graft: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    device: str | None = None,
+) -> nn.Module:
+    """A timm model as the backbone of a dense task, without classifier; see `build_model`.
+
+    Raises:
+        ModelSpecError: Also where the model takes images of one size only, and none was asked for.
+    """
+    options = dict(model_kwargs or {})
+    model = build_model(name, 0, options, graft, pretrained, device=device)
+    patches = getattr(model, "patch_embed", None)
+    size = getattr(patches, "img_size", None)
+    if getattr(patches, "strict_img_size", False) and size is not None and "img_size" not in options:
+        hint = "model_kwargs: {img_size: ...} gives it another"
+        if name.startswith("swin_"):
+            hint = f"graft_{name.split('.')[0]} with graft: {{blocks: []}} is that Swin without a graft, for every size"
+        elif hasattr(model, "dynamic_img_size"):
+            hint = "model_kwargs: {dynamic_img_size: true} lets it take every size"
+        raise ModelSpecError(f"{name} takes images of {size[0]} x {size[1]} pixels only; {hint}")
+    return model
+
+
 def _is_unsafe(error: BaseException | None) -> bool:
     """Whether torch refused to run what a file wants to run; timm wraps its error in others."""
     while error is not None:

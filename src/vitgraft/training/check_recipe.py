@@ -11,11 +11,22 @@ from jsonargparse import ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.strategies import StrategyRegistry
 
+from vitgraft.errors import MissingExtraError
 from vitgraft.training.recipe import close, with_init_args
 
 __all__ = ["find_problems", "parameters_of", "resolve", "with_class_paths"]
 
 KINDS = {"model": LightningModule, "data": LightningDataModule}
+# Where the classes are that recipes name without their module. Each is imported when it is named, since a task may need
+# an extra that the others do without
+MODULES = {
+    "Classification": "vitgraft.tasks.classification",
+    "ImageData": "vitgraft.data.datamodule",
+    "Detection": "vitgraft.tasks.detection",
+    "DetectionData": "vitgraft.data.detection",
+    "Segmentation": "vitgraft.tasks.segmentation",
+    "SegmentationData": "vitgraft.data.segmentation",
+}
 
 
 def find_problems(
@@ -75,7 +86,7 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
         return [f"{key}.class_path: which task? Classification, Detection or Segmentation"]
     cls = resolve(path, KINDS[key])
     if cls is None:
-        names = sorted(c.__name__ for c in _subclasses(KINDS[key]) if c.__module__.startswith("vitgraft"))
+        names = [name for name in MODULES if name.endswith("Data") == (key == "data")]
         return [f"{key}.class_path: {path!r} cannot be imported; vitgraft has {', '.join(names)}"]
     options = {k: v for k, v in value.items() if k not in ("class_path", "init_args", "dict_kwargs")}
     inner = value.get("init_args") or {}
@@ -177,11 +188,19 @@ def _subclasses(cls: type) -> set[type]:
 
 
 def resolve(path: str, kind: type) -> type | None:
-    """The class of an import path, or of a bare name among what is imported."""
+    """The class of an import path, or of a bare name: one of vitgraft's, or any that is imported.
+
+    Raises:
+        MissingExtraError: It is vitgraft's, and needs what is not installed.
+    """
+    if path in MODULES:
+        path = f"{MODULES[path]}.{path}"
     if "." not in path:
         return next((cls for cls in _subclasses(kind) if cls.__name__ == path), None)
     module, _, name = path.rpartition(".")
     try:
         return getattr(__import__(module, fromlist=[name]), name)
+    except MissingExtraError:
+        raise
     except (ImportError, AttributeError):
         return None

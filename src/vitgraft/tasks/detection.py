@@ -1,0 +1,136 @@
+"""Training a detector: boxes, or boxes and masks, on any backbone.
+
+This module needs the `train` extra, and the `detection` extra from the first evaluation on; it is imported by what
+trains, never by `import vitgraft`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from vitgraft.errors import ModelSpecError
+from vitgraft.models.mask_rcnn import MaskRCNN
+from vitgraft.tasks._checks import detector_problems
+from vitgraft.tasks._models import build_backbone
+from vitgraft.tasks._start_weights import load_start_weights, new_parts
+from vitgraft.tasks.task import Task
+
+__all__ = ["Detection"]
+
+
+class Detection(Task):
+    """A Mask R-CNN or Faster R-CNN and how it is trained.
+
+    Logs `train/loss`, each of its parts and `lr` every step, and at every validation `val/box_ap`, `val/box_ap50`,
+    `val/box_ap75` and, with masks, `val/mask_ap`, `val/mask_ap50`, `val/mask_ap75` (0 to 1), with `_ema` behind them
+    for averaged weights.
+
+    Args:
+        model: Name of a timm backbone (vitgraft's are among them), or a `MaskRCNN`.
+        num_classes: Without the background; None takes those of the data.
+        masks: False trains a Faster R-CNN, on boxes alone; None takes the masks where the data has them.
+        detector: Further options of `vitgraft.models.mask_rcnn.MaskRCNN`: widths, anchors, numbers of proposals.
+        **kwargs: Of `Task`: the backbone's other options, optimizer, schedule, seed.
+
+    Raises:
+        RecipeError: Options out of range; the message names all of them.
+    """
+
+    LOGGED: ClassVar = {name: name for name in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")}
+    MAIN = "box_ap"
+    DATA = "vitgraft.data.detection.DetectionData"
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        num_classes: int | None = None,
+        masks: bool | None = None,
+        detector: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        super().__init__(model, num_classes, **kwargs)
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """What is out of range among these options (all of them, each with its name)."""
+        return super().problems(values) + detector_problems(values.get("detector") or {})
+
+    @classmethod
+    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """Why a detector cannot be built from options that are fine one by one; tried without making a tensor."""
+        if not isinstance(values.get("model"), str) or ":" in values["model"]:
+            return []
+        try:
+            with torch.device("meta"):
+                backbone = build_backbone(
+                    values["model"], values.get("model_kwargs"), values.get("graft"), device="meta"
+                )
+                MaskRCNN(backbone, values.get("num_classes") or 2, **(values.get("detector") or {}))
+        except (ModelSpecError, TypeError, ValueError) as error:  # GraftError is a ValueError
+            return [f"model: {error}"]
+        return []
+
+    def setup(self, stage: str) -> None:
+        """As `Task.setup`; takes from the data whether there are masks."""
+        super().setup(stage)
+        if self.hparams.masks is None:
+            self.hparams.masks = getattr(getattr(self.trainer, "datamodule", None), "has_masks", True)
+
+    def build(self) -> nn.Module:
+        """The detector around the named backbone, which starts from the recipe's weights; says what was loaded."""
+        h = self.hparams
+        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained)
+        masks = h.masks is None or h.masks
+        detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
+        features = detector.backbone.features
+        if h.checkpoint_path:
+            self.print(load_start_weights(detector, features, h.checkpoint_path))
+        elif h.pretrained:
+            self.print(f"start weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
+        return detector
+
+    def backbone_of(self, model: nn.Module) -> nn.Module:
+        """The timm model inside the detector."""
+        return model.backbone.features.backbone if isinstance(model, MaskRCNN) else model
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Sum of the losses of a batch with `images` (list) and `targets` (list)."""
+        self.before_step(batch_idx)
+        losses = self.model(list(batch.images), list(batch.targets))
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch.images))
+        loss = sum(losses.values())
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        return loss
+
+    def make_metric(self) -> Any:
+        """COCO's average precisions of boxes and masks (`vitgraft.evaluation.coco.DetectionMetrics`)."""
+        from vitgraft.evaluation.coco import DetectionMetrics
+
+        return DetectionMetrics(self.class_names, self.hparams.masks is None or self.hparams.masks)
+
+    def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> None:
+        """Counts the detections in a batch, in the pixels of the image files; unreadable images are left out."""
+        if len(batch.images):
+            sizes = [target["orig_size"] for target in batch.targets]
+            metric.update(model(list(batch.images), sizes=sizes), list(batch.targets))
+
+    def write_report(
+        self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
+    ) -> list[Path]:
+        """See `vitgraft.evaluation.detection_files.write_report`."""
+        from vitgraft.evaluation.detection_files import write_report
+
+        return write_report(folder, report, self.class_names, title, facts, unreadable)
+
+    def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
+        """See `vitgraft.evaluation.detection_files.print_report`."""
+        from vitgraft.evaluation.detection_files import print_report
+
+        print_report(console, report, self.class_names, title, unreadable)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, torch.Tensor]]:
+        """Detections of each image, in the pixels of its file."""
+        return self.model(list(batch.images), sizes=[target["orig_size"] for target in batch.targets])
