@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from vitgraft.data.decode import decode_image
 from vitgraft.data.objects import Objects, ObjectSource, is_polygon, usable
-from vitgraft.data.sources import FileSource, ImageSource, Names
+from vitgraft.data.sources import FileSource, ImageSource
 from vitgraft.data.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
 from vitgraft.errors import DataError, ImageError
 
@@ -34,8 +35,8 @@ FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
 class CocoSource(ObjectSource):
     """The images and objects of one COCO json.
 
-    The annotations are kept as text and read again image by image: as Python objects, those of COCO's training set
-    would take gigabytes in each worker process.
+    The annotations are kept as bytes and unpacked image by image: as Python objects, those of COCO's training set would
+    take gigabytes in each worker process.
 
     Args:
         values: what the json holds.
@@ -57,7 +58,7 @@ class CocoSource(ObjectSource):
             if twice := [i for i, count in Counter(ids).items() if count > 1]:
                 raise DataError(f"{shown}: {what} ids that are there twice: {twice[:5]}; see vitgraft check-data")
         place = {number: i for i, number in enumerate(self.ids.tolist())}
-        texts: list[list[str]] = [[] for _ in images]
+        kept: list[list[dict[str, Any]]] = [[] for _ in images]
         self.counts = np.zeros((len(images), 2), dtype=np.int64)  # objects to learn from, objects in all
         self.has_masks = any("segmentation" in one for one in values["annotations"])
         known, strange = set(self.category_ids), Counter()
@@ -71,8 +72,10 @@ class CocoSource(ObjectSource):
             if not good and not crowd:
                 strange["without a usable box or mask"] += 1
             self.counts[where] += (good, 1)
-            texts[where].append(json.dumps({name: one[name] for name in _KEPT if name in one}))
-        self.texts = Names([f"[{','.join(parts)}]" for parts in texts])
+            kept[where].append({name: one[name] for name in _KEPT if name in one})
+        packed = [pickle.dumps(annotations, protocol=5) for annotations in kept]
+        self.ends = np.cumsum([len(part) for part in packed], dtype=np.int64)
+        self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
         self.strange = dict(strange)  # what is not used, by reason
 
     def __len__(self) -> int:
@@ -87,7 +90,9 @@ class CocoSource(ObjectSource):
     def objects(self, index: int) -> Objects:
         """What the json says of an image."""
         height, width = self.sizes[index].tolist()
-        return Objects(json.loads(self.texts[index]), (height, width), self.category_ids)
+        start = int(self.ends[index - 1]) if index else 0
+        annotations = pickle.loads(self.packed[start : self.ends[index]])
+        return Objects(annotations, (height, width), self.category_ids)
 
     def load(self, index: int) -> tuple[Image.Image, Objects]:
         objects, data, name = self.objects(index), self.files.read(index), self.name(index)

@@ -199,8 +199,9 @@ class DetectionData(DataModule):
         wrong += [
             f"{name}={values[name]}: at least {low}" for name, low in least.items() if values.get(name, low) < low
         ]
-        if values.get("max_size", 1333) < values.get("short_side", 800):
-            wrong.append(f"max_size={values['max_size']}: at least short_side={values.get('short_side', 800)}")
+        short_side, max_size = values.get("short_side", 800), values.get("max_size", 1333)
+        if max_size < short_side:
+            wrong.append(f"max_size={max_size}: at least short_side={short_side}")
         if "scene_size" in values:
             try:
                 DigitObjects(1, size=values["scene_size"])

@@ -7,6 +7,7 @@ in the order of their ids: 1 to C; 0 is the background.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
 
 def is_polygon(polygon: Any) -> bool:
     """Whether it has at least 3 points, whole ones, all finite."""
-    return len(polygon) >= 6 and len(polygon) % 2 == 0 and bool(np.isfinite(polygon).all())
+    return len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(math.isfinite, polygon))
 
 
 def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
@@ -213,7 +214,7 @@ def usable(annotation: dict[str, Any]) -> bool:
     SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_parse_ann_info` leaves out the others.
     """
     box = annotation["bbox"]
-    return not annotation.get("iscrowd") and all(map(np.isfinite, box)) and min(box[2:]) >= 1
+    return not annotation.get("iscrowd") and all(map(math.isfinite, box)) and min(box[2:]) >= 1
 
 
 def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:

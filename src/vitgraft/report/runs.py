@@ -5,6 +5,7 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,42 @@ from vitgraft.training.recipe import with_init_args
 
 __all__ = ["print_terminal", "read_run", "read_runs", "summarize", "to_markdown"]
 
-# What the printed table shows of a run's last evaluation; per cent of 1
-METRICS = {"acc": "top1", "acc5": "top5", "ece": "ece"}
+
+@dataclass(frozen=True)
+class Kind:
+    """What a task's results are called.
+
+    Attributes:
+        kind: Of the record.
+        metrics: Names in metrics.csv behind `val/` -> names in the record; the first is the one that counts.
+        headings: Of these in the printed table.
+    """
+
+    kind: str
+    metrics: Mapping[str, str]
+    headings: tuple[str, ...]
+
+    @property
+    def main(self) -> str:
+        return next(iter(self.metrics))
+
+
+# By the class name of the task
+KINDS = {
+    "Classification": Kind(
+        "classification", {"acc": "top1", "acc5": "top5", "ece": "ece"}, ("top-1 %", "top-5 %", "ECE %")
+    ),
+    "Detection": Kind(
+        "detection",
+        {name: name for name in ("box_ap50", "box_ap", "mask_ap50", "mask_ap")},
+        ("box AP50", "box AP", "mask AP50", "mask AP"),
+    ),
+    "Segmentation": Kind(
+        "segmentation",
+        {"mIoU": "miou", "acc": "pixel_accuracy", "acc_class": "mean_class_accuracy"},
+        ("mIoU %", "pixel accuracy %", "mean class accuracy %"),
+    ),
+}
 
 
 def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
@@ -24,8 +59,8 @@ def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
         dataset: Name of the data; None takes the last part of the data's path.
 
     Returns:
-        JSON values: kind, name, dataset, model, model_options, seed, metrics (of the last evaluation; top1, top5 and
-        ece in per cent), curve (one entry for each evaluation), recipe, and what run.json says of
+        JSON values: kind, name, dataset, model, model_options, seed, metrics (of the last evaluation; all but losses in
+        per cent), curve (one entry for each evaluation), recipe, and what run.json says of
         versions, commit and hardware.
 
     Raises:
@@ -39,9 +74,10 @@ def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
         recipe = record["recipe"]
         recipe = {**recipe, "model": with_init_args(recipe["model"]), "data": with_init_args(recipe["data"])}
         options, data = recipe["model"]["init_args"], recipe["data"].get("init_args", {})
+        kind = KINDS[recipe["model"].get("class_path", "Classification").rpartition(".")[2]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not the folder of a run that vitgraft fit made ({error})") from error
-    curve = [_evaluation(row) for row in rows if row.get("val/acc")]
+    curve = [_evaluation(row, kind.metrics) for row in rows if row.get(f"val/{kind.main}")]
     if not curve:
         raise ValueError(f"{folder}: nothing was evaluated yet; run it for an epoch at least")
     model_options = {**(options.get("model_kwargs") or {})}
@@ -49,9 +85,9 @@ def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
         model_options["graft"] = options["graft"]
     known = {"recipe", "recipe_name"}
     return {
-        "kind": "classification",
+        "kind": kind.kind,
         "name": record.get("recipe_name") or re.sub(r"[-_](seed)?\d+$", "", folder.name),
-        "dataset": dataset or Path(str(data.get("root") or data.get("train"))).name,
+        "dataset": dataset or _dataset(data),
         "model": options["model"],
         "model_options": model_options,
         "seed": recipe.get("seed_everything", 0),
@@ -62,13 +98,19 @@ def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
     }
 
 
-def _evaluation(row: Mapping[str, str]) -> dict[str, float]:
-    """One evaluation of metrics.csv; accuracies and calibration errors, which lie there as 0 to 1, in per cent."""
+def _dataset(data: Mapping[str, Any]) -> str:
+    """The name of the data's folder or tar, without its ending; that of what is taken where there is none."""
+    path = data.get("root") or data.get("train")
+    return Path(str(path)).name.split(".")[0] if path else "digits"
+
+
+def _evaluation(row: Mapping[str, str], names: Mapping[str, str]) -> dict[str, float]:
+    """One evaluation of metrics.csv; all but losses, which lie there as 0 to 1, in per cent."""
     found: dict[str, float] = {"epoch": int(row["epoch"]), "step": int(row["step"])}
     for key, value in row.items():
         if key.startswith("val/") and value:
             name, _, suffix = key.removeprefix("val/").partition("_ema")
-            name = METRICS.get(name, name) + ("_ema" if "_ema" in key else "") + suffix
+            name = names.get(name, name) + ("_ema" if "_ema" in key else "") + suffix
             found[name] = float(value) * (1 if name.startswith("loss") else 100)
     return found
 
@@ -94,8 +136,8 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Runs that differ in nothing but their seed, as one: mean, sample standard deviation and the single values.
 
     Returns:
-        One dict for each recipe, in the order of the first runs: name, dataset, seeds, and for each of top1, top5 and
-        ece (per cent) "values", "mean" and "spread" (None for one run).
+        One dict for each recipe, in the order of the first runs: name, kind, dataset, seeds, and for each metric of
+        its kind (per cent) "values", "mean" and "spread" (None for one run).
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -104,8 +146,10 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     summaries = []
     for runs in groups.values():
         runs = sorted(runs, key=lambda run: run["seed"])
-        summary = {"name": runs[0]["name"], "dataset": runs[0]["dataset"], "seeds": [run["seed"] for run in runs]}
-        for metric in METRICS.values():
+        kind = next(kind for kind in KINDS.values() if kind.kind == runs[0]["kind"])
+        summary = {name: runs[0][name] for name in ("name", "kind", "dataset")}
+        summary["seeds"] = [run["seed"] for run in runs]
+        for metric in kind.metrics.values():
             values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
             if values:
                 spread = statistics.stdev(values) if len(values) > 1 else None
@@ -135,38 +179,51 @@ def _without_seed(recipe: Any) -> Any:
     return recipe
 
 
-def _texts(summary: Mapping[str, Any]) -> list[str]:
+def _texts(summary: Mapping[str, Any], kind: Kind) -> list[str]:
     def shown(metric: str) -> str:
         values = summary.get(metric)
         if values is None:
             return "-"
         return f"{values['mean']:.2f}" + ("" if values["spread"] is None else f" ± {values['spread']:.2f}")
 
-    single = ", ".join(f"{value:.2f}" for value in summary["top1"]["values"])
-    return [summary["name"], summary["dataset"], shown("top1"), single, shown("top5"), shown("ece")]
+    main, *others = kind.metrics.values()
+    single = ", ".join(f"{value:.2f}" for value in summary[main]["values"])
+    return [summary["name"], summary["dataset"], shown(main), single, *map(shown, others)]
 
 
-HEADINGS = ("recipe", "data", "top-1 %", "each seed", "top-5 %", "ECE %")
+def _headings(kind: Kind) -> list[str]:
+    main, *others = kind.headings
+    return ["recipe", "data", main, "each seed", *others]
+
+
+def _by_kind(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[Kind, list[Mapping[str, Any]]]]:
+    groups = [(kind, [one for one in summaries if one["kind"] == kind.kind]) for kind in KINDS.values()]
+    return [(kind, group) for kind, group in groups if group]
 
 
 def to_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The summaries as a Markdown table."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
-    lines += ["| " + " | ".join(_texts(summary)) + " |" for summary in summaries]
-    return "\n".join(lines) + "\n"
+    """The summaries as Markdown tables, one for each kind."""
+    tables = []
+    for kind, group in _by_kind(summaries):
+        headings = _headings(kind)
+        lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
+        lines += ["| " + " | ".join(_texts(summary, kind)) + " |" for summary in group]
+        tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
 
 
 def print_terminal(summaries: Sequence[Mapping[str, Any]], console: Any) -> None:
-    """Prints the summaries as a table."""
+    """Prints the summaries as tables, one for each kind."""
     from rich import box
     from rich.table import Table
 
     from vitgraft.report.terminal import print_whole
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
-    for summary in summaries:
-        table.add_row(*_texts(summary))
-    print_whole(console, table)
+    for kind, group in _by_kind(summaries):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        for number, heading in enumerate(_headings(kind)):
+            table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+        for summary in group:
+            table.add_row(*_texts(summary, kind))
+        print_whole(console, table)
     console.print("mean ± sample standard deviation over seeds, of the last evaluation of each run", style="dim")
