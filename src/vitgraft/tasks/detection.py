@@ -82,7 +82,7 @@ class Detection(Task):
     def build(self) -> nn.Module:
         """The detector around the named backbone, which starts from the recipe's weights; says what was loaded."""
         h = self.hparams
-        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained)
+        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained and not h.checkpoint_path)
         masks = h.masks is None or h.masks
         detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
         features = detector.backbone.features
