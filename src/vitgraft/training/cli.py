@@ -132,7 +132,6 @@ class VitgraftCLI(LightningCLI):
         parser.add_argument("--weights", type=WEIGHTS, default=None, help="Weights of the checkpoint: raw or ema.")
         for name, part in PARTS.items():
             parser.add_lightning_class_args(part, name)
-        parser.set_defaults({"data": {"class_path": DATA}})
         parser.link_arguments("out", "trainer.default_root_dir")
         for target in ("model.init_args.seed", "data.init_args.seed"):
             parser.link_arguments("seed_everything", target)
