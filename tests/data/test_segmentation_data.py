@@ -1,5 +1,7 @@
 """SegmentationData: digit scenes, pairs of files, batches as functions of (seed, epoch, step), and clear refusals."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from label_sets import SIZE, blocks, label_bytes, write_pairs
 
 from vitgraft.data.segmentation import SegmentationData
 from vitgraft.errors import DataError
+from vitgraft.training import cli
+from vitgraft.training.recipe import Request, as_text
 
 FILES = {"reduce_zero_label": True, "workers": 0, "batch_size": 2, "crop_size": 32}
 
@@ -134,3 +138,20 @@ def test_camvid():
     assert batch.images.shape == (3, 3, 128, 128) and set(batch.labels.unique().tolist()) <= {*range(11), 255}
     batch = next(iter(data.val_dataloader()))
     assert batch.images[0].shape == (3, 360, 480) and batch.labels[0].shape == (360, 480) and not batch.bad
+
+
+def test_a_recipe_takes_no_defaults_of_other_data():
+    """ImageData has options of the same names: jsonargparse once carried its values of `train` and `scale` over."""
+    options = {"class_path": "SegmentationData", "init_args": {"root": "x", "reduce_zero_label": True}}
+    recipe = {"model": {"class_path": "Segmentation", "init_args": {"model": "swin_tiny"}}, "data": options}
+
+    class Parsed(cli.VitgraftCLI):
+        def instantiate_classes(self) -> None:
+            self.model = self.datamodule = self.trainer = None
+
+    recipe = cli.with_class_paths(recipe, {"data": cli.DATA})
+    parsed = vars(Parsed(Request("fit"), ["fit", "--config", as_text(recipe)]).config.fit.data.init_args)
+    own = inspect.signature(SegmentationData.__init__).parameters
+    assert (parsed["train"], parsed["scale"], parsed["batch_size"]) == ("training", (0.5, 2.0), 16)
+    differ = {name for name in parsed if parsed[name] != own[name].default}
+    assert differ == {"root", "reduce_zero_label"}

@@ -95,6 +95,40 @@ def test_terminal_alone_and_options_of_other_tasks(detector, photos, monkeypatch
     assert main(["predict", "--ckpt", "RUN", str(photos), "--score", "2"]) == 2
 
 
+def test_the_detector_of_a_run(tmp_path):
+    """A checkpoint as a run leaves it: the same detections as the model that was saved."""
+    pl = pytest.importorskip("pytorch_lightning")
+    from vitgraft.data.detection import DetectionData
+    from vitgraft.evaluation.detector import open_detector
+    from vitgraft.tasks.detection import Detection
+    from vitgraft.training.checkpoints import Checkpoints
+
+    vit = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
+    heads = {"fpn_channels": 16, "box_channels": 32, "mask_channels": 16, "mask_convs": 1, "proposals": [40, 40]}
+    heads["score_threshold"] = 0.0
+    task = Detection("vit_tiny_patch16_224", model_kwargs=vit, detector=heads, warmup_steps=1)
+    data = DetectionData(scenes=2, val_scenes=2, scene_size=64, batch_size=2, workers=0, mean=(0.1, 0.2, 0.3))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Checkpoints()],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(task, datamodule=data)
+    opened = open_detector(str(tmp_path / "last.ckpt"))
+    assert opened.class_names == tuple("0123456789") and opened.weights == "raw"
+    assert opened.preprocessing.native and opened.preprocessing.mean == (0.1, 0.2, 0.3)
+    image, objects = data.source("val").load(0)
+    found = detect(opened, image)
+    with torch.inference_mode():
+        own = task.model.eval()([data.samples("val", False)[0][0]], sizes=[objects.size])[0]
+    assert len(found["boxes"]) > 0 and torch.equal(torch.from_numpy(found["boxes"]), own["boxes"])
+    assert torch.equal(torch.from_numpy(found["masks"]), own["masks"])
+
+
 def test_what_a_picture_shows():
     image = Image.new("RGB", (100, 80), "black")
     masks = np.zeros((2, 80, 100), dtype=bool)

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,6 +94,28 @@ def test_predict_in_the_terminal_and_wrong_requests(run, images, capsys):
     for words in ("--pictures DIR writes overlays", "--memory 0", "no averaged weights", "--pictures is for"):
         assert words in error
     assert main(["predict", "--ckpt", str(run), str(images / "broken.jpg")]) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_image_once(run, tmp_path):
+    words = ["validate", "--config", str(run.parent / "tiny.yaml"), "--ckpt_path", str(run / "best.ckpt")]
+    words += ["--data.val_scenes", "5", "--out"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    words += [str(tmp_path / "two"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vitgraft", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = []
+    for name in ("one", "two"):
+        (path,) = (tmp_path / name).rglob("metrics.json")
+        found.append(json.loads(path.read_text()))
+    assert found[0]["metrics"]["num_images"] == 5 and found[0]["metrics"]["num_pixels"] == 5 * 64 * 64
+    assert found[0]["counts"] == found[1]["counts"] and found[0]["metrics"] == found[1]["metrics"]
 
 
 def test_predict_says_what_the_task_says(run):

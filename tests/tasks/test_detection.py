@@ -209,3 +209,17 @@ def test_swin_stages_and_wrong_files(tmp_path):
         loaded(detector(), tmp_path / "swin.pth")
     with pytest.raises(CheckpointError, match="no checkpoint file"):
         loaded(model, tmp_path / "none.pth")
+
+
+def test_a_checkpoint_wins_over_pretrained_weights(tmp_path, monkeypatch):
+    torch.save(classifier().state_dict(), tmp_path / "timm.pth")
+    asked = []
+    monkeypatch.setattr(
+        "vitgraft.tasks.detection.build_backbone",
+        lambda name, kwargs, graft, pretrained: asked.append(pretrained) or build_backbone(name, kwargs, graft),
+    )
+    task = Detection(**OPTIONS, num_classes=3, pretrained=True, checkpoint_path=str(tmp_path / "timm.pth"))
+    task.configure_model()
+    assert asked == [False]
+    value = task.model.backbone.features.backbone.blocks[0].attn.qkv.weight
+    assert torch.equal(value, classifier().blocks[0].attn.qkv.weight)

@@ -111,6 +111,8 @@ def test_multi_scale_is_an_option_of_the_evaluation(tmp_path):
     task = Segmentation(Sizes(), num_classes=11, scales=[0.5, 1.0], flip=True)
     trainer(tmp_path).validate(task, scenes(val_scenes=1), verbose=False)
     assert sizes == [(32, 32)] * 2 + [(64, 64)] * 2
+    files = task.write_report(tmp_path / "validate", task.reports["raw"], "title", {}, [])
+    assert {file.parent for file in files} == {tmp_path / "validate_multi_scale"}
 
 
 def test_all_wrong_options_at_once():

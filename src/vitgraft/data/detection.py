@@ -105,6 +105,8 @@ class DetectionData(DataModule):
         masks: whether training needs masks; None takes them where the set has them.
         keep_empty: train on images without objects too.
         min_side: images with a smaller side are not trained on, pixels.
+        max_images: only so many images of each set, the first ones: for trials, and to see that a model can learn a
+            handful of images by heart.
         batch_size: images per step of each process.
         eval_batch_size: likewise in evaluation; None is `batch_size`.
         workers: loader processes for each process; they change nothing in the batches.
@@ -142,6 +144,7 @@ class DetectionData(DataModule):
         masks: bool | None = None,
         keep_empty: bool = False,
         min_side: int = 32,
+        max_images: int | None = None,
         batch_size: int = 2,
         eval_batch_size: int | None = None,
         workers: int = 4,
@@ -170,7 +173,7 @@ class DetectionData(DataModule):
         self.splits = {"train": train, "val": val, "test": test or val}
         self.folders = {"train": train_images, "val": val_images, "test": test_images if test else val_images}
         self.has_test = test is not None
-        self.masks, self.keep_empty, self.min_side = masks, keep_empty, min_side
+        self.masks, self.keep_empty, self.min_side, self.max_images = masks, keep_empty, min_side, max_images
         self.augmentation = DetectionAugmentation(
             augmentation or ("native" if root is None else "single"),
             tuple(short_sides),
@@ -195,9 +198,11 @@ class DetectionData(DataModule):
             values: options by name; those left out are not judged.
         """
         wrong = super().problems(values) + DetectionAugmentation.problems(values)
-        least = {"min_side": 1, "short_side": 1, "max_size": 1, "scenes": 1, "val_scenes": 1}
+        least = {"min_side": 1, "max_images": 1, "short_side": 1, "max_size": 1, "scenes": 1, "val_scenes": 1}
         wrong += [
-            f"{name}={values[name]}: at least {low}" for name, low in least.items() if values.get(name, low) < low
+            f"{name}={values[name]}: at least {low}"
+            for name, low in least.items()
+            if values.get(name) is not None and values[name] < low
         ]
         short_side, max_size = values.get("short_side", 800), values.get("max_size", 1333)
         if max_size < short_side:
@@ -277,14 +282,16 @@ class DetectionData(DataModule):
             train: whether it is augmented, and left without the images that nothing can be learned from.
         """
         source = self.source(split)
+        first = np.arange(len(source))[: self.max_images]
         if not train:
-            return DetectionSamples(source, self.preprocessing, seed=self.seed)
+            return DetectionSamples(source, self.preprocessing, seed=self.seed, keep=first)
         keep = source.to_learn(self.min_side, self.keep_empty) if isinstance(source, CocoSource) else None
         if keep is not None and not len(keep):
             raise DataError(
                 f"{source.where()}: no image to train on: of {len(source)} none has an object and sides of at least "
                 f"{self.min_side} pixels; keep_empty: true trains on images without objects, min_side on smaller ones"
             )
+        keep = (first if keep is None else keep)[: self.max_images]
         augmentation = DetectionAugmentation("native", hflip=0.0) if self.is_smoke else self.augmentation
         return DetectionSamples(source, self.preprocessing, augmentation, self.has_masks, self.seed, keep)
 

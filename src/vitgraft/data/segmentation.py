@@ -308,7 +308,7 @@ class SegmentationData(DataModule):
 
     def _open(self, split: str) -> PixelSource:
         if self.is_smoke:
-            size = tuple(min(side, 256) for side in self.preprocessing.input_size)
+            size = tuple(min(side, 128) for side in self.preprocessing.input_size)
             return GeneratedPixels(64 if split == "train" else 4, len(self.class_names), size)
         if self.is_digits:
             return DigitScenePixels(

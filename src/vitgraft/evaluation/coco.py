@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,8 @@ class DetectionMetrics(Metric):
                 f"image {number}: labels {min(labels)} to {max(labels)} for {len(self.class_names)} classes of the "
                 f"model and {len(objects.category_ids)} categories of the set; they count from 1"
             )
+        if isinstance(masks, Tensor):
+            masks = masks.detach().cpu().numpy()  # one copy from the GPU, not one for each object
         finite = (boxes.isfinite().all(1) & scores.isfinite()).nonzero().flatten().tolist()
         kept = []
         for i in finite:
@@ -131,7 +133,7 @@ class DetectionMetrics(Metric):
                 "score": float(scores[i]),
             }
             if self.masks:
-                one["segmentation"] = encode_mask(masks[i].cpu().numpy()) if isinstance(masks, Tensor) else masks[i]
+                one["segmentation"] = encode_mask(masks[i]) if isinstance(masks, np.ndarray) else masks[i]
             kept.append(one)
         return {"objects": objects, "found": kept, "nonfinite": len(boxes) - len(finite)}
 
@@ -140,7 +142,10 @@ class DetectionMetrics(Metric):
         return {name: torch.tensor(float(n)) for name, n in self.report().numbers().items() if n is not None}
 
     def report(self) -> DetectionReport:
-        """Everything that was counted, over all processes; all of them must call it. The first one computes."""
+        """Everything that was counted, over all processes; all of them must call it.
+
+        The first process computes; the others get its numbers, without the detections.
+        """
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
             return self._report(self.images)
@@ -149,9 +154,10 @@ class DetectionMetrics(Metric):
         distributed.gather_object(self.images, parts if first else None)
         shared: list[Any] = [None]
         if first:
-            shared = [self._report({number: image for part in reversed(parts) for number, image in part.items()})]
+            report = self._report({number: image for part in reversed(parts) for number, image in part.items()})
+            shared = [replace(report, detections={})]  # hundreds of megabytes on COCO, which nobody else writes
         distributed.broadcast_object_list(shared)
-        return shared[0]
+        return report if first else shared[0]
 
     def _report(self, images: dict[int, dict[str, Any]]) -> DetectionReport:
         images = dict(sorted(images.items()))

@@ -190,7 +190,7 @@ def _figure(report: DetectionReport, title: str):
             )
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=f"{kind}, mean of the classes")
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower left", fontsize="small")
+        axes.legend(loc="best", fontsize="small")
     figure.suptitle(title, fontsize="small")
     figure.tight_layout()
     return figure

@@ -81,15 +81,18 @@ class Detection(Task):
 
     def build(self) -> nn.Module:
         """The detector around the named backbone, which starts from the recipe's weights; says what was loaded."""
+        from pytorch_lightning.utilities import rank_zero_only
+
         h = self.hparams
-        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained)
+        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained and not h.checkpoint_path)
         masks = h.masks is None or h.masks
         detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
         features = detector.backbone.features
+        say = rank_zero_only(print)  # self.print needs a trainer
         if h.checkpoint_path:
-            self.print(load_start_weights(detector, features, h.checkpoint_path))
+            say(load_start_weights(detector, features, h.checkpoint_path))
         elif h.pretrained:
-            self.print(f"start weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
+            say(f"start weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
         return detector
 
     def backbone_of(self, model: nn.Module) -> nn.Module:

@@ -198,7 +198,12 @@ class Segmentation(Task):
     def write_report(
         self, folder: Path, report: SegmentationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.evaluation.segmentation_files.write_report`; the facts say how the classes were inferred."""
+        """See `vitgraft.evaluation.segmentation_files.write_report`; the facts say how the classes were inferred.
+
+        Several scales or flips go to FOLDER_multi_scale, so that they stand beside the plain evaluation's files.
+        """
+        if len(self.hparams.scales) > 1 or self.hparams.flip:
+            folder = folder.with_name(f"{folder.name}_multi_scale")
         how = {name: self.hparams[name] for name in ("window", "stride", "scales", "flip")}
         facts = {**facts, "inference": {**how, "scales": list(how["scales"])}}
         return write_report(folder, report, self.class_names, title, facts, unreadable)

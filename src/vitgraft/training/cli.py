@@ -32,9 +32,7 @@ except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
 from vitgraft.data.datamodule import ImageData
-from vitgraft.data.segmentation import SegmentationData  # noqa: F401  recipes name it without its module
 from vitgraft.tasks.classification import Classification
-from vitgraft.tasks.segmentation import Segmentation
 from vitgraft.training import run_folder
 from vitgraft.training.check_recipe import find_problems, resolve, with_class_paths
 from vitgraft.training.checkpoints import Checkpoints
@@ -47,7 +45,7 @@ from vitgraft.training.recipe import Request, as_text, merge, parse_words, with_
 __all__ = ["COMMANDS", "default_callbacks", "main"]
 
 COMMANDS = ("fit", "validate", "test")
-TASKS = (Classification, Segmentation)
+TASKS = (Classification,)
 WEIGHTS = Literal["raw", "ema"] | None
 # Sections of a recipe beside model, data and trainer: callbacks that every run has
 PARTS = {"checkpoints": Checkpoints, "ema": AveragedWeights, "guards": Guards}
@@ -134,7 +132,6 @@ class VitgraftCLI(LightningCLI):
         parser.add_argument("--weights", type=WEIGHTS, default=None, help="Weights of the checkpoint: raw or ema.")
         for name, part in PARTS.items():
             parser.add_lightning_class_args(part, name)
-        parser.set_defaults({"data": {"class_path": DATA}})
         parser.link_arguments("out", "trainer.default_root_dir")
         for target in ("model.init_args.seed", "data.init_args.seed"):
             parser.link_arguments("seed_everything", target)

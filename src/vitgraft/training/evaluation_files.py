@@ -69,6 +69,7 @@ class EvaluationFiles(pl.Callback):
             if limited(trainer, stage):
                 facts["limited"] = "only a part of the set was measured"
             written = pl_module.write_report(folder, report, stage, facts, unreadable)
+            folder = written[0].parent if written else folder  # the task may choose one beside it
             print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 
 

@@ -3,9 +3,11 @@
 _COMMON = """\
 options that most runs need (all of them: vitgraft {command} --help-all):
   --config FILE                 the recipe; given again, the later one wins
-  --data.root DIR               the images: DIR/train/CLASS/* and DIR/val/CLASS/*
+  --data.root DIR               the images: DIR/train/CLASS/* and DIR/val/CLASS/*; for detection a COCO set, for
+                                segmentation ADE20K's layout; those two make scenes of digits where there is none
   --data.batch_size N           images per process
-  --model.OPTION VALUE          e.g. --model.lr 1e-3   (all: --model.help Classification)
+  --model.OPTION VALUE          e.g. --model.lr 1e-3   (all: --model.help Classification,
+                                or Detection, or Segmentation)
   --trainer.OPTION VALUE        e.g. --trainer.max_epochs 20 --trainer.devices 8 --trainer.precision bf16-mixed
   --seed_everything N           of start weights, order, augmentation (default: 0)
   --out DIR                     folder of the run (default: runs/NAME OF THE RECIPE)
@@ -26,6 +28,8 @@ examples:
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR
   vitgraft fit --config recipes/imagenet1k/graft_swin_tiny.yaml --data.root DIR --trainer.devices 8
   vitgraft fit --config recipes/finetune/swin_tiny.yaml --data.root DIR --model.lr 1e-4
+  vitgraft fit --config recipes/digits/mask_rcnn_graft_swin_micro.yaml                  boxes and masks, without data
+  vitgraft fit --config recipes/ade20k/upernet_graft_swin_tiny_ade20k.yaml --data.root DIR
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR --resume   go on after an interruption
 """,
     "validate": """\

@@ -1,0 +1,52 @@
+"""Draws images, labels and predictions of a trained segmenter beside each other, for the documentation.
+
+python docs/draw_segmentation.py RUN ROOT docs/pictures/segmentation.png --split validation --images 5 40 80
+
+ROOT is a set in ADE20K's layout; without it ("-") the scenes of digits are drawn.
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from vitgraft.data.label_maps import LabelRule
+from vitgraft.data.segmentation import scene_config
+from vitgraft.data.semantic import DigitScenePixels, open_semantic
+from vitgraft.evaluation.segmentation_pictures import draw_side_by_side
+from vitgraft.evaluation.segmenter import open_segmenter, segment
+
+
+def draw(args: argparse.Namespace) -> None:
+    """One row for each image."""
+    segmenter = open_segmenter(args.run, args.weights)
+    names = segmenter.class_names
+    if args.root == "-":
+        source = DigitScenePixels(max(args.images) + 1, "test", config=scene_config(args.scene_size))
+    else:
+        rule = LabelRule(len(names), reduce_zero_label=not args.zero_is_a_class)
+        source = open_semantic(args.root, args.split, rule, names)
+    rows = []
+    for index in args.images:
+        image, labels = source.load(index)
+        rows.append(draw_side_by_side(image, labels, segment(segmenter, image), names))
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    sheet.save(args.picture, optimize=True)
+    print(f"{args.picture}: {sheet.width} x {sheet.height}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of a run, or its checkpoint")
+    parser.add_argument("root", help='folder or tar, or "-"')
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--images", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--weights", choices=("raw", "ema"))
+    parser.add_argument("--zero-is-a-class", action="store_true")
+    parser.add_argument("--scene-size", type=int, default=64)
+    draw(parser.parse_args())
