@@ -185,12 +185,12 @@ def _prepare(
     for fused in settings:
         with fused_attention(fused):
             one = _contestant(spec, make, fused, mode, dtype, device, config)
-            once = timed(one.step, 1, device)
-            if once < config.round_seconds:  # else it is warm after the first steps, and each of the next is long
+            seconds = timed(one.step, 1, device)
+            if seconds < config.round_seconds:  # a longer step is warm after the first, and shows its time in one
                 timed(one.step, 1, device)
                 once = timed(one.step, 1, device)
-            steps = max(1, round(config.round_seconds / 2 / once))
-            seconds = min(timed(one.step, steps, device) for _ in range(2)) / steps
+                steps = max(1, round(config.round_seconds / 2 / once))
+                seconds = min(timed(one.step, steps, device) for _ in range(2)) / steps
         tried.append((seconds, one))
     seconds, best = min(tried, key=lambda pair: pair[0])
     best.trial = {"on" if one.fused_attn else "off": config.batch_size / taken for taken, one in tried}

@@ -119,7 +119,9 @@ def measure_reach(
 
 
 def draw_reach(results: Sequence[Reach]) -> Any:
-    """One row for each system, one column for each stage; brightness is the logarithm of the gradient (mean of 4 x 4 pixels), grey is none.
+    """One row for each system, one column for each stage.
+
+    Brightness is the logarithm of the gradient, a mean over 4 x 4 pixels; grey is none.
 
     Returns:
         A matplotlib figure.

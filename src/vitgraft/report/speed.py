@@ -95,7 +95,8 @@ def speeds_of(record: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Speed], 
     rows = [row for row in record["results"] if row["mode"] == "infer"]
     rows = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
     machine = record["machine"]
-    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+    count = machine["threads"]
+    threads = f", {count} thread{'s' * (count > 1)}" if machine["device"] == "cpu" else ""
     sizes = {row.get("task", TASKS[0]): row["batch_size"] for row in rows}
     batch = sizes.get(TASKS[0], rows[0]["batch_size"])
     where = f"{machine['device_name']}{threads}, {rows[0]['dtype']}, batch {batch}"
