@@ -8,6 +8,16 @@ import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm_interface import (
+    check_features_only,
+    check_forward_and_backward,
+    check_gradient_checkpointing,
+    check_images_do_not_mix,
+    check_intermediates_take_indices,
+    check_pruned_features_have_gradients,
+    check_reset_classifier,
+    check_sizes_change_from_batch_to_batch,
+)
 from torch import nn
 from zoo import images, wake
 
@@ -79,14 +89,8 @@ def test_default_cfg(name):
 
 
 def test_forward_and_backward(name):
-    model = make(name).train()
-    x = images(2, 3, 64, 64).requires_grad_()
-    out = model(x)
-    assert out.shape == (2, 5)
-    out.square().sum().backward()
-    assert x.grad.abs().sum() > 0
-    for parameter_name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.isfinite().all(), parameter_name
+    model = make(name)
+    check_forward_and_backward(model, images(2, 3, 64, 64))
     assert bool(vitgraft.grafts(model)) == name.startswith("graft_")
     for graft in vitgraft.grafts(model).values():
         assert graft.levels[0].up.proj.weight.grad.abs().sum() > 0
@@ -103,68 +107,32 @@ def test_any_size_from_one_patch_up(name, model):
 
 
 def test_sizes_change_from_batch_to_batch(model):
-    batches = [images(1, 3, *size) for size in [(64, 64), (33, 90), (224, 32), (64, 64)]]
-    with torch.no_grad():
-        first = [model(x) for x in batches]
-        again = [model(x) for x in reversed(batches)]
-    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+    sizes = [(64, 64), (33, 90), (224, 32), (64, 64)]
+    check_sizes_change_from_batch_to_batch(model, [images(1, 3, *size) for size in sizes])
 
 
 def test_images_of_a_batch_do_not_mix(model):
-    x = images(3, 3, 40, 72)
-    with torch.no_grad():
-        together = model(x)
-        alone = torch.cat([model(one[None]) for one in x])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    check_images_do_not_mix(model, images(3, 3, 40, 72))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (70, 45)], ids=str)
 def test_features_only(name, model, size):
-    features = make(name, features_only=True)
-    reductions = REDUCTIONS[family(name)]
-    assert features.feature_info.reduction() == reductions
-    x = images(2, 3, *size)
-    with torch.no_grad():
-        maps = features(x)
-        final, intermediates = model.forward_intermediates(x)
-    for level, channels, reduction in zip(maps, features.feature_info.channels(), reductions, strict=True):
-        assert level.shape[:2] == (2, channels)
-        for side, pixels in zip(level.shape[2:], size, strict=True):
-            # rounded up; CSWin's first convolution has no padding to whole patches
-            assert side in (-(-pixels // reduction), pixels // reduction)
-    for a, b in zip(maps, intermediates[-len(maps) :], strict=True):
-        assert torch.equal(a, b)
-    torch.testing.assert_close(final, model.forward_features(x))
+    check_features_only(make(name, features_only=True), model, images(2, 3, *size), REDUCTIONS[family(name)])
 
 
 def test_intermediates_take_indices_and_stop_early(model):
-    x = images(1, 3, 64, 64)
-    with torch.no_grad():
-        _, every = model.forward_intermediates(x)
-        some = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True, stop_early=True)
-    assert [torch.equal(a, b) for a, b in zip(some, every, strict=False)] == [True, True]
+    check_intermediates_take_indices(model, images(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_pruned_features_have_gradients_everywhere(name):
-    """As DistributedDataParallel wants: what is not needed for the maps is gone."""
-    out_indices = (0, 1)
-    features = make(name, features_only=True, out_indices=out_indices)
-    sum(level.square().sum() for level in features(images(1, 3, 64, 64))).backward()
-    for parameter_name, p in features.named_parameters():
-        assert p.grad is not None or "norm" in parameter_name, parameter_name
+    features = make(name, features_only=True, out_indices=(0, 1))
+    check_pruned_features_have_gradients(features, images(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_reset_classifier(name):
-    model = make(name)
-    x = images(2, 3, 64, 64)
-    features = model.forward_head(model.forward_features(x), pre_logits=True)
-    assert features.shape == (2, model.head_hidden_size)
-    model.reset_classifier(7)
-    assert model(x).shape == (2, 7) and model.get_classifier().out_features == 7
-    model.reset_classifier(0)
-    torch.testing.assert_close(model(x), features)
+    check_reset_classifier(make(name), images(2, 3, 64, 64))
 
 
 def test_set_input_size(name, model):
@@ -182,17 +150,7 @@ def test_set_input_size(name, model):
 
 @pytest.mark.parametrize("name", TINY)
 def test_gradient_checkpointing(name):
-    model = make(name).train()
-    x = images(2, 3, 60, 36)
-    grads = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        torch.manual_seed(0)  # stochastic depth draws the same
-        out = model(x)
-        out.square().sum().backward()
-        grads.append((out.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
-    torch.testing.assert_close(grads[0], grads[1])
+    check_gradient_checkpointing(make(name), images(2, 3, 60, 36))
 
 
 @pytest.mark.parametrize("name", GRAFTED)

@@ -1,6 +1,7 @@
 """The paper's figures: what is drawn is what the tables say, and what is measured is the structure."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from vitgraft.cli import main
 from vitgraft.report import figures
 from vitgraft.report.paper import TABLES
-from vitgraft.report.reach import SYSTEMS, Reach, load_photos, measure_reach, stages_of, to_markdown
+from vitgraft.report.reach import SYSTEMS, Reach, load_photos, measure_reach, stages_of, to_markdown, to_record
 from vitgraft.report.tradeoff import draw_tradeoff, rows_of
 
 
@@ -19,7 +20,7 @@ def _drawn(ax):
 def test_every_printed_system_is_drawn_where_the_table_says():
     figure = draw_tradeoff()
     for ax, number in zip(figure.axes, "12", strict=True):
-        printed = {(float(row.macs), float(row.top1)) for row in TABLES[number].rows}
+        printed = {(float(row.macs), float(row.scores[0])) for row in TABLES[number].rows}
         assert _drawn(ax) == printed
         labels = {text.get_text() for text in ax.texts} - {""}
         assert labels == {row.label for row in TABLES[number].rows}
@@ -57,7 +58,7 @@ def test_shares_and_their_table():
     field[0, 0], field[0, 1], field[0, 2] = 1.0, 0.01, 1e-5
     one = Reach("Swin-T", "stage 1", field)
     assert (one.looks, one.reached) == (pytest.approx(0.03), pytest.approx(0.02))
-    assert "| Swin-T | stage 1: 3.0% / 2.0% |" in to_markdown([one])
+    assert "| Swin-T | stage 1: 3.0% / 2.0% |" in to_markdown(to_record([one], 1, (0,)))
 
 
 def test_stages_are_read_at_four_depths():
@@ -86,6 +87,8 @@ def test_command_draws_from_a_bench_file(tmp_path, capsys):
     assert (tmp_path / "out" / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert "a chip, 2 threads" in (tmp_path / "out" / "tradeoff.svg").read_text()
     assert "tradeoff.svg" in capsys.readouterr().out
+    page = (tmp_path / "out" / "figures.md").read_text()
+    assert "(tradeoff.png)" in page and "(reach.png)" not in page
 
 
 @pytest.mark.parametrize(
@@ -107,9 +110,21 @@ def test_an_empty_folder_of_photos(tmp_path):
         load_photos(tmp_path)
 
 
-def test_speed_reports_counts_the_calls(monkeypatch):
-    from vitgraft.report.bench import BenchConfig, total_reports
+def test_the_page_has_the_shares_of_the_folder(tmp_path):
+    field = torch.eye(10)
+    record = to_record([Reach("Swin-T", f"stage {i}", field) for i in (1, 2)], 37, (0, 1))
+    (tmp_path / "reach.json").write_text(json.dumps(record))
+    page = figures.page(tmp_path)
+    assert "over 37\nphotos and 2 seeds" in page
+    assert "| Swin-T | stage 1: 10.0% / 10.0% | stage 2: 10.0% / 10.0% |" in page
 
-    models = figures.models_of_tables()
-    assert len(models) == len(set(models))
-    assert figures.speed_reports() == total_reports(len(models), BenchConfig(rounds=5))
+
+def test_the_page_in_docs_is_that_of_its_numbers():
+    """Stale? `vitgraft figures --photos DIR --out docs/pictures`."""
+    folder = Path(__file__).parents[2] / "docs" / "pictures"
+    assert (folder / "figures.md").read_text(encoding="utf-8") == figures.page(folder)
+    rows = json.loads((folder / "reach.json").read_text())["rows"]
+    looks = {(row["system"], row["stage"]): row["looks"] for row in rows}
+    assert len(looks) == 4 * len(SYSTEMS)
+    assert all(looks["DeiT-T, windows", f"block {i}"] == 0.25 for i in (3, 6, 9, 12))
+    assert looks["Swin-T", "stage 1"] < 0.1 and looks["Swin-T + GrafT", "stage 1"] > 0.99

@@ -58,14 +58,14 @@ def test_seeds_are_put_together_and_recipes_kept_apart(tmp_path):
 
 
 def test_command_writes_one_file_a_run_that_the_tables_can_read(tmp_path, capsys):
-    from vitgraft.report.tables import read_top1
+    from vitgraft.report.scores import read_scores
 
     runs = [str(make_run(tmp_path / f"run{seed}", seed)) for seed in (0, 1)]
     out = tmp_path / "results"
     assert main(["results", *runs, "--dataset", "imagenet1k", "--output", str(out)]) == 0
     assert "50.00 ± 0.00" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["run0.json", "run1.json"]
-    assert read_top1(out) == {"a_model": 50.0}
+    assert read_scores(out) == {("classification", "a_model", "top-1"): 50.0}
     assert str(tmp_path) not in (out / "run0.json").read_text()
 
 

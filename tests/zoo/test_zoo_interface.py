@@ -10,6 +10,16 @@ import timm
 import torch
 from reference.zoo_plain import plain
 from timm.optim import param_groups_layer_decay
+from timm_interface import (
+    check_features_only,
+    check_forward_and_backward,
+    check_gradient_checkpointing,
+    check_images_do_not_mix,
+    check_intermediates_take_indices,
+    check_pruned_features_have_gradients,
+    check_reset_classifier,
+    check_sizes_change_from_batch_to_batch,
+)
 from torch import nn
 
 import vitgraft
@@ -111,30 +121,15 @@ def test_default_cfg(name):
 
 
 def test_forward_and_backward(name):
-    model = make(name).train()
-    x = images(name).requires_grad_()
-    out = model(x)
-    assert out.shape == (2, 5)
-    out.square().sum().backward()
-    assert x.grad.abs().sum() > 0
-    for parameter_name, p in model.named_parameters():
-        if p.requires_grad:  # T2T-ViT has fixed random features and a fixed position embedding
-            assert p.grad is not None and p.grad.isfinite().all(), parameter_name
+    check_forward_and_backward(make(name), images(name))
 
 
 def test_sizes_change_from_batch_to_batch(name, model):
-    batches = [images(name, size=size) for size in FAMILIES[name][1]]
-    with torch.no_grad():
-        first = [model(x) for x in batches]
-        again = [model(x) for x in reversed(batches)]
-    assert all(y.shape == (2, 5) and y.isfinite().all() for y in first)
-    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+    check_sizes_change_from_batch_to_batch(model, [images(name, size=size) for size in FAMILIES[name][1]])
 
 
 def test_images_of_a_batch_do_not_mix(name, model):
-    x = images(name, 3)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), torch.cat([model(one[None]) for one in x]), rtol=1e-4, atol=1e-5)
+    check_images_do_not_mix(model, images(name, 3))
 
 
 def test_plain_formulas(name):
@@ -148,32 +143,18 @@ def test_plain_formulas(name):
 
 def test_features_only(name, model):
     features = make(name, features_only=True)
-    reductions = FAMILIES[name][2]
-    assert features.feature_info.reduction() == reductions
     for size in FAMILIES[name][1]:
-        x = images(name, size=size)
-        with torch.no_grad():
-            maps = features(x)
-            final, intermediates = model.forward_intermediates(x)
-        for level, channels, reduction in zip(maps, features.feature_info.channels(), reductions, strict=True):
-            assert level.shape[:2] == (2, channels)
-            for side, pixels in zip(level.shape[2:], size, strict=True):
-                assert side in (-(-pixels // reduction), pixels // reduction)
-        for a, b in zip(maps, intermediates[-len(maps) :], strict=True):
-            assert torch.equal(a, b)
-        torch.testing.assert_close(final, model.forward_features(x))
+        check_features_only(features, model, images(name, size=size), FAMILIES[name][2])
 
 
 def test_intermediates(name, model):
     x = images(name)
-    with torch.no_grad():
-        _, every = model.forward_intermediates(x)
-        some = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True, stop_early=True)
-        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]
-    assert len(some) == 2 and all(torch.equal(a, b) for a, b in zip(some, every, strict=False))
-    expected = model.norm(every[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    check_intermediates_take_indices(model, x)
     if not name.startswith("regionvit"):  # there the norm is one of the regional tokens
-        torch.testing.assert_close(normed, expected)
+        with torch.no_grad():
+            last = model.forward_intermediates(x, indices=1, intermediates_only=True)[0]
+            normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]
+        torch.testing.assert_close(normed, model.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def test_output_formats(name, model):
@@ -187,38 +168,18 @@ def test_output_formats(name, model):
 
 
 def test_pruned_features_have_gradients_everywhere(name):
-    """As DistributedDataParallel wants: what is not needed for the maps is gone."""
-    features = make(name, features_only=True, out_indices=(0, 1))
-    sum(level.square().sum() for level in features(images(name))).backward()
-    for parameter_name, p in features.named_parameters():
-        # the class token's own path and T2T-ViT's norm stay in what timm prunes
-        assert p.grad is not None or not p.requires_grad or parameter_name.startswith("model.norm"), parameter_name
+    check_pruned_features_have_gradients(make(name, features_only=True, out_indices=(0, 1)), images(name))
 
 
 def test_reset_classifier(name):
     model = make(name)
-    x = images(name)
-    features = model.forward_head(model.forward_features(x), pre_logits=True)
-    assert features.shape == (2, model.head_hidden_size)
-    model.reset_classifier(7)
-    assert model(x).shape == (2, 7) and model.get_classifier().out_features == 7 and not model.head.training
-    model.reset_classifier(0)
-    torch.testing.assert_close(model(x), features)
+    check_reset_classifier(model, images(name))
     model.reset_classifier(3, "avg")
-    assert model(x).shape == (2, 3)
+    assert model(images(name)).shape == (2, 3)
 
 
 def test_gradient_checkpointing(name):
-    model = make(name).train()
-    x = images(name)
-    grads = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        out = model(x)
-        out.square().sum().backward()
-        grads.append((out.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
-    torch.testing.assert_close(grads[0], grads[1])
+    check_gradient_checkpointing(make(name), images(name))
 
 
 def test_layer_decay(name):

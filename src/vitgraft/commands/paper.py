@@ -1,6 +1,7 @@
 """Commands about the paper: tables, figures."""
 
 import argparse
+import json
 from pathlib import Path
 
 from vitgraft.commands._common import (
@@ -8,11 +9,15 @@ from vitgraft.commands._common import (
     add_command,
     add_format,
     check_output,
+    positive,
     print_as,
 )
-from vitgraft.report.terminal import Progress, console
+from vitgraft.report.terminal import Progress, console, write
 
 __all__ = ["add_commands"]
+
+BENCH_FILE = Path("results/bench_tables.json")
+"""Where images/s of the tables are looked for."""
 
 
 def add_commands(commands) -> None:
@@ -26,14 +31,33 @@ def _add_tables(commands) -> None:
         commands,
         "tables",
         _tables,
-        "the paper's tables beside our counts",
+        "the paper's tables beside our counts and measurements",
         "Prints the paper's tables with columns paper, here and difference. Parameters and MAC are counted\n"
-        "now; accuracies come from the files in the results folder, and are 'not measured' without one.",
-        ["vitgraft tables", "vitgraft tables --table 2 5", "vitgraft tables --output tables.md"],
+        "now; images/s are read from a file, or measured with --speed (all tables: about half an hour on two CPU\n"
+        "cores); scores come from the files in the results folder. What was not measured says so.",
+        [
+            "vitgraft tables",
+            "vitgraft tables --table 2 5",
+            "vitgraft tables --output tables.md",
+            "vitgraft tables --speed --bench results/bench_tables.json --output docs/tables.md",
+        ],
     )
-    parser.add_argument("--table", nargs="+", metavar="N", help="1, 2, 5, 6, 7 or A (default: all)")
+    parser.add_argument("--table", nargs="+", metavar="N", help="1 to 8 or A (default: all)")
     add_format(parser)
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: ./results")
+    parser.add_argument("--speed", action="store_true", help="measure images/s now, the models in turns")
+    _add_bench_file(parser)
+    parser.add_argument("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
+
+
+def _add_bench_file(parser) -> None:
+    parser.add_argument(
+        "--bench",
+        type=Path,
+        metavar="FILE.json",
+        help=f"images/s: read from FILE, or written to it with --speed (default: {BENCH_FILE} is read if it is there)",
+    )
 
 
 def _add_figures(commands) -> None:
@@ -42,9 +66,9 @@ def _add_figures(commands) -> None:
         "figures",
         _figures,
         "the paper's figures 1 (b) and 2 (a), drawn and measured",
-        "tradeoff: accuracy against MAC as printed, arrows where grafts were added, and images/s measured on this\n"
-        "machine (minutes) or read from a file of vitgraft bench. reach: the effective receptive field of a centre\n"
-        "token in Swin-T and DeiT-T with and without grafts, with random weights on real photos. PNG and SVG each.",
+        "tradeoff: accuracy against MAC as printed, arrows where grafts were added, and images/s read from a file\n"
+        "or measured with --speed. reach: the effective receptive field of a centre token in Swin-T and DeiT-T with\n"
+        "and without grafts, with random weights on real photos. PNG and SVG each, and a page with the numbers.",
         [
             "vitgraft figures",
             "vitgraft figures tradeoff --bench results/bench_tables.json --out docs/pictures",
@@ -53,45 +77,84 @@ def _add_figures(commands) -> None:
     )
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help="tradeoff, reach (default: both)")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--bench", type=Path, metavar="FILE.json", help="speeds that vitgraft bench --output wrote")
-    speed.add_argument("--no-speed", action="store_true", help="leave the speed panel out")
+    _add_bench_file(parser)
+    parser.add_argument("--speed", action="store_true", help="measure images/s now, for the speed panel")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for reach (default: scikit-learn's two)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="start values (default: 0)")
 
 
 def _tables(args: argparse.Namespace) -> int:
     check_output(args.output)
-    from vitgraft.report import tables
+    from vitgraft.report import speed, tables
+    from vitgraft.report.scores import read_scores
 
-    wanted = [number.upper() for number in args.table or tables.TABLES]
+    wanted = list(dict.fromkeys(number.upper() for number in args.table or tables.TABLES))
     unknown = [number for number in wanted if number not in tables.TABLES]
     if unknown:
         raise CommandError(f"--table {' '.join(unknown)}: there are {', '.join(tables.TABLES)}")
     try:
-        top1 = tables.read_top1(args.results)
+        scores = read_scores(args.results)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    with Progress(sum(len(tables.TABLES[number].rows) for number in wanted)) as step:
+    _check_speed(args)
+    rows = sum(len(tables.TABLES[number].rows) for number in wanted)
+    with Progress(rows + (speed.speed_reports(wanted) if args.speed else 0)) as step:
 
-        def rows(items):
+        def told(items):
             for row in items:
                 step(row.label)
                 yield row
 
-        counted = {number: tables.count_table(tables.TABLES[number], top1, rows) for number in wanted}
+        record = _bench_record(args, step, wanted)
+        speeds, where = speed.speeds_of(record) if record else ({}, "")
+        measured = tables.Measured(scores, speeds, where)
+        counted = {number: tables.count_table(tables.TABLES[number], measured, told) for number in wanted}
     print_as(
         args,
-        lambda out: tables.print_terminal(counted, out),
-        lambda: tables.to_markdown(counted),
-        lambda: tables.to_json(counted),
+        lambda out: tables.print_terminal(counted, out, where),
+        lambda: tables.to_markdown(counted, where),
+        lambda: tables.to_json(counted, where),
     )
     return 0
 
 
+def _check_speed(args: argparse.Namespace) -> None:
+    """Before minutes are spent: what --speed needs is there."""
+    if not args.speed:
+        return
+    from vitgraft.report.bench import BenchConfig
+
+    check_output(args.bench)
+    try:
+        BenchConfig(getattr(args, "device", "cpu"))
+    except (ValueError, RuntimeError) as error:
+        raise CommandError(str(error)) from error
+    if getattr(args, "threads", None):
+        import torch
+
+        torch.set_num_threads(args.threads)
+
+
+def _bench_record(args: argparse.Namespace, step, tables) -> dict | None:
+    """The images/s that were asked for: measured now, or read; None where there are none."""
+    from vitgraft.report import speed
+
+    if args.speed:
+        record = speed.measure_speeds(step, tables, getattr(args, "device", "cpu"))
+        if args.bench:
+            write(args.bench, json.dumps(record, indent=1) + "\n")
+        return record
+    if args.bench is None and not BENCH_FILE.exists():
+        return None
+    try:
+        return speed.read_speeds(args.bench or BENCH_FILE)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
 def _figures(args: argparse.Namespace) -> int:
     out = console()
-    from vitgraft.report import figures
+    from vitgraft.report import figures, speed
 
     wanted = args.figures or list(figures.FIGURES)
     unknown = [name for name in wanted if name not in figures.FIGURES]
@@ -99,16 +162,15 @@ def _figures(args: argparse.Namespace) -> int:
         raise CommandError(f"unknown figure {', '.join(unknown)}; there are {', '.join(figures.FIGURES)}")
     if args.photos and not args.photos.is_dir():
         raise CommandError(f"--photos {args.photos}: no such folder")
-    measure = "tradeoff" in wanted and not args.no_speed and args.bench is None
-    total = (figures.speed_reports() if measure else 0) + len(figures.SYSTEMS) * len(args.seeds) * ("reach" in wanted)
-    try:
-        record = figures.read_speeds(args.bench) if args.bench else None
-        with Progress(total) as step:
-            if measure:
-                record = figures.measure_speeds(step)
+    _check_speed(args)
+    total = speed.speed_reports(figures.TRADEOFF_TABLES) if args.speed else 0
+    total += len(figures.SYSTEMS) * len(args.seeds) * ("reach" in wanted)
+    with Progress(total) as step:
+        record = _bench_record(args, step, figures.TRADEOFF_TABLES) if "tradeoff" in wanted else None
+        try:
             written = figures.make_figures(args.out, wanted, record, args.photos, args.seeds, step)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+        except ValueError as error:
+            raise CommandError(str(error)) from error
     for path in written:
         out.print(str(path), highlight=False, soft_wrap=True)
     return 0

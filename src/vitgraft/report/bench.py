@@ -9,6 +9,7 @@ pass, optimizer. bfloat16 is autocast over float32 weights in both. Images are r
 """
 
 import contextlib
+import functools
 import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -104,8 +105,15 @@ class Contestant:
     images_per_second: list[float] = field(default_factory=list)
 
 
+Make = Callable[[ModelSpec], tuple[nn.Module, tuple[int, int, int]]]
+"""A spec to the module that is timed and the (channels, height, width) of its images."""
+
+
 def bench(
-    specs: Sequence[str | ModelSpec], config: BenchConfig | None = None, report: Callable[[str], None] | None = None
+    specs: Sequence[str | ModelSpec],
+    config: BenchConfig | None = None,
+    report: Callable[[str], None] | None = None,
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """Measures the models beside each other, in every mode and dtype of the configuration.
 
@@ -113,6 +121,7 @@ def bench(
         specs: the models; the first is what the others are compared with.
         config: how to measure.
         report: told in a line what happens, for a progress bar: it is called `total_reports(...)` times.
+        make: what is timed for a spec, on the CPU, instead of the timm model itself.
 
     Returns:
         JSON values: "machine", "config" and "results", one result per mode, dtype and model.
@@ -122,13 +131,14 @@ def bench(
     """
     config, report = config or BenchConfig(), report or (lambda _: None)
     parsed = [ModelSpec.parse(spec) if isinstance(spec, str) else spec for spec in specs]
+    make = make or functools.partial(_whole_model, img_size=config.img_size)
     for spec in parsed:  # all names and options are checked before the first minute is spent
-        create_at(spec, config.img_size)
+        make(spec)
     device = torch.device(config.device)
     results = []
     for mode in config.modes:
         for dtype in config.dtypes:
-            results += _compare(parsed, mode, dtype, device, config, report)
+            results += _compare(parsed, make, mode, dtype, device, config, report)
     return {
         "kind": "bench",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -139,16 +149,21 @@ def bench(
     }
 
 
+def _whole_model(spec: ModelSpec, img_size: int | None) -> tuple[nn.Module, tuple[int, int, int]]:
+    model = create_at(spec, img_size)
+    return model, input_size_of(model, img_size)
+
+
 def total_reports(models: int, config: BenchConfig) -> int:
     """How often `bench` calls `report`."""
     return len(config.modes) * len(config.dtypes) * models * (1 + config.rounds)
 
 
-def _compare(specs, mode: str, dtype: str, device: torch.device, config: BenchConfig, report) -> list[dict[str, Any]]:
+def _compare(specs, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig, report):
     contestants = []
     for spec in specs:
         report(f"{mode} {dtype}: preparing {spec}")
-        contestants.append(_prepare(spec, mode, dtype, device, config))
+        contestants.append(_prepare(spec, make, mode, dtype, device, config))
     peak = matmul_rate(device, DTYPES[dtype])
     for number in range(config.rounds):
         for one in contestants:
@@ -161,17 +176,21 @@ def _compare(specs, mode: str, dtype: str, device: torch.device, config: BenchCo
     return [_result(one, contestants[0], mode, dtype, peak, config) for one in contestants]
 
 
-def _prepare(spec: ModelSpec, mode: str, dtype: str, device: torch.device, config: BenchConfig) -> Contestant:
+def _prepare(
+    spec: ModelSpec, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig
+) -> Contestant:
     """The contestant at the asked attention setting, or at the faster one after a short trial; warmed up."""
     settings = {"on": [True], "off": [False], "fastest": [True, False]}[config.fused_attn]
     tried: list[tuple[float, Contestant]] = []
     for fused in settings:
         with fused_attention(fused):
-            one = _contestant(spec, fused, mode, dtype, device, config)
-            timed(one.step, 2, device)
-            once = timed(one.step, 1, device)
-            steps = max(1, round(config.round_seconds / 2 / once))
-            seconds = min(timed(one.step, steps, device) for _ in range(2)) / steps
+            one = _contestant(spec, make, fused, mode, dtype, device, config)
+            seconds = timed(one.step, 1, device)
+            if seconds < config.round_seconds:  # a longer step is warm after the first, and shows its time in one
+                timed(one.step, 1, device)
+                once = timed(one.step, 1, device)
+                steps = max(1, round(config.round_seconds / 2 / once))
+                seconds = min(timed(one.step, steps, device) for _ in range(2)) / steps
         tried.append((seconds, one))
     seconds, best = min(tried, key=lambda pair: pair[0])
     best.trial = {"on" if one.fused_attn else "off": config.batch_size / taken for taken, one in tried}
@@ -181,13 +200,15 @@ def _prepare(spec: ModelSpec, mode: str, dtype: str, device: torch.device, confi
     return best
 
 
-def _contestant(spec: ModelSpec, fused: bool, mode: str, dtype: str, device: torch.device, config: BenchConfig):
+def _contestant(
+    spec: ModelSpec, make: Make, fused: bool, mode: str, dtype: str, device: torch.device, config: BenchConfig
+) -> Contestant:
     _free(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    model = create_at(spec, config.img_size).to(device).train(mode == "train")
-    input_size = input_size_of(model, config.img_size)
+    model, input_size = make(spec)
+    model = model.to(device).train(mode == "train")
     images = torch.randn(config.batch_size, *input_size, device=device)
     run = torch.compile(model) if config.compile else model
     autocast = torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")

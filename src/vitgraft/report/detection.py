@@ -5,7 +5,8 @@ the box head on 1000 proposals and the mask head on 100; so does this one. Selec
 products and count nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.report.count import count_macs_by_module, count_params
 
-__all__ = ["IMAGE_SIZE", "build", "cost"]
+__all__ = ["IMAGE_SIZE", "Counted", "build", "cost"]
 
 IMAGE_SIZE = (800, 1280)
 """Height and width at which table 3 counts."""
@@ -22,8 +23,8 @@ CLASSES = 80
 """Of COCO."""
 
 
-class _Counted(nn.Module):
-    """All that is computed for one image, with a fixed number of proposals."""
+class Counted(nn.Module):
+    """What is counted of a detector: all that is computed for one image, with a fixed number of proposals."""
 
     def __init__(self, detector: MaskRCNN):
         super().__init__()
@@ -50,7 +51,7 @@ def cost(detector: MaskRCNN, size: Sequence[int] = IMAGE_SIZE) -> dict[str, dict
         "total", "backbone", "fpn", "rpn", "box", "mask" -> {"params": ..., "macs": ...}; "fpn" and "mask" only where
         there is one.
     """
-    counted = _Counted(detector)
+    counted = Counted(detector)
     macs = count_macs_by_module(counted, (3, *size))
     parts = {"total": "", "backbone": "backbone.features", "fpn": "backbone.fpn"}
     parts |= {"rpn": "rpn", "box": "box", "mask": "mask"}
@@ -62,15 +63,23 @@ def cost(detector: MaskRCNN, size: Sequence[int] = IMAGE_SIZE) -> dict[str, dict
     }
 
 
-def build(backbone: str, graft: dict | None = None, **options) -> MaskRCNN:
-    """A COCO detector of table 3, without tensors: enough to count.
+def build(
+    backbone: str,
+    graft: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    device: str = "meta",
+    **options: Any,
+) -> MaskRCNN:
+    """A COCO detector of table 3; without tensors, which is enough to count, unless another device is given.
 
     Args:
         backbone: timm's name.
         graft: Options of its graft, as in a recipe.
+        model_kwargs: Other options of the backbone, likewise.
+        device: Where its tensors are made.
         **options: Of `MaskRCNN`.
     """
     from vitgraft.tasks._models import build_model
 
-    with torch.device("meta"):
-        return MaskRCNN(build_model(backbone, 0, None, graft, device="meta"), CLASSES, **options)
+    with torch.device(device):
+        return MaskRCNN(build_model(backbone, 0, model_kwargs, graft, device=device), CLASSES, **options)

@@ -5,57 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitgraft.report.reach import SYSTEMS, draw_reach, load_photos, measure_reach, to_markdown
-from vitgraft.report.tradeoff import draw_tradeoff, rows_of
+from vitgraft.report.reach import SYSTEMS, draw_reach, load_photos, measure_reach, to_markdown, to_record
+from vitgraft.report.speed import speeds_of
+from vitgraft.report.tradeoff import draw_tradeoff
 
-__all__ = ["FIGURES", "make_figures", "measure_speeds", "read_speeds"]
+__all__ = ["FIGURES", "TRADEOFF_TABLES", "make_figures"]
 
 FIGURES = ("tradeoff", "reach")
-_ROUNDS = 5
-
-
-def models_of_tables() -> list[str]:
-    """The timm names of the systems of tables 1 and 2 that exist here, each once, in printed order."""
-    return list(dict.fromkeys(point.model for point in rows_of("1", "2") if point.model))
-
-
-def measure_speeds(report: Callable[[str], None], batch_size: int = 8) -> dict[str, Any]:
-    """`vitgraft bench` over the systems of tables 1 and 2, inference in float32 on the CPU; what `bench` returns."""
-    from vitgraft.report.bench import BenchConfig, bench
-
-    config = BenchConfig(batch_size=batch_size, rounds=_ROUNDS, round_seconds=0.5, memory=False)
-    return bench(models_of_tables(), config, report)
-
-
-def speed_reports() -> int:
-    """How often `measure_speeds` calls `report`."""
-    return len(models_of_tables()) * (1 + _ROUNDS)
-
-
-def read_speeds(path: Path) -> dict[str, Any]:
-    """What `vitgraft bench --output` wrote.
-
-    Raises:
-        ValueError: The file holds no inference times.
-    """
-    try:
-        record = json.loads(path.read_text())
-        usable = any(row["mode"] == "infer" for row in record["results"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a file that vitgraft bench --output wrote ({error})") from error
-    if not usable:
-        raise ValueError(f"{path}: holds no inference times; run vitgraft bench with --mode infer")
-    return record
-
-
-def _speeds(record: dict[str, Any]) -> tuple[dict[str, float], str]:
-    """images/s by model, of the first dtype that was measured, and where."""
-    rows = [row for row in record["results"] if row["mode"] == "infer"]
-    rows = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
-    machine = record["machine"]
-    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
-    where = f"{machine['device_name']}{threads}, {rows[0]['dtype']}, batch {rows[0]['batch_size']}"
-    return {row["model"]: row["images_per_second"]["median"] for row in rows}, where
+TRADEOFF_TABLES = ("1", "2")
+"""The paper's tables whose systems figure 1 (b) shows."""
 
 
 def make_figures(
@@ -77,7 +35,8 @@ def make_figures(
         report: Told in a line what happens, for "reach" once for each system and seed.
 
     Returns:
-        The files written: a PNG and an SVG for each figure, and reach.md with its shares.
+        The files written: a PNG and an SVG for each figure, reach.json with its shares, and figures.md, a page of
+        all figures that are in the folder.
 
     Raises:
         ValueError: `photos` holds no image.
@@ -88,14 +47,53 @@ def make_figures(
 
     def save(figure: Any, name: str) -> None:
         for path in (out / f"{name}.png", out / f"{name}.svg"):
-            figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+            figure.savefig(path, dpi=90, metadata={"Date": None} if path.suffix == ".svg" else None)
             written.append(path)
 
     if "tradeoff" in which:
-        save(draw_tradeoff(*_speeds(bench_record)) if bench_record else draw_tradeoff(), "tradeoff")
+        if bench_record is None:
+            figure = draw_tradeoff()
+        else:
+            speeds, where = speeds_of(bench_record)
+            medians = {name: speed.median for (task, name), speed in speeds.items() if task == "classification"}
+            figure = draw_tradeoff(medians, where)
+        save(figure, "tradeoff")
     if images is not None:
         results = measure_reach(images, SYSTEMS, seeds, report)
         save(draw_reach(results), "reach")
-        (out / "reach.md").write_text(to_markdown(results), encoding="utf-8")
-        written.append(out / "reach.md")
-    return written
+        (out / "reach.json").write_text(json.dumps(to_record(results, len(images), seeds), indent=1) + "\n")
+        written.append(out / "reach.json")
+    (out / "figures.md").write_text(page(out), encoding="utf-8")
+    return [*written, out / "figures.md"]
+
+
+def page(folder: Path) -> str:
+    """Markdown of the figures that a folder holds, with the shares of reach.json as a table."""
+    parts = ["# The paper's figures\n\nMade by `vitgraft figures`.\n"]
+    if (folder / "tradeoff.png").exists():
+        parts.append(TRADEOFF_TEXT)
+    if (folder / "reach.json").exists():
+        record = json.loads((folder / "reach.json").read_text(encoding="utf-8"))
+        parts.append(REACH_TEXT.format(table=to_markdown(record), **record))
+    return "\n".join(parts)
+
+
+TRADEOFF_TEXT = """\
+## Figure 1 (b): accuracy against cost
+
+Stars are grafted models, arrows start at their backbones. Accuracies and MAC are the paper's; a third panel has
+images/s as measured here (`results/bench_tables.json`), where they were.
+
+![accuracy against MAC, and images/s against MAC](tradeoff.png)
+"""
+
+REACH_TEXT = """\
+## Figure 2 (a), measured: how far a token looks
+
+The gradient of a stage's centre token with respect to the input (effective receptive field), averaged over {photos}
+photos and {seeds_text} of random weights, 224 x 224. In each cell the share of the image with any gradient at all, and
+the share where it is above 0.1 % of its largest value.
+
+{table}
+![gradient of the centre token with respect to the input](reach.png)
+"""

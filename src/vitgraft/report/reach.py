@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import vitgraft
-from vitgraft.report.receptive_field import effective_receptive_field, reached_share
+from vitgraft.report.receptive_field import effective_receptive_fields, reached_share
 
-__all__ = ["SYSTEMS", "Reach", "build", "draw_reach", "load_photos", "measure_reach", "to_markdown"]
+__all__ = ["SYSTEMS", "Reach", "build", "draw_reach", "load_photos", "measure_reach", "to_markdown", "to_record"]
 
 SYSTEMS = ("Swin-T", "Swin-T + GrafT", "DeiT-T, windows", "DeiT-T, full attention", "DeiT-T + GrafT")
 """What is compared; the DeiTs are without class token, as the grafted one is."""
@@ -109,20 +109,24 @@ def measure_reach(
             if report:
                 report(f"{system}, seed {seed}")
             model = build(system, seed)
-            for stage, block in stages_of(model).items():
-                for photo in photos:
-                    field = effective_receptive_field(model, block, photo[None])
+            stages = stages_of(model)
+            for photo in photos:
+                fields = effective_receptive_fields(model, list(stages.values()), photo[None])
+                for stage, field in zip(stages, fields, strict=True):
                     sums[stage] = sums.get(stage, 0) + field
         results += [Reach(system, stage, total / (len(seeds) * len(photos))) for stage, total in sums.items()]
     return results
 
 
 def draw_reach(results: Sequence[Reach]) -> Any:
-    """One row for each system, one column for each stage; brightness is the logarithm of the gradient.
+    """One row for each system, one column for each stage.
+
+    Brightness is the logarithm of the gradient, a mean over 4 x 4 pixels; grey is none.
 
     Returns:
         A matplotlib figure.
     """
+    import numpy as np
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
@@ -133,21 +137,35 @@ def draw_reach(results: Sequence[Reach]) -> Any:
     picture = None
     for row, system in zip(axes, systems, strict=True):
         for ax, one in zip(row, (one for one in results if one.system == system), strict=True):
-            picture = ax.imshow(one.field.clamp_min(1e-7), norm=LogNorm(1e-6, 1), cmap="magma")
+            cells = torch.nn.functional.avg_pool2d(one.field[None], 4)[0]  # patches of Swin: less noise, small files
+            seen = np.ma.masked_less_equal(cells.numpy(), 0)
+            picture = ax.imshow(seen, norm=LogNorm(1e-8, 1), cmap="magma")
+            ax.set_facecolor("#c8d4dc")  # what it does not see
             ax.set_xticks([])
             ax.set_yticks([])
             ax.set_title(f"{one.stage}: sees {one.looks:.0%}, reaches {one.reached:.0%}", fontsize=8)
         row[0].set_ylabel(system, fontsize=10)
     bar = figure.colorbar(picture, ax=axes, shrink=0.5, pad=0.02)
-    bar.set_label("|gradient| of the centre token, largest = 1", fontsize=8)
+    bar.set_label("|gradient| of the centre token, largest = 1; grey: none", fontsize=8)
     return figure
 
 
-def to_markdown(results: Sequence[Reach]) -> str:
-    """The shares as a Markdown table, one row for each system."""
-    systems = list(dict.fromkeys(one.system for one in results))
+def to_record(results: Sequence[Reach], photos: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """The shares as JSON values."""
+    rows = [
+        {"system": one.system, "stage": one.stage, "looks": round(one.looks, 5), "reached": round(one.reached, 5)}
+        for one in results
+    ]
+    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    return {"kind": "reach", "photos": photos, "seeds": list(seeds), "seeds_text": count, "rows": rows}
+
+
+def to_markdown(record: dict[str, Any]) -> str:
+    """The shares of `to_record` as a Markdown table, one row for each system."""
+    rows = record["rows"]
     lines = ["| system | " + " | ".join(f"depth {i + 1} of 4" for i in range(4)) + " |", "|---|" + "---|" * 4]
-    for system in systems:
-        cells = [f"{one.stage}: {one.looks:.1%} / {one.reached:.1%}" for one in results if one.system == system]
+    for system in dict.fromkeys(row["system"] for row in rows):
+        own = (row for row in rows if row["system"] == system)
+        cells = [f"{row['stage']}: {row['looks']:.1%} / {row['reached']:.1%}" for row in own]
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

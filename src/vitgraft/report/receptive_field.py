@@ -1,9 +1,11 @@
 """Effective receptive fields: how far a token really looks (figure 2 a of the paper, as a measurement)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-__all__ = ["effective_receptive_field", "reached_share"]
+__all__ = ["effective_receptive_field", "effective_receptive_fields", "reached_share"]
 
 
 def effective_receptive_field(model: nn.Module, module: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -21,31 +23,43 @@ def effective_receptive_field(model: nn.Module, module: nn.Module, images: torch
     Raises:
         ValueError: The module's output has no such layout, or it does not run.
     """
-    outputs: list[torch.Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    return effective_receptive_fields(model, [module], images)[0]
+
+
+def effective_receptive_fields(
+    model: nn.Module, modules: Sequence[nn.Module], images: torch.Tensor
+) -> list[torch.Tensor]:
+    """`effective_receptive_field` of several modules, from one run of the model."""
+    outputs: dict[nn.Module, torch.Tensor] = {}
+    handles = [module.register_forward_hook(lambda m, _args, output: outputs.update({m: output})) for module in modules]
     training = model.training
     model.eval()
     try:
         images = images.detach().clone().requires_grad_()
         with torch.enable_grad():
             model(images)
-            if not outputs:
-                raise ValueError(f"{type(module).__name__} did not run when the model did: give a module of this model")
-            out = outputs[-1]
-            if out.dim() == 3:
-                side = round(out.shape[1] ** 0.5)
-                if side * side != out.shape[1]:
-                    raise ValueError(f"{out.shape[1]} tokens are no square grid: give a module without prefix tokens")
-                out = out.reshape(out.shape[0], side, side, out.shape[2])
-            if out.dim() != 4:
-                raise ValueError(f"an output of shape {tuple(out.shape)} is neither (B, N, C) nor (B, H, W, C)")
-            centre = out[:, out.shape[1] // 2, out.shape[2] // 2]
-            (gradient,) = torch.autograd.grad(centre.sum(), images)
+            centres = [_centre(module, outputs.get(module)) for module in modules]
+            fields = [torch.autograd.grad(centre.sum(), images, retain_graph=True)[0] for centre in centres]
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         model.train(training)
-    field = gradient.abs().sum(1).mean(0)
-    return field / field.max().clamp_min(torch.finfo(field.dtype).tiny)
+    fields = [gradient.abs().sum(1).mean(0) for gradient in fields]
+    return [field / field.max().clamp_min(torch.finfo(field.dtype).tiny) for field in fields]
+
+
+def _centre(module: nn.Module, out: torch.Tensor | None) -> torch.Tensor:
+    """The centre token (B, C) of what a module gave."""
+    if out is None:
+        raise ValueError(f"{type(module).__name__} did not run when the model did: give a module of this model")
+    if out.dim() == 3:
+        side = round(out.shape[1] ** 0.5)
+        if side * side != out.shape[1]:
+            raise ValueError(f"{out.shape[1]} tokens are no square grid: give a module without prefix tokens")
+        out = out.reshape(out.shape[0], side, side, out.shape[2])
+    if out.dim() != 4:
+        raise ValueError(f"an output of shape {tuple(out.shape)} is neither (B, N, C) nor (B, H, W, C)")
+    return out[:, out.shape[1] // 2, out.shape[2] // 2]
 
 
 def reached_share(field: torch.Tensor, threshold: float = 0.001) -> float:

@@ -1,180 +1,234 @@
 """`vitgraft tables`: the paper's tables with three columns that are never mixed: paper, here, difference.
 
-Parameters and MAC are counted when the command runs. An accuracy is "not measured" until a file in `results/` holds
-it (`results/README.md` has the fields); a row whose model is not in the library says so.
+Parameters and MAC are counted when the command runs. images/s come from a file of `vitgraft tables --speed`, scores
+from the files in `results/` (`results/README.md` has the fields); what was not measured says so.
 """
 
 import functools
-import json
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitgraft.errors import ModelSpecError
 from vitgraft.report.count import count_macs, count_params
-from vitgraft.report.paper import TABLES, PaperRow, PaperTable
-from vitgraft.report.spec import ModelSpec, create, input_size_of
-from vitgraft.report.terminal import print_whole
+from vitgraft.report.paper import TABLES, PaperRow, PaperTable, StructureRow, StructureTable
+from vitgraft.report.scores import Scores, architecture_of
+from vitgraft.report.sheet import Sheet, footnotes, print_sheet
+from vitgraft.report.sheet import to_markdown as sheet_to_markdown
+from vitgraft.report.spec import ModelSpec
+from vitgraft.report.speed import Speed
+from vitgraft.report.structure import Structure, structure_of
+from vitgraft.report.systems import build_system
 
 NOT_MEASURED = "not measured"
-NOT_AVAILABLE = "not available yet"
 
 PARAMS_TOLERANCE = 0.01
 """Of the printed value, beyond what its rounding explains: "29" stands for 28.5 to 29.5."""
 MACS_TOLERANCE = 0.05
 """Of the printed value."""
+UNIT = {"params": 1e6, "macs": 1e9}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs: parameters, and MAC of one image of its own input size."""
+    """What a model costs: parameters, and MAC of one image."""
 
     params: int
     macs: int
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was measured before the tables are made.
+
+    Attributes:
+        scores: From `read_scores`.
+        speeds: From `speeds_of`.
+        where: What `speeds` were measured on.
+    """
+
+    scores: Scores = field(default_factory=dict)
+    speeds: Mapping[tuple[str, str], Speed] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True)
 class Row:
-    """A row of the paper with our counts; `cost` is None where the model is not available."""
+    """A row of the paper with our counts.
+
+    Attributes:
+        paper: What is printed.
+        cost: What was counted.
+        scores: What was measured for each of the table's scores, in percent.
+        speed: images/s, and their ratio to the table's base.
+    """
 
     paper: PaperRow
-    cost: Cost | None
-    top1: float | None
+    cost: Cost
+    scores: tuple[float | None, ...] = ()
+    speed: float | None = None
+    ratio: float | None = None
 
-    def difference(self, name: str) -> float | None:
+    def difference(self, name: str) -> float:
         """Ours minus the paper's, as a part of the paper's. `name` is "params" or "macs"."""
-        if self.cost is None:
-            return None
-        printed = float(getattr(self.paper, name))
-        return getattr(self.cost, name) / _UNIT[name] / printed - 1
+        return getattr(self.cost, name) / UNIT[name] / float(getattr(self.paper, name)) - 1
 
     @property
-    def within_tolerance(self) -> bool | None:
+    def within_tolerance(self) -> bool:
         """Whether both counts agree with the print: parameters after its rounding, MAC as they are."""
-        if self.cost is None:
-            return None
         printed = self.paper.params
         rounding = 0.5 * 10.0 ** -len(printed.partition(".")[2])
-        miss = abs(self.cost.params / _UNIT["params"] - float(printed)) - rounding
+        miss = abs(self.cost.params / UNIT["params"] - float(printed)) - rounding
         return miss <= PARAMS_TOLERANCE * float(printed) and abs(self.difference("macs")) <= MACS_TOLERANCE
 
 
-_UNIT = {"params": 1e6, "macs": 1e9}
+@dataclass(frozen=True)
+class StructureHere:
+    """A row of table 8 with what the model's modules say."""
+
+    paper: StructureRow
+    here: Structure
+
+    @property
+    def within_tolerance(self) -> bool:
+        """Whether both say the same."""
+        return self.here == Structure(self.paper.structure, self.paper.scales, self.paper.fusion)
 
 
 @functools.cache
-def _cost(spec_text: str) -> Cost | None:
-    spec = ModelSpec.parse(spec_text)
-    import timm
-
-    import vitgraft  # noqa: F401  registers the grafted models with timm
-
-    if not timm.is_model(spec.name):
-        return None
-    try:
-        model = create(spec, device="meta")
-    except (NotImplementedError, RuntimeError):  # a constructor that reads values needs real tensors
-        model = create(spec)
-    return Cost(count_params(model), count_macs(model, input_size_of(model)))
+def _cost(task: str, spec_text: str) -> Cost:
+    model, size = build_system(task, ModelSpec.parse(spec_text), "meta")
+    return Cost(count_params(model), count_macs(model, size))
 
 
-def cost_of(row: PaperRow) -> Cost | None:
-    """Counts the row's model; None when the library has none for it. Counted once per process.
+def cost_of(row: PaperRow, task: str = "classification") -> Cost:
+    """Counts the row's model, once per process.
 
     Raises:
         GraftError: an option of the row is not possible.
     """
-    return _cost(str(spec_of(row))) if row.model else None
+    return _cost(task, str(row.spec))
 
 
-def spec_of(row: PaperRow) -> ModelSpec:
-    """The model of a row as it is written on a command line."""
-    if row.model is None:
-        raise ModelSpecError(f"{row.label} has no model here")
-    return ModelSpec(row.model, {"graft": dict(row.graft)} if row.graft else {})
-
-
-def read_top1(folder: Path) -> dict[str, float]:
-    """ImageNet-1K top-1 of the runs in a folder of result files, by the model's spec. The best run of a model counts.
-
-    Raises:
-        ValueError: a file is not JSON, or a classification result without its fields.
-    """
-    found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text())
-            if result.get("kind") != "classification" or result["dataset"] != "imagenet1k":
-                continue
-            spec = str(ModelSpec(result["model"], result.get("model_options", {})))
-            found[spec] = max(found.get(spec, 0.0), float(result["metrics"]["top1"]))
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a result file as results/README.md describes it ({error!r})") from error
-    return found
-
-
-def count_table(table: PaperTable, top1: Mapping[str, float] | None = None, progress: Callable = iter) -> list[Row]:
-    """The rows of a table with our counts.
+def count_table(
+    table: PaperTable | StructureTable, measured: Measured | None = None, progress: Callable = iter
+) -> list[Row] | list[StructureHere]:
+    """The rows of a table with what is counted or found here.
 
     Args:
-        table: one of `TABLES`.
-        top1: measured accuracies by model spec, from `read_top1`.
-        progress: wraps the rows, e.g. in a progress bar.
+        table: One of `TABLES`.
+        measured: Scores and speeds.
+        progress: Wraps the rows, e.g. in a progress bar.
     """
-    measured = top1 or {}
-    return [
-        Row(row, cost_of(row), measured.get(str(spec_of(row))) if row.model else None) for row in progress(table.rows)
+    if isinstance(table, StructureTable):
+        models = (build_system("classification", row.spec, "meta")[0] for row in table.rows)
+        rows = zip(progress(table.rows), models, strict=True)
+        return [StructureHere(row, structure_of(model)) for row, model in rows]
+    measured = measured or Measured()
+    rows = []
+    for row in progress(table.rows):
+        key = architecture_of(row.spec)
+        scores = tuple(measured.scores.get((table.task, key, name)) for name in table.scores)
+        mine, base = (measured.speeds.get((table.task, str(spec))) for spec in (row.spec, table.base_of(row)))
+        ratio = mine.ratio_to(base) if mine and base else None
+        rows.append(Row(row, cost_of(row, table.task), scores, mine.median if mine else None, ratio))
+    return rows
+
+
+def to_sheet(table: PaperTable | StructureTable, rows: list, where: str = "") -> Sheet:
+    """A table as texts; the rows out of tolerance are pointed at."""
+    marks, notes = footnotes(row.paper.note for row in rows)
+    odd = frozenset(number for number, row in enumerate(rows) if not row.within_tolerance)
+    title = f"Table {table.number}: {table.caption}"
+    if isinstance(table, StructureTable):
+        names = {"structure": "vertical structure", "scales": "scales per layer", "fusion": "fusion per layer"}
+        texts = [[getattr(source, name) for name in names for source in (row.paper, row.here)] for row in rows]
+        heads = [f"{name}\n{whose}" for name in names.values() for whose in ("paper", "here")]
+        body = [[row.paper.label + mark, *cells] for row, mark, cells in zip(rows, marks, texts, strict=True)]
+        return Sheet(title, ["model", *heads], body, notes, odd)
+    units = {"params": "params (M)", "macs": "MAC (G)"}
+    heads = ["model", *table.columns]
+    heads += [f"{unit}\n{column}" for unit in units.values() for column in ("paper", "here", "diff")]
+    scored = any(score is not None for row in rows for score in row.scores)
+    timed = any(row.speed is not None for row in rows)
+    printed = any(row.paper.speed for row in rows)
+    if scored:
+        heads += [f"{name}\n{whose}" for name in table.scores for whose in ("paper", "here")]
+    else:  # one column says so for all
+        heads += [f"{name}\npaper" for name in table.scores]
+        heads.append(f"{table.scores[0] if len(table.scores) == 1 else 'all scores'}\nhere")
+    heads += ["images/s\npaper", "ratio\npaper"] if printed else []
+    heads += ["images/s\nhere", "ratio\nhere"] if timed else ["images/s\nhere"]
+    body = [
+        [row.paper.label + mark, *_cells(table, row, scored, printed, timed)]
+        for row, mark in zip(rows, marks, strict=True)
     ]
+    if timed:
+        notes = [f"images/s: {_setting(table, where)}; ratio: to {_base_label(table)}", *notes]
+    return Sheet(title, heads, body, notes, odd)
 
 
-def headings(table: PaperTable) -> list[str]:
-    """Column headings, in the order of `cells`."""
-    groups = [f"{what} {column}" for what in ("params (M)", "MAC (G)") for column in ("paper", "here", "diff")]
-    return ["model", *table.columns, *groups, "top-1 paper", "top-1 here"]
+def _cells(table: PaperTable, row: Row, scored: bool, printed: bool, timed: bool) -> list[str]:
+    texts = list(row.paper.setting)
+    for name, unit in UNIT.items():
+        texts += [getattr(row.paper, name), f"{getattr(row.cost, name) / unit:.3f}", f"{row.difference(name):+.1%}"]
+    if scored:
+        here = (NOT_MEASURED if score is None else f"{score:.1f}" for score in row.scores)
+        texts += [text for pair in zip(row.paper.scores, here, strict=True) for text in pair]
+    else:
+        texts += [*row.paper.scores, NOT_MEASURED]
+    if printed:
+        base = next(float(other.speed) for other in table.rows if other.spec == table.base)
+        texts += [row.paper.speed, f"{float(row.paper.speed) / base:.2f}"]
+    texts.append(NOT_MEASURED if row.speed is None else f"{row.speed:.3g}")
+    return texts + (["-" if row.ratio is None else f"{row.ratio:.2f}"] if timed else [])
 
 
-def cells(row: Row, mark: str = "") -> list[str]:
-    """One row as text; `mark` is the mark of its footnote."""
-    texts = [row.paper.label + mark, *row.paper.setting]
-    for name in _UNIT:
-        texts.append(getattr(row.paper, name))
-        if row.cost is None:
-            texts += [NOT_AVAILABLE, "-"]
-        else:
-            texts += [f"{getattr(row.cost, name) / _UNIT[name]:.3f}", f"{row.difference(name):+.1%}"]
-    return [*texts, row.paper.top1, NOT_MEASURED if row.top1 is None else f"{row.top1:.1f}"]
+def _setting(table: PaperTable, where: str) -> str:
+    """What the speeds of a table were measured with."""
+    if table.task == "classification":
+        return where
+    return where.rpartition(", batch")[0] + ", one image"
 
 
-def footnotes(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
-    """The mark of each row ("" without a note), and the numbered notes; equal notes share a number."""
-    notes: list[str] = []
-    marks = []
-    for row in rows:
-        if not row.paper.note:
-            marks.append("")
-            continue
-        if row.paper.note not in notes:
-            notes.append(row.paper.note)
-        marks.append(f" [{notes.index(row.paper.note) + 1}]")
-    return marks, [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
+def _base_label(table: PaperTable) -> str:
+    # table 7 has no row of its base
+    tables = [
+        table,
+        *(other for other in TABLES.values() if isinstance(other, PaperTable) and other.task == table.task),
+    ]
+    label = next(row.label for other in tables for row in other.rows if row.spec == table.base)
+    own = any(table.base_of(row) != table.base for row in table.rows)
+    return label.removeprefix("(b) ") + (", of a grafted model to its own backbone" if own else "")
 
 
-def to_markdown(counted: Mapping[str, list[Row]]) -> str:
-    """All tables as one Markdown text."""
-    parts = []
+PREFACE = """\
+<!-- made by `vitgraft tables --output docs/tables.md` -->
+
+What the paper prints, what is counted or measured here, and the difference. MAC are the paper's FLOPs, counted for one
+image of the model's size. A model in bold is out of tolerance (parameters: 1 % of the print beyond its rounding;
+MAC: 5 %), and its note says why. Scores are measured where `results/` has a run of the model on the paper's data.
+
+"""
+
+
+def to_markdown(counted: Mapping[str, list], where: str = "") -> str:
+    """All tables as one Markdown text; `where` says what the speeds were measured on."""
+    sheets = (to_sheet(TABLES[number], rows, where) for number, rows in counted.items())
+    return PREFACE + "\n".join(sheet_to_markdown(sheet) for sheet in sheets)
+
+
+def print_terminal(counted: Mapping[str, list], console, where: str = "") -> None:
+    """Prints the tables through rich; a row out of tolerance is yellow."""
     for number, rows in counted.items():
-        table = TABLES[number]
-        marks, notes = footnotes(rows)
-        head = headings(table)
-        lines = [f"### Table {number}: {table.caption}", "", _pipes(head), _pipes(["---"] * len(head))]
-        lines += [_pipes(cells(row, mark)) for row, mark in zip(rows, marks, strict=True)]
-        parts.append("\n".join([*lines, "", *(f"{note}  " for note in notes)]).rstrip())
-    return "\n\n".join(parts) + "\n"
+        sheet = to_sheet(TABLES[number], rows, where)
+        short = [heading.replace(" (M)", "").replace(" (G)", "") for heading in sheet.headings]
+        print_sheet(replace(sheet, headings=short), console)
+    line = "params in 10^6, MAC in 10^9 (the paper's FLOPs), scores in %; yellow: out of tolerance, see the note"
+    console.print(line, style="dim", highlight=False, soft_wrap=True)
 
 
-def to_json(counted: Mapping[str, list[Row]]) -> dict[str, Any]:
+def to_json(counted: Mapping[str, list], where: str = "") -> dict[str, Any]:
     """All tables as JSON values, with the versions they were counted by."""
     import timm
     import torch
@@ -183,65 +237,54 @@ def to_json(counted: Mapping[str, list[Row]]) -> dict[str, Any]:
 
     tables = []
     for number, rows in counted.items():
-        records = []
-        for row in rows:
-            record = {
-                key: value for key, value in asdict(row.paper).items() if key not in ("model", "graft", "setting")
-            }
-            records.append(
-                {
-                    "label": record.pop("label"),
-                    **dict(zip(TABLES[number].columns, row.paper.setting, strict=False)),
-                    "model": str(spec_of(row.paper)) if row.paper.model else None,
-                    "available": row.cost is not None,
-                    "paper": {"params_m": record["params"], "macs_g": record["macs"], "top1": record["top1"]},
-                    "here": {
-                        "params": row.cost and row.cost.params,
-                        "macs": row.cost and row.cost.macs,
-                        "top1": row.top1,
-                    },
-                    "difference": {name: row.difference(name) for name in _UNIT},
-                    "within_tolerance": row.within_tolerance,
-                    "note": row.paper.note,
-                }
-            )
-        tables.append({"table": number, "caption": TABLES[number].caption, "rows": records})
+        table = TABLES[number]
+        record = _structure_record if isinstance(table, StructureTable) else functools.partial(_record, table)
+        tables.append({"table": number, "caption": table.caption, "rows": [record(row) for row in rows]})
     versions = {"vitgraft": __version__, "torch": torch.__version__, "timm": timm.__version__}
     return {
         "kind": "tables",
         "tolerance": {"params": PARAMS_TOLERANCE, "macs": MACS_TOLERANCE},
         "versions": {**versions, "python": platform.python_version()},
+        "speed": where or NOT_MEASURED,
         "tables": tables,
     }
 
 
-def print_terminal(counted: Mapping[str, list[Row]], console) -> None:
-    """Prints the tables through rich; a count out of tolerance is yellow, a row without a model here grey."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+def _record(table: PaperTable, row: Row) -> dict[str, Any]:
+    paper = row.paper
+    return {
+        "label": paper.label,
+        **dict(zip(table.columns, paper.setting, strict=True)),
+        "task": table.task,
+        "model": str(paper.spec),
+        "paper": {
+            "params_m": paper.params,
+            "macs_g": paper.macs,
+            **dict(zip(table.scores, paper.scores, strict=True)),
+            **({"images_per_second": paper.speed} if paper.speed else {}),
+        },
+        "here": {
+            "params": row.cost.params,
+            "macs": row.cost.macs,
+            **dict(zip(table.scores, row.scores, strict=True)),
+            "images_per_second": row.speed,
+            "ratio_to_base": row.ratio,
+        },
+        "base": str(table.base_of(paper)),
+        "difference": {name: row.difference(name) for name in UNIT},
+        "within_tolerance": row.within_tolerance,
+        "note": paper.note,
+    }
 
-    for number, rows in counted.items():
-        table = TABLES[number]
-        marks, notes = footnotes(rows)
-        console.print(f"Table {number}: {table.caption}", style="bold", highlight=False, soft_wrap=True)
-        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        for index, heading in enumerate(headings(table)):
-            # two lines: what, and whose it is
-            what = heading.replace("params (M) ", "params\n").replace("MAC (G) ", "MAC\n").replace("top-1 ", "top-1\n")
-            grid.add_column(what, justify="right" if index else "left", no_wrap=True)
-        for row, mark in zip(rows, marks, strict=True):
-            style = "dim" if row.cost is None else ("" if row.within_tolerance else "yellow")
-            texts = ("not yet" if text == NOT_AVAILABLE else text for text in cells(row, mark))
-            grid.add_row(*(escape(text) for text in texts), style=style)
-        print_whole(console, grid)
-        if any(row.cost is None for row in rows):
-            notes = ["not yet: there is no model here for this row", *notes]
-        notes = ["params in 10^6, MAC in 10^9 (the paper's FLOPs), top-1 in % on ImageNet-1K", *notes]
-        for note in notes:
-            console.print(escape(note), style="dim", highlight=False, soft_wrap=True)
-        console.print()
 
-
-def _pipes(texts: Iterable[str]) -> str:
-    return "| " + " | ".join(texts) + " |"
+def _structure_record(row: StructureHere) -> dict[str, Any]:
+    paper = row.paper
+    printed = Structure(paper.structure, paper.scales, paper.fusion)
+    return {
+        "label": paper.label,
+        "model": str(paper.spec),
+        "paper": printed.as_dict(),
+        "here": row.here.as_dict(),
+        "within_tolerance": row.within_tolerance,
+        "note": paper.note,
+    }

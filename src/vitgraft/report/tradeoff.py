@@ -25,13 +25,13 @@ GRAFTED = " + GrafT"
 
 @dataclass(frozen=True)
 class Point:
-    """One system: the paper's numbers (MAC in units of 10^9, top-1 in percent) and the timm model that it is here."""
+    """One system: the paper's numbers (MAC in units of 10^9, top-1 in percent), and the spec of its model here."""
 
     label: str
     family: str
     macs: float
     top1: float
-    model: str | None
+    model: str
 
     @property
     def grafted(self) -> bool:
@@ -40,7 +40,7 @@ class Point:
 
 def _point(row: PaperRow) -> Point:
     family = next(name for name in FAMILIES if row.label.startswith(name))
-    return Point(row.label, family, float(row.macs), float(row.top1), row.model)
+    return Point(row.label, family, float(row.macs), float(row.scores[0]), str(row.spec))
 
 
 def rows_of(*numbers: str) -> list[Point]:
@@ -52,7 +52,7 @@ def draw_tradeoff(speeds: dict[str, float] | None = None, where: str = "") -> An
     """Draws accuracy against MAC (the paper's numbers) and, with `speeds`, images/s measured here against MAC.
 
     Args:
-        speeds: images/s of inference by the model's timm name.
+        speeds: images/s of inference by the model's spec.
         where: The machine and setting of `speeds`, for the panel's title.
 
     Returns:
@@ -114,6 +114,7 @@ def _label(ax: Any, points: list[Point], height: Any) -> None:
     canvas.draw()  # only then are the places of points and texts known
     renderer = canvas.get_renderer()
     dots = [ax.transData.transform((point.macs, height(point))) for point in points]
+    frame = ax.get_window_extent(renderer)
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
     places = [(7, 3, "left"), (7, -10, "left"), (-7, 3, "right"), (-7, -10, "right"), (0, 9, "center")]
     places += [(0, -16, "center"), (12, 14, "left"), (-12, 14, "right"), (12, -22, "left"), (-12, -22, "right")]
@@ -131,7 +132,7 @@ def _label(ax: Any, points: list[Point], height: Any) -> None:
                 fontweight="bold" if point.grafted else "normal",
             )
             box = text.get_window_extent(renderer)
-            overlaps = sum(box.overlaps(other) for other in taken)
+            overlaps = sum(box.overlaps(other) for other in taken) + (box.x0 < frame.x0) + (box.x1 > frame.x1)
             if best is None or overlaps < best[0]:
                 if best is not None:
                     best[1].remove()

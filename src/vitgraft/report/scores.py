@@ -1,0 +1,83 @@
+"""Measured scores of the paper's rows, from the files in `results/` (its README has the fields)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitgraft.report.spec import ModelSpec
+
+__all__ = ["Scores", "architecture_of", "read_scores"]
+
+Scores = Mapping[tuple[str, str, str], float]
+"""Percent by (task, spec of the architecture, name of the score)."""
+
+SCHEDULES = {12: "1x", 36: "3x"}
+"""Of table 3, by epochs."""
+MULTISCALE = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+"""Scales of table 4's multi-scale mIoU."""
+# options that change the training or the start values, not the architecture
+_TRAINING = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "pretrained")
+
+
+def architecture_of(spec: ModelSpec) -> str:
+    """A spec without its pretrained tag and what only training depends on: by it, runs and rows find each other."""
+    options = {key: value for key, value in spec.options.items() if key not in _TRAINING}
+    if "graft" in options:
+        graft = {key: value for key, value in options["graft"].items() if key != "init"}
+        options = {**options, "graft": graft}
+    return str(ModelSpec(spec.name.split(".")[0], options))
+
+
+def read_scores(folder: Path) -> dict[tuple[str, str, str], float]:
+    """The scores of the runs in a folder of result files; of several runs of one model the best counts.
+
+    Counted are classification on "imagenet1k" (top-1), detection on "coco" of 12 or 36 epochs (box and mask AP), and
+    segmentation on "ade20k" (mIoU at one scale, or at the paper's six).
+
+    Raises:
+        ValueError: A file is not JSON, or a result of these kinds without its fields.
+    """
+    found: dict[tuple[str, str, str], float] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result.get("kind") not in _READERS:
+                continue
+            dataset, reader = _READERS[result["kind"]]
+            if result["dataset"] != dataset:
+                continue
+            model = architecture_of(ModelSpec(result["model"], result.get("model_options", {})))
+            for name, value in reader(result).items():
+                key = (result["kind"], model, name)
+                found[key] = max(found.get(key, 0.0), float(value))
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a result file as results/README.md describes it ({error!r})") from error
+    return found
+
+
+def _classification(result: dict[str, Any]) -> dict[str, float]:
+    return {"top-1": result["metrics"]["top1"]}
+
+
+def _detection(result: dict[str, Any]) -> dict[str, float]:
+    schedule = SCHEDULES.get(result["recipe"]["trainer"]["max_epochs"])
+    if schedule is None:
+        return {}
+    names = {"box AP": "box_ap", "mask AP": "mask_ap"}
+    return {f"{name} {schedule}": result["metrics"][key] for name, key in names.items() if key in result["metrics"]}
+
+
+def _segmentation(result: dict[str, Any]) -> dict[str, float]:
+    model = result["recipe"]["model"]
+    scales = list(model.get("init_args", model).get("scales") or [1.0])
+    if scales not in ([1.0], MULTISCALE):
+        return {}
+    return {"mIoU ms" if scales == MULTISCALE else "mIoU ss": result["metrics"]["miou"]}
+
+
+_READERS = {
+    "classification": ("imagenet1k", _classification),
+    "detection": ("coco", _detection),
+    "segmentation": ("ade20k", _segmentation),
+}

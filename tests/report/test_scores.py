@@ -1,0 +1,66 @@
+"""Measured scores from result files, found by what the model is."""
+
+import json
+
+import pytest
+
+from vitgraft.report.paper import TABLES
+from vitgraft.report.scores import MULTISCALE, architecture_of, read_scores
+from vitgraft.report.spec import ModelSpec
+
+DEIT, SWIN = "graft_deit_tiny_patch16_224", "graft_swin_tiny_patch4_window7_224"
+
+
+def _write(folder, **record):
+    (folder / f"{len(list(folder.iterdir()))}.json").write_text(json.dumps(record))
+
+
+def test_classification_the_best_run_counts(tmp_path):
+    run = {"kind": "classification", "dataset": "imagenet1k", "model": DEIT}
+    _write(tmp_path, **run, metrics={"top1": 75.0})
+    _write(tmp_path, **run, model_options={"drop_path_rate": 0.1}, metrics={"top1": 75.94})
+    _write(tmp_path, **run, model_options={"graft": {"blocks": 8, "init": "identity"}}, metrics={"top1": 74.0})
+    _write(tmp_path, **{**run, "dataset": "cifar10"}, metrics={"top1": 99.0})
+    _write(tmp_path, kind="bench")
+    assert read_scores(tmp_path) == {
+        ("classification", DEIT, "top-1"): 75.94,
+        ("classification", f"{DEIT}:graft.blocks=8", "top-1"): 74.0,
+    }
+
+
+def test_detection_by_schedule_and_segmentation_by_scales(tmp_path):
+    run = {"kind": "detection", "dataset": "coco", "model": f"{SWIN}.backbone", "model_options": {"graft": {}}}
+    for epochs, ap in ((12, 43.0), (36, 47.0), (1, 5.0)):
+        metrics = {"box_ap": ap, "mask_ap": ap - 3}
+        _write(tmp_path, **run, metrics=metrics, recipe={"trainer": {"max_epochs": epochs}})
+    run = {"kind": "segmentation", "dataset": "ade20k", "model": SWIN, "model_options": {"graft": {"blocks": []}}}
+    for scales, miou in (([1.0], 44.0), (MULTISCALE, 45.5), ([1.0, 2.0], 99.0)):
+        recipe = {"model": {"init_args": {"scales": scales}}}
+        _write(tmp_path, **run, metrics={"miou": miou}, recipe=recipe)
+    _write(tmp_path, **run, metrics={"miou": 44.1}, recipe={"model": {"init_args": {}}})
+    plain = f"{SWIN}:graft.blocks=[]"
+    assert read_scores(tmp_path) == {
+        ("detection", SWIN, "box AP 1x"): 43.0,
+        ("detection", SWIN, "mask AP 1x"): 40.0,
+        ("detection", SWIN, "box AP 3x"): 47.0,
+        ("detection", SWIN, "mask AP 3x"): 44.0,
+        ("segmentation", plain, "mIoU ss"): 44.1,
+        ("segmentation", plain, "mIoU ms"): 45.5,
+    }
+    names = {name for table in (TABLES["3"], TABLES["4"]) for name in table.scores}
+    assert {key[2] for key in read_scores(tmp_path)} == names
+
+
+def test_what_only_training_depends_on_does_not_count():
+    spec = ModelSpec(f"{SWIN}.in1k", {"drop_path_rate": 0.2, "img_size": 64, "graft": {"init": "paper"}})
+    assert architecture_of(spec) == f"{SWIN}:img_size=64"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"kind": "classification"}', '{"kind": "detection", "dataset": "coco", "model": "m", "metrics": {}}'],
+)
+def test_a_broken_result_file_is_named(tmp_path, text):
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises(ValueError, match=r"broken\.json: not a result file"):
+        read_scores(tmp_path)
