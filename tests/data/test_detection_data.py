@@ -216,3 +216,12 @@ def test_real_images():
         for image, target in zip(batch.images, batch.targets, strict=True):
             assert image.shape[1:] == target["masks"].shape[1:] and max(image.shape[1:]) <= 1333
             assert all(1 <= label <= 80 for label in target["labels"].tolist())
+
+
+def test_a_batch_says_which_images_it_has():
+    """As the guards name them where a loss is not finite."""
+    data = DetectionData(scenes=6, val_scenes=2, batch_size=2, workers=0)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.indices.dtype == torch.int64
+    assert [data.source("train").name(i) for i in batch.indices.tolist()]
+    assert torch.equal(data.samples("val", False).__getitems__([Draw(0, 1), Draw(0, 0)]).indices, torch.tensor([1, 0]))

@@ -57,8 +57,11 @@ def test_anchors():
 def test_matching():
     quality = torch.tensor([[0.8, 0.5, 0.2, 0.1], [0.0, 0.31, 0.29, 0.0], [0.0, 0.0, 0.0, 0.29]])
     # 0: above 0.7. 1: between, but the second object's best, at least 0.3. 2: below 0.3. 3: an object's best, below 0.3
-    assert Matcher(0.7, 0.3, 0.3)(quality).tolist() == [0, 0, -1, -1]
-    assert Matcher(0.7, 0.3, 0.0)(quality).tolist() == [0, 0, -1, 2]
+    assert Matcher(0.7, 0.3, 0.3)(quality).tolist() == [0, 1, -1, -1]
+    assert Matcher(0.7, 0.3, 0.0)(quality).tolist() == [0, 1, -1, 2]
+    # the best anchor of two objects is the last one's, also above the threshold
+    shared = torch.tensor([[0.75, 0.2, 0.1], [0.5, 0.1, 0.05]])
+    assert Matcher(0.7, 0.3, 0.3)(shared).tolist() == [1, -1, -1]
 
 
 def test_rpn_losses():

@@ -34,11 +34,13 @@ class DetectionBatch(NamedTuple):
             int64 (N,), 1 to C, `masks` uint8 (N, H, W) where there are masks. In evaluation `image_id`, `orig_size`
             (height, width) of the file and `objects` (`Objects`), what the set says of it.
         bad: "name: reason" of each image that can't be read: replaced in training, left out in evaluation.
+        indices: int64 (B,), of the images in their source.
     """
 
     images: list[torch.Tensor]
     targets: list[dict[str, Any]]
     bad: list[str]
+    indices: torch.Tensor | None = None
 
 
 class DetectionSamples(Samples):
@@ -87,7 +89,8 @@ class DetectionSamples(Samples):
         return self.transform(image), {"image_id": number, "orig_size": objects.size, "objects": objects}
 
     def collate(self, samples: list[Any], indices: list[int], bad: list[str]) -> DetectionBatch:
-        return DetectionBatch([image for image, _ in samples], [target for _, target in samples], bad)
+        places = torch.from_numpy(self.keep[indices].astype(np.int64))
+        return DetectionBatch([image for image, _ in samples], [target for _, target in samples], bad, places)
 
 
 class DetectionData(DataModule):

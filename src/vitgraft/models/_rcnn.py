@@ -63,18 +63,23 @@ class Anchors(nn.Module):
 
 
 class Matcher(det_utils.Matcher):
-    """torchvision's matcher, with mmdet's `min_pos_iou`: an object's best anchors count below the threshold for
-    positives only from this overlap on."""
+    """torchvision's matcher with mmdet's rule for an object's best anchors (MaxIoUAssigner).
+
+    They are positives below the threshold too, but only from the overlap `min_positive` on (`min_pos_iou`), and they
+    belong to that object even where another one overlaps more; of several objects with one best anchor the last has it.
+    """
 
     def __init__(self, high: float, low: float, min_positive: float):
         super().__init__(high, low, allow_low_quality_matches=True)
         self.min_positive = min_positive
 
     def set_low_quality_matches_(self, matches, all_matches, match_quality_matrix) -> None:
-        """Gives back their match to the anchors that are an object's best; overlaps are (objects, anchors)."""
+        """Gives to the anchors that are an object's best this object; overlaps are (objects, anchors)."""
         best = match_quality_matrix.amax(1, keepdim=True)
-        is_best = ((match_quality_matrix == best) & (best >= self.min_positive)).any(0)
-        matches[is_best] = all_matches[is_best]
+        is_best = (match_quality_matrix == best) & (best >= self.min_positive)
+        last = len(is_best) - 1 - is_best.flip(0).to(torch.uint8).argmax(0)
+        chosen = is_best.any(0)
+        matches[chosen] = last[chosen]
 
 
 class RPNHead(tv_rpn.RPNHead):

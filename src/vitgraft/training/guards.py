@@ -183,8 +183,8 @@ class Guards(pl.Callback):
         if indices is None:
             return []
         images = getattr(batch, "images", None)
-        if images is not None and images.is_floating_point():
-            broken = ~torch.isfinite(images).flatten(1).all(dim=1)
+        if images is not None and len(images) == len(indices) and images[0].is_floating_point():
+            broken = torch.tensor([not bool(torch.isfinite(image).all()) for image in images])
             if broken.any():
                 indices = indices[broken.to(indices.device)]
         source = getattr(trainer.datamodule, "source", None)
@@ -227,7 +227,7 @@ def _size(batch: Any) -> int | None:
     images = getattr(batch, "images", None)
     if images is None and isinstance(batch, tuple | list) and batch:
         images = batch[0]
-    return len(images) if isinstance(images, torch.Tensor) else None
+    return len(images) if isinstance(images, torch.Tensor | list) else None
 
 
 def _some(names: list[str]) -> str:
