@@ -19,10 +19,42 @@ def pool_grid(x: torch.Tensor) -> torch.Tensor:
 
     The last row or column of an odd grid is averaged over the tokens that exist.
     """
+    # a compiler decides by itself what it keeps
+    return _pool(x) if torch.compiler.is_compiling() or type(x) is not torch.Tensor else _Pool.apply(x)
+
+
+def _pool(x: torch.Tensor) -> torch.Tensor:
     # an NHWC grid seen as NCHW is in channels_last order, for which the kernel needs no copy
     x = x.permute(0, 3, 1, 2)
     x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
     return x.permute(0, 2, 3, 1)
+
+
+class _Pool(torch.autograd.Function):
+    """`_pool`, of which PyTorch's own keeps the whole input for the gradient and needs no more than its size."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return _pool(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.size = inputs[0].shape[1], inputs[0].shape[2]
+
+    @staticmethod
+    def jvp(ctx, tangent: torch.Tensor) -> torch.Tensor:
+        return _pool(tangent)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        H, W = ctx.size
+        B, h, w, C = grad.shape
+        rows, cols = (grad.new_full((n,), 0.5) for n in (h, w))
+        rows[-1], cols[-1] = 1 / (2 - H % 2), 1 / (2 - W % 2)  # the last ones of an odd grid stand alone
+        grad = grad * (rows[:, None, None] * cols[:, None])
+        return grad[:, :, None, :, None].expand(B, h, 2, w, 2, C).reshape(B, 2 * h, 2 * w, C)[:, :H, :W]
 
 
 class Downsample(nn.Module):
