@@ -78,7 +78,7 @@ def test_tables_need_no_rich_for_files(capsys, monkeypatch, tmp_path):
     for name in ("rich", "rich.console", "rich.progress"):
         monkeypatch.setitem(sys.modules, name, None)
     code, out, _ = run(capsys, "tables", "--table", "a", "--format", "markdown")
-    assert code == 0 and "\n### Table A: " in out and "| DeiT-T | 0 | 0 | 5.7 | 5.717 |" in out
+    assert code == 0 and "\n## Table A: " in out and "| DeiT-T | 0 | 0 | 5.7 | 5.717 |" in out
     path = tmp_path / "tables.json"
     assert run(capsys, "tables", "--table", "a", "--format", "json", "--output", str(path))[:2] == (0, "")
     assert json.loads(path.read_text())["tables"][0]["table"] == "A"

@@ -38,7 +38,7 @@ def footnotes(notes: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def to_markdown(sheet: Sheet) -> str:
     """Heading, table and notes; the first cell of rows to point at is bold."""
-    lines = [f"### {sheet.title}", "", _pipes(heading.replace("\n", " ") for heading in sheet.headings)]
+    lines = [f"## {sheet.title}", "", _pipes(heading.replace("\n", " ") for heading in sheet.headings)]
     lines.append(_pipes(["---"] * len(sheet.headings)))
     for number, (first, *others) in enumerate(sheet.rows):
         lines.append(_pipes([f"**{first}**" if number in sheet.odd else first, *others]))

@@ -203,11 +203,12 @@ def _base_label(table: PaperTable) -> str:
 
 
 PREFACE = """\
-<!-- made by `vitgraft tables --output docs/tables.md` -->
+# The paper's tables
 
 What the paper prints, what is counted or measured here, and the difference. MAC are the paper's FLOPs, counted for one
 image of the model's size. A model in bold is out of tolerance (parameters: 1 % of the print beyond its rounding;
-MAC: 5 %), and its note says why. Scores are measured where `results/` has a run of the model on the paper's data.
+MAC: 5 %), and its note says why. Scores are measured where `results/` has a run of the model on the paper's data,
+images/s in `results/bench_tables.json`. Made by `vitgraft tables --output docs/tables.md`.
 
 """
 
