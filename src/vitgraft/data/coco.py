@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_image
-from vitgraft.data.objects import Objects, ObjectSource, is_polygon, usable
+from vitgraft.data.objects import Objects, ObjectSource, are_numbers, is_box, is_polygon, usable
 from vitgraft.data.sources import FileSource, ImageSource
 from vitgraft.data.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
 from vitgraft.errors import DataError, ImageError
@@ -60,7 +60,7 @@ class CocoSource(ObjectSource):
         place = {number: i for i, number in enumerate(self.ids.tolist())}
         kept: list[list[dict[str, Any]]] = [[] for _ in images]
         self.counts = np.zeros((len(images), 2), dtype=np.int64)  # objects to learn from, objects in all
-        self.has_masks = any("segmentation" in one for one in values["annotations"])
+        self.has_masks = any(one.get("segmentation") for one in values["annotations"])
         known, strange = set(self.category_ids), Counter()
         for one in values["annotations"]:
             where = place.get(one["image_id"])
@@ -68,9 +68,12 @@ class CocoSource(ObjectSource):
                 strange["of an unknown image" if where is None else "of an unknown category"] += 1
                 continue
             crowd = bool(one.get("iscrowd"))
-            good = usable(one) and (not self.has_masks or _has_segmentation(one))
+            size = tuple(self.sizes[where].tolist())
+            good = usable(one) and (not self.has_masks or _has_segmentation(one, size))
             if not good and not crowd:
                 strange["without a usable box or mask"] += 1
+            if not is_box(one["bbox"]):
+                continue
             self.counts[where] += (good, 1)
             kept[where].append({name: one[name] for name in _KEPT if name in one})
         packed = [pickle.dumps(annotations, protocol=5) for annotations in kept]
@@ -134,9 +137,17 @@ class CocoSource(ObjectSource):
 _KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")
 
 
-def _has_segmentation(annotation: dict[str, Any]) -> bool:
+def _has_segmentation(annotation: dict[str, Any], size: tuple[int, int]) -> bool:
+    """Whether there are polygons, or a code of the image's size; text of a code is decoded when it is used."""
     segmentation = annotation.get("segmentation")
-    return bool(segmentation) and (isinstance(segmentation, dict) or any(map(is_polygon, segmentation)))
+    if isinstance(segmentation, list):
+        return any(map(is_polygon, segmentation))
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        return False
+    counts = segmentation["counts"]
+    if isinstance(counts, list) and not (are_numbers(counts) and sum(counts) == size[0] * size[1]):
+        return False
+    return bool(counts) and tuple(segmentation["size"]) == size
 
 
 class CocoFiles:
@@ -231,6 +242,8 @@ def read_coco_json(data: bytes, shown: str) -> dict[str, Any]:
         raise DataError(f"{shown}: not COCO's json of objects, it lacks {missing}")
     for kind, needed in NEEDED.items():
         for number, one in enumerate(values[kind]):
+            if not isinstance(one, dict):
+                raise DataError(f"{shown}: {kind}[{number}] is no mapping but {one!r:.40}")
             if lacks := [name for name in needed if name not in one]:
                 raise DataError(
                     f"{shown}: {kind}[{number}] lacks {', '.join(lacks)}; vitgraft check-data lists all of them"

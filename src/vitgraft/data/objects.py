@@ -143,25 +143,51 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
-    """A segmentation of any of COCO's three kinds as a compressed run-length code; None where there is nothing in it.
+    """A segmentation of any of COCO's three kinds as a compressed run-length code; None where it can't be used.
+
+    That is: nothing there, a code of another size than the image's or one that can't be decoded, no pixel inside.
 
     Args:
         segmentation: polygons, an uncompressed code (counts as a list) or a compressed one. Polygons of fewer than 3
             points, which have no inside, are left out.
         size: (height, width) of the image.
     """
+    try:
+        code = _encode(segmentation, size)
+        return code if code is not None and decode_mask(code).any() else None
+    except Exception:  # whatever the codec makes of damaged counts
+        return None
+
+
+def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     height, width = size
     if isinstance(segmentation, dict):
+        if tuple(segmentation["size"]) != tuple(size):
+            raise ValueError("of another size")
         if isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError("counts of another number of pixels")
             return _as_text(rle_codec.frPyObjects(segmentation, height, width))
         return segmentation
     polygons = [list(map(float, polygon)) for polygon in segmentation or [] if is_polygon(polygon)]
     return _as_text(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width))) if polygons else None
 
 
+def are_numbers(values: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and math.isfinite(value) for value in values
+    )
+
+
+def is_box(box: Any) -> bool:
+    """Whether it is x, y, width, height in finite numbers."""
+    return are_numbers(box) and len(box) == 4
+
+
 def is_polygon(polygon: Any) -> bool:
     """Whether it has at least 3 points, whole ones, all finite."""
-    return len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(math.isfinite, polygon))
+    return are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
 def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
@@ -177,8 +203,8 @@ def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
                 return f"a polygon is a list of x, y, x, y ..., this one has {_length(polygon)} numbers"
             if len(polygon) < 6:
                 return f"a polygon of {len(polygon) // 2} points; at least 3 have an inside"
-            if not np.isfinite(polygon).all():
-                return "a polygon with nan or infinity"
+            if not are_numbers(polygon):
+                return "a polygon with nan, infinity, or what is no number"
         return ""
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         return "neither polygons nor a run-length code with size and counts"
@@ -188,7 +214,7 @@ def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
         counts = segmentation["counts"]
         if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
             return f"a run-length code of {sum(counts)} pixels, the image has {size[0] * size[1]}"
-        area = int(decode_mask(to_rle(segmentation, size)).sum())
+        area = int(decode_mask(_encode(segmentation, size)).sum())
     except Exception as error:  # whatever the decoder makes of damaged text
         return f"a run-length code that can't be decoded ({error})"
     return "" if area else "a mask without a pixel"
@@ -214,7 +240,7 @@ def usable(annotation: dict[str, Any]) -> bool:
     SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_parse_ann_info` leaves out the others.
     """
     box = annotation["bbox"]
-    return not annotation.get("iscrowd") and all(map(math.isfinite, box)) and min(box[2:]) >= 1
+    return not annotation.get("iscrowd") and is_box(box) and min(box[2:]) >= 1
 
 
 def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:

@@ -174,7 +174,10 @@ class DetectionMetrics(Metric):
         rows = _rows(truth, detections["bbox"])
         curves = {}
         for kind in kinds:
-            precision, recall = measure(truth, detections[kind], kind)
+            known = truth
+            if kind != "bbox":  # an object without a mask can be found as a box, never as a mask
+                known = {**truth, "annotations": [one for one in truth["annotations"] if "segmentation" in one]}
+            precision, recall = measure(known, detections[kind], kind)
             name = KINDS[kind]
             values |= {f"{name}_{key}": value for key, value in summarize(precision, recall).items()}
             for i, row in enumerate(rows):
@@ -206,11 +209,7 @@ class DetectionMetrics(Metric):
             objects: Objects = image["objects"]
             ids, sizes[number] = objects.category_ids, objects.size
             for one in objects.annotations:
-                if not all(map(np.isfinite, one["bbox"])):
-                    continue
                 code = to_rle(one.get("segmentation"), objects.size) if self.masks else None
-                if self.masks and code is None:
-                    continue  # it could be found as a box and never as a mask
                 annotations.append(
                     {
                         "id": len(annotations) + 1,  # COCO's code takes an object 0 for none
@@ -219,7 +218,7 @@ class DetectionMetrics(Metric):
                         "bbox": list(one["bbox"]),
                         "iscrowd": int(bool(one.get("iscrowd"))),
                         "area": float(one.get("area", one["bbox"][2] * one["bbox"][3])),
-                        **({"segmentation": code} if self.masks else {}),
+                        **({"segmentation": code} if code is not None else {}),
                     }
                 )
         return {

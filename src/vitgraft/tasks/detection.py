@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from vitgraft.errors import ModelSpecError
+from vitgraft.errors import ModelSpecError, RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.tasks._checks import detector_problems
 from vitgraft.tasks._models import build_backbone
@@ -76,8 +76,11 @@ class Detection(Task):
     def setup(self, stage: str) -> None:
         """As `Task.setup`; takes from the data whether there are masks."""
         super().setup(stage)
+        has_masks = getattr(getattr(self.trainer, "datamodule", None), "has_masks", True)
         if self.hparams.masks is None:
-            self.hparams.masks = getattr(getattr(self.trainer, "datamodule", None), "has_masks", True)
+            self.hparams.masks = has_masks
+        if stage == "fit" and self.hparams.masks and not has_masks:
+            raise RecipeError("model.masks=True: the training set has no masks; null or false trains on its boxes")
 
     def build(self) -> nn.Module:
         """The detector around the named backbone, which starts from the recipe's weights; says what was loaded."""

@@ -1,0 +1,82 @@
+"""Annotations that can't be used are left out, counted, and never end a run: in training and in evaluation."""
+
+import pytest
+from coco_sets import coco_values, disc, write_set
+
+from vitgraft.data.coco import open_coco
+from vitgraft.data.detection import DetectionData
+from vitgraft.data.objects import check_segmentation, encode_mask, to_rle
+from vitgraft.errors import DataError
+from vitgraft.evaluation.coco import DetectionMetrics
+
+SIZE = (40, 60)
+SEGMENTATIONS = {
+    "text": {"size": list(SIZE), "counts": "@@@~~~garbage"},
+    "sum": {"size": list(SIZE), "counts": [10, 5, 3]},
+    "no counts": {"size": list(SIZE)},
+    "size": encode_mask(disc(10, 10, 5, 5, 3)),
+    "not nested": [2, 3, 12, 3, 12, 23],
+    "words": [["a", "b", "c", "d", "e", "f"]],
+    "outside": [[100, 100, 120, 100, 120, 130]],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("kind", SEGMENTATIONS)
+def test_a_mask_that_cannot_be_used_is_left_out(kind, tmp_path, capsys):
+    assert to_rle(SEGMENTATIONS[kind], SIZE) is None
+    if kind not in ("outside", "nothing"):
+        assert check_segmentation(SEGMENTATIONS[kind], SIZE)
+    values = coco_values()
+    values["annotations"][1]["segmentation"] = SEGMENTATIONS[kind]
+    write_set(tmp_path, values, "train")
+    write_set(tmp_path, values, "val")
+    data = DetectionData(str(tmp_path), min_side=1, short_side=40, hflip=0, batch_size=1, workers=0)
+    samples = data.samples("train", True)
+    (first,) = [s for s in (samples[i] for i in range(len(samples))) if len(s[1]["boxes"]) and s[0].shape[2] == 60]
+    assert first[1]["labels"].tolist() == [2] and len(first[1]["masks"]) == 1  # the other object of the image
+    metric = DetectionMetrics(data.class_names, masks=True)
+    for batch in data.val_dataloader():
+        metric.update([_truth(target) for target in batch.targets], batch.targets)
+    numbers = metric.report().numbers()
+    assert numbers["box_ap"] == 1.0  # the object still has its box
+    assert numbers["num_objects"] == 3
+
+
+def _truth(target):
+    """The boxes of an image's objects as detections, without masks that could be right."""
+    import torch
+
+    objects = [one for one in target["objects"].annotations if not one["iscrowd"]]
+    boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (one["bbox"] for one in objects)]).float()
+    labels = torch.tensor([1 + sorted([7, 3]).index(one["category_id"]) for one in objects]).long()
+    height, width = target["orig_size"]
+    masks = torch.zeros(len(objects), height, width, dtype=torch.bool)
+    return {"boxes": boxes.reshape(-1, 4), "labels": labels, "scores": torch.ones(len(objects)), "masks": masks}
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], None, ["a", 1, 2, 3], [1, 2, float("nan"), 4], "box"])
+def test_a_box_that_is_none_is_left_out_and_counted(box, tmp_path):
+    values = coco_values()
+    values["annotations"][1]["bbox"] = box
+    source = open_coco(write_set(tmp_path, values), "train")
+    assert "1 without a usable box or mask" in source.notice()
+    assert len(source.load(0)[1].annotations) == 1
+
+
+def test_empty_segmentations_are_a_set_of_boxes(tmp_path):
+    values = coco_values()
+    for one in values["annotations"]:
+        one["segmentation"] = []
+    write_set(tmp_path, values, "train")
+    data = DetectionData(str(tmp_path), val="train", min_side=1, workers=0, batch_size=1)
+    assert not data.has_masks and len(data.samples("train", True)) == 2
+
+
+def test_an_image_entry_that_is_no_mapping(tmp_path):
+    values = coco_values()
+    root = write_set(tmp_path, values)
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"images": [{', '"images": [3, {', 1))
+    with pytest.raises(DataError, match=r"images\[0\] is no mapping but 3"):
+        open_coco(root, "train")
