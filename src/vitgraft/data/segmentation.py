@@ -216,7 +216,7 @@ class SegmentationData(DataModule):
             values.get("root") is None
             and values.get("reduce_zero_label") is None
             and any(isinstance(values.get(name), list | tuple) for name in ("train", "val"))
-        ) or (values.get("root") is not None and "reduce_zero_label" in values and values["reduce_zero_label"] is None):
+        ) or (values.get("root") is not None and values.get("reduce_zero_label") is None):
             wrong.append(
                 "reduce_zero_label: say true (0 is ignored, 1 to C are the classes: ADE20K) or false (0 to C - 1 are)"
             )

@@ -179,6 +179,12 @@ def make_plan(
     assumptions = assumptions or Assumptions()
     recipe = read_recipe(path)
     model, data, trainer = (_options(recipe, section) for section in ("model", "data", "trainer"))
+    task = str((recipe.get("model") or {}).get("class_path", "Classification")).rpartition(".")[2]
+    if task != "Classification":
+        raise RecipeError(
+            f"{path}: plan works out classifiers, not a {task}: vitgraft tables --table 3 4 has the MAC of detectors "
+            "and segmenters, the recipe's header what it is expected to cost"
+        )
     name = model.get("model")
     epochs = trainer.get("max_epochs")
     if not isinstance(name, str):

@@ -200,10 +200,13 @@ class Segmentation(Task):
     ) -> list[Path]:
         """See `vitgraft.evaluation.segmentation_files.write_report`; the facts say how the classes were inferred.
 
-        Several scales or flips go to FOLDER_multi_scale, so that they stand beside the plain evaluation's files.
+        Sliding windows go to FOLDER_sliding, several scales or flips to FOLDER_multi_scale, beside the
+        plain evaluation's files.
         """
-        if len(self.hparams.scales) > 1 or self.hparams.flip:
-            folder = folder.with_name(f"{folder.name}_multi_scale")
+        parts = ["sliding"] if self.hparams.window else []
+        parts += ["multi_scale"] if len(self.hparams.scales) > 1 or self.hparams.flip else []
+        folder = folder.with_name("_".join([folder.name, *parts]))
+        title = ", ".join([title, *(part.replace("_", " ") for part in parts)])
         how = {name: self.hparams[name] for name in ("window", "stride", "scales", "flip")}
         facts = {**facts, "inference": {**how, "scales": list(how["scales"])}}
         return write_report(folder, report, self.class_names, title, facts, unreadable)

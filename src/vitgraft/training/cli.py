@@ -4,6 +4,7 @@ All mistakes of a recipe and of the command line are told at once, before anythi
 """
 
 import importlib.util
+import json
 import logging
 import sys
 import tempfile
@@ -193,6 +194,20 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
     return {**recipe, "model": model}
 
 
+def with_data_of_run(recipe: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    """The recipe with the data section that the checkpoint's run had, where it has none: for detectors and segmenters,
+    whose sizes and label rules a checkpoint does not hold. A classifier's are in its data_config."""
+    record = Path(checkpoint).parent / "run.json"
+    task = recipe.get("model", {}).get("class_path", "").rpartition(".")[2]
+    if "data" in recipe or task in ("", "Classification") or not record.is_file():
+        return recipe
+    section = json.loads(record.read_text(encoding="utf-8")).get("recipe", {}).get("data")
+    if not isinstance(section, dict):
+        return recipe
+    print(f"data options: those of the run ({record}), under those of the command line")
+    return {**recipe, "data": with_init_args(section)}
+
+
 def default_data(model: Any) -> str:
     """Class path of the data that a recipe's model section takes where the recipe names none."""
     path = model.get("class_path") if isinstance(model, dict) else model
@@ -242,6 +257,7 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if command in ("validate", "test"):
         recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
         if given is not None:
+            recipe = with_data_of_run(recipe, request.values["ckpt_path"])
             recipe["out"] = str(Path(request.values["ckpt_path"]).parent)  # the run that it belongs to
     recipe.setdefault("out", own_out)
     over = request.values
