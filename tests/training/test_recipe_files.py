@@ -99,7 +99,10 @@ def test_hyper_parameters_of_the_swin_authors_detector(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = main(["fit", "--config", str(FOLDER / name), "--smoke", "--trainer.enable_progress_bar", "false"])
+    # UperNet's head of 512 channels is nine tenths of a step's time, and the same in all of them
+    narrow = ["--model.head_channels", "32"] if name.startswith("ade20k/") else []
+    command = ["fit", "--config", str(FOLDER / name), "--smoke", "--trainer.enable_progress_bar", "false", *narrow]
+    code = main(command)
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "smoke: 2 steps" in out and "train/loss" in out and not list(tmp_path.iterdir())
