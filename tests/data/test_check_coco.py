@@ -65,7 +65,12 @@ SQUARE = [[2, 3, 12, 3, 12, 23, 2, 23]]
         ("no segmentation", "error", annotation(50, 10, 3, [1, 1, 5, 5], []), "none"),
         ("box and mask", "warning", annotation(50, 10, 3, [30, 3, 10, 20], SQUARE), "around the mask"),
         ("ids", "error", annotation(5, 10, 3, [2, 3, 10, 20], SQUARE), "annotations id 5: 2 times"),
-        ("keys", "error", {"id": 50, "image_id": 10, "bbox": [1, 1, 2]}, r"annotations\[4\]: category_id, bbox"),
+        (
+            "keys",
+            "error",
+            {"id": 50, "image_id": 10, "bbox": [1, 1, 2]},
+            r"annotations\[4\] lacks category_id and has bbox \[1, 1, 2\], which must be four",
+        ),
     ],
 )
 def test_every_kind_of_annotation(root, kind, level, entry, words):
@@ -84,7 +89,7 @@ def test_images(root):
     found, report = checked(root, values)
     assert found["missing"].items[0].endswith("gone.png: No such file or directory")
     assert "9 x 9, the json says 60 x 40" in found["size"].items[0] and "b.jpg" in found["unreadable"].items[0]
-    assert found["ids"].items == ["images id 4: 2 times"] and found["keys"].items == ["images[4]: height, width"]
+    assert found["ids"].items == ["images id 4: 2 times"] and found["keys"].items == ["images[4] lacks height, width"]
     assert not report.ok
 
 

@@ -64,6 +64,13 @@ def test_all_faults_at_once(tmp_path, capsys, workers):
     assert items["warning", "ignored"][0].endswith("2.png")
 
 
+def test_labels_without_images(tmp_path, capsys):
+    root = write_pairs(tmp_path / "set", {"training": 3, "validation": 2})
+    (root / "images" / "training").rename(tmp_path / "elsewhere")
+    code, _, findings = check(capsys, root, "--reduce-zero-label", "true")
+    assert code == 1 and "training" in str(findings["error", "set"])
+
+
 def test_ignored_only_sets_and_wrong_numberings(tmp_path, capsys):
     root = write_pairs(tmp_path / "a", {"training": 2}, values=(255, 255))
     code, _, findings = check(capsys, root)

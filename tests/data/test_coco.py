@@ -101,7 +101,7 @@ def test_unusable_annotations_are_left_out_and_counted(root):
     ]
     (root / "annotations/instances_train.json").write_text(json.dumps(values))
     source = open_coco(root, "train")
-    assert "1 of an unknown image, 1 of an unknown category, 3 without a usable box or mask" in source.notice()
+    assert "1 of an unknown image, 1 of an unknown category, 4 without a usable box or mask" in source.notice()
     target = to_target(source.objects(0))
     assert target["boxes"].tolist() == [[22, 12, 39, 29], [2, 3, 12, 23], [0, 0, 1, 1]]
     assert target["masks"][2].sum() == 1

@@ -1,8 +1,12 @@
 """Annotations that can't be used are left out, counted, and never end a run: in training and in evaluation."""
 
+import json
+import re
+
 import pytest
 from coco_sets import coco_values, disc, write_set
 
+from vitgraft.data.check_coco import open_cocos
 from vitgraft.data.coco import open_coco
 from vitgraft.data.detection import DetectionData
 from vitgraft.data.objects import check_segmentation, encode_mask, to_rle
@@ -53,6 +57,32 @@ def _truth(target):
     height, width = target["orig_size"]
     masks = torch.zeros(len(objects), height, width, dtype=torch.bool)
     return {"boxes": boxes.reshape(-1, 4), "labels": labels, "scores": torch.ones(len(objects)), "masks": masks}
+
+
+def test_an_object_beside_its_image_is_none_to_learn(tmp_path):
+    values = coco_values()
+    values["annotations"][2]["bbox"] = [48, 5, 10, 10]  # the only one of its image, 48 wide
+    source = open_coco(write_set(tmp_path, values), "train")
+    assert source.to_learn(8).tolist() == [0] and "1 without a usable box" in source.notice()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("id", "a10", r"images\[0\] has id \"a10\", which must be a whole number"),
+        ("file_name", None, r"has file_name null, which must be text"),
+        ("height", 0, r"has height 0, which must be a whole number above 0"),
+    ],
+)
+def test_entries_of_a_wrong_kind(name, value, words, tmp_path):
+    values = coco_values()
+    root = write_set(tmp_path, values)
+    values["images"][0] = {**values["images"][0], name: value}
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=words):
+        open_coco(root, "train")
+    _, findings = open_cocos(str(root))
+    assert any(re.search(words, item) for finding in findings for item in finding.items)
 
 
 @pytest.mark.parametrize("box", [[1, 2, 3], None, ["a", 1, 2, 3], [1, 2, float("nan"), 4], "box"])

@@ -196,15 +196,18 @@ def test_all_wrong_options_at_once():
     assert "scene_size=30" in str(caught.value)
 
 
-def test_all_images_without_objects(root):
-    values = {**coco_values(), "annotations": []}
+@pytest.mark.parametrize("crowds", [False, True])
+def test_all_images_without_objects(root, crowds, capsys):
+    values = coco_values()
+    values["annotations"] = [{**one, "iscrowd": 1} for one in values["annotations"]] if crowds else []
     (root / "annotations/instances_train.json").write_text(json.dumps(values))
-    with pytest.raises(DataError, match=r"no image to train on.*keep_empty"):
-        DetectionData(str(root), workers=0).setup("fit")
-    data = DetectionData(str(root), workers=0, batch_size=2, keep_empty=True, masks=True, min_side=8)
+    data = DetectionData(str(root), workers=0, batch_size=2, masks=True, min_side=8)
     data.setup("fit")
+    assert "none of 3 images has an object: training on background alone" in capsys.readouterr().out
     batch = next(iter(data.train_dataloader()))
     assert [len(target["boxes"]) for target in batch.targets] == [0, 0]
+    with pytest.raises(DataError, match=r"no image to train on.*min_side"):
+        DetectionData(str(root), workers=0, min_side=1000).setup("fit")
 
 
 def test_real_images():

@@ -180,6 +180,7 @@ def test_a_model_by_name_with_its_file(tmp_path):
         ("local-dir:nothing", "no such file or folder"),
         ("deit_tiny_patch16_224:checkpoint_path=none.pth", "no such file"),
         ("{tmp}/empty", "neither a run"),
+        ("{tmp}/runs", "there are checkpoints in {tmp}/runs/one, {tmp}/runs/two: name one"),
         ("{tmp}/zero.ckpt", "is empty"),
         ("{tmp}/other.ckpt", "not a checkpoint of a vitgraft run"),
         ("{tmp}/weights.pth", "MODELNAME:checkpoint_path="),
@@ -191,9 +192,12 @@ def test_models_that_can_not_be_had(capsys, tmp_path, photos, what, message):
     (tmp_path / "zero.ckpt").touch()
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     torch.save({}, tmp_path / "weights.pth")
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "best.ckpt").touch()
     checkpoint(tmp_path / "misfit.ckpt", tiny(), num_classes=7)
     code, _, err = run(capsys, "--ckpt", what.format(tmp=tmp_path), photos, "--output", tmp_path / "p.csv")
-    assert code == 2 and message in err
+    assert code == 2 and message.format(tmp=tmp_path) in err
     assert not (tmp_path / "p.csv").exists()
 
 
@@ -207,7 +211,7 @@ def test_bad_requests_write_nothing(capsys, tmp_path, photos):
         ([photos, "--weights", "ema"], "raw would work"),
     ):
         code, _, err = run(capsys, "--ckpt", ckpt, *words)
-        assert code == 2 and message in err
+        assert code == 2 and message.format(tmp=tmp_path) in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "run"]
 
 

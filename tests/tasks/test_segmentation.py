@@ -163,6 +163,35 @@ def test_start_weights(tmp_path, capsys):
             Segmentation(**SMALL, num_classes=4, checkpoint_path=str(tmp_path / file)).configure_model()
 
 
+def test_a_detector_starts_a_segmenter_and_the_other_way_round(tmp_path, capsys):
+    pytest.importorskip("faster_coco_eval")
+    from vitgraft.tasks.detection import Detection
+
+    same = {name: SMALL[name] for name in ("model", "model_kwargs", "graft")}
+    heads = {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8, "proposals": (20, 20)}
+    tasks = {
+        "detector": Detection(**same, detector=heads, num_classes=3),
+        "segmenter": Segmentation(**SMALL, num_classes=3),
+    }
+    for name, task in tasks.items():
+        torch.manual_seed(3)
+        task.configure_model()
+        run = {"task": name, "hyper_parameters": {}, "state_dict": task.model.state_dict()}
+        torch.save(run, tmp_path / f"{name}.ckpt")
+    path = str(tmp_path / "detector.ckpt")
+    started = Segmentation(**SMALL, num_classes=3, seed=9, checkpoint_path=path)
+    started.configure_model()
+    assert "a detector's without its heads" in capsys.readouterr().out
+    source = tasks["detector"].model.backbone.features.state_dict()
+    assert all(torch.equal(value, source[name]) for name, value in started.model.backbone.state_dict().items())
+    path = str(tmp_path / "segmenter.ckpt")
+    started = Detection(**same, detector=heads, num_classes=3, seed=9, checkpoint_path=path)
+    started.configure_model()
+    assert "a segmenter's without its heads" in capsys.readouterr().out
+    source = tasks["segmenter"].model.backbone.state_dict()
+    assert all(torch.equal(value, source[name]) for name, value in started.model.backbone.features.state_dict().items())
+
+
 def test_checkpoint_brings_the_task_back(tmp_path):
     from vitgraft.training.rebuild import read_hyper_parameters
 

@@ -117,10 +117,11 @@ def _add_predict(commands) -> None:
         "predict",
         _predict,
         "what a trained model sees in images",
-        "Names the most probable classes of images: files, folders with all images below them, or a tar.\n"
-        "Shows them, or writes CSV, JSON, and a page of thumbnails to look through in a browser. With a\n"
-        "checkpoint of segmentation: the areas of the classes, overlays and index PNGs; of detection: boxes, masks\n"
-        "and pictures of them. Images that can't be read are named, and do not stop the others.",
+        "Takes images (files, folders with all images below them, or a tar) and does what the checkpoint was\n"
+        "trained for. Classifiers: the most probable classes, as CSV, JSON and a page of thumbnails (--html).\n"
+        "Detectors: boxes, scores and masks (--output, .csv or .json), and pictures of them (--pictures).\n"
+        "Segmenters: areas of the classes (--output), overlays with a legend and index PNGs (--pictures).\n"
+        "Images that can't be read are named, and do not stop the others.",
         [
             "vitgraft predict --ckpt runs/NAME photos/",
             "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitgraft.data.check import Finding, Report, SetReport, digest_of, oddness
-from vitgraft.data.coco import NEEDED, CocoFiles, find_images, find_jsons
+from vitgraft.data.coco import NEEDED, CocoFiles, find_images, find_jsons, is_kind, lacking
 from vitgraft.data.decode import decode_image, open_image
 from vitgraft.data.objects import check_segmentation, to_rle
 from vitgraft.data.sources import ImageSource
@@ -81,9 +81,9 @@ def open_cocos(path: str) -> tuple[list[CocoSet], list[Finding]]:
                 Finding("error", "json", where, f"not COCO's json of objects, it lacks {', '.join(missing)}")
             )
             continue
-        kept, lacking = _complete(lists)
-        for kind, items in lacking.items():
-            message = f"{len(items)} of {len(lists[kind])} {kind} lack what is needed"
+        kept, wanting = _complete(lists)
+        for kind, items in wanting.items():
+            message = f"{len(items)} of {len(lists[kind])} {kind} lack what is needed, or have it of a wrong kind"
             findings.append(Finding("error", "keys", where, message, items))
         sets.append(CocoSet(where, kept, _images(files, kept, name, findings, where)))
     return sets, findings
@@ -105,25 +105,16 @@ def _images(files: CocoFiles, values: dict, name: str, findings: list[Finding], 
 def _complete(values: dict[str, list]) -> tuple[dict[str, list], dict[str, list[str]]]:
     """The entries that have what is needed, of the right kind, and what the others lack."""
     kept: dict[str, list] = {}
-    lacking: dict[str, list[str]] = {}
+    wanting: dict[str, list[str]] = {}
     for kind, needed in NEEDED.items():
         kept[kind] = []
         for number, one in enumerate(values[kind]):
-            wrong = [name for name in needed if not _right_kind(name, one.get(name) if isinstance(one, dict) else None)]
-            if wrong:
-                lacking.setdefault(kind, []).append(f"{kind}[{number}]: {', '.join(wrong)}")
+            entry = one if isinstance(one, dict) else {}
+            if wrong := [name for name in needed if not is_kind(name, entry)]:
+                wanting.setdefault(kind, []).append(f"{kind}[{number}] {lacking(wrong, entry)}")
             else:
                 kept[kind].append(one)
-    return kept, lacking
-
-
-def _right_kind(name: str, value: Any) -> bool:
-    if name in ("file_name", "name"):
-        return isinstance(value, str) and bool(value)
-    if name == "bbox":
-        return isinstance(value, list) and len(value) == 4 and all(isinstance(n, int | float) for n in value)
-    positive = name in ("height", "width")
-    return isinstance(value, int) and not isinstance(value, bool) and (value > 0 or not positive)
+    return kept, wanting
 
 
 def check_coco(sets: Sequence[CocoSet], workers: int = 1, step: Callable[[str], None] = lambda text: None) -> Report:
@@ -207,7 +198,12 @@ def _check_annotations(one: CocoSet) -> Iterator[Finding]:
         if items := found.get(kind):
             yield Finding(level, kind, one.where, f"{len(items)} annotations {words}", items)
     if empty := [image["file_name"] for image in one.values["images"] if image["id"] not in learned]:
-        message = f"{len(empty)} images have no object: training leaves them out, unless keep_empty is true"
+        some = len(empty) < len(one.values["images"])
+        message = (
+            f"{len(empty)} images have no object: training leaves them out, unless keep_empty is true"
+            if some
+            else f"all {len(empty)} images have no object to learn: training has only background, no AP can be measured"
+        )
         yield Finding("warning", "no objects", one.where, message, empty)
 
 

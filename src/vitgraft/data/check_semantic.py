@@ -90,7 +90,7 @@ def open_pairs(path: str, image_suffix: str = "", label_suffix: str = "") -> tup
     except DataError as error:
         return [], [Finding("error", "set", path, str(error))]
     sets, findings = [], []
-    splits = files.folders(f"{files.start()}{IMAGES}")
+    splits = sorted({split for kind in (IMAGES, ANNOTATIONS) for split in files.folders(f"{files.start()}{kind}")})
     if not splits:
         findings.append(Finding("error", "set", path, f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT"))
     for split in splits:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_image
-from vitgraft.data.objects import Objects, ObjectSource, are_numbers, is_box, is_polygon, usable
+from vitgraft.data.objects import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
 from vitgraft.data.sources import FileSource, ImageSource
 from vitgraft.data.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
 from vitgraft.errors import DataError, ImageError
@@ -69,9 +69,9 @@ class CocoSource(ObjectSource):
                 continue
             crowd = bool(one.get("iscrowd"))
             size = tuple(self.sizes[where].tolist())
-            good = usable(one) and (not self.has_masks or _has_segmentation(one, size))
+            good = usable(one) and is_inside(one["bbox"], size) and (not self.has_masks or _has_segmentation(one, size))
             if not good and not crowd:
-                strange["without a usable box or mask"] += 1
+                strange["without a usable box or mask in the image"] += 1
             if not is_box(one["bbox"]):
                 continue
             self.counts[where] += (good, 1)
@@ -244,11 +244,35 @@ def read_coco_json(data: bytes, shown: str) -> dict[str, Any]:
         for number, one in enumerate(values[kind]):
             if not isinstance(one, dict):
                 raise DataError(f"{shown}: {kind}[{number}] is no mapping but {one!r:.40}")
-            if lacks := [name for name in needed if name not in one]:
+            # a damaged box or category makes an annotation unusable, and is counted where it is left out
+            wrong = [name for name in needed if (name not in one if kind == "annotations" else not is_kind(name, one))]
+            if wrong:
                 raise DataError(
-                    f"{shown}: {kind}[{number}] lacks {', '.join(lacks)}; vitgraft check-data lists all of them"
+                    f"{shown}: {kind}[{number}] {lacking(wrong, one)}; vitgraft check-data lists all of them"
                 )
     return values
+
+
+def is_kind(name: str, entry: dict[str, Any]) -> bool:
+    """Whether a needed value is there and of its kind: names are text, boxes four numbers, all else whole numbers."""
+    value = entry.get(name)
+    if name in ("file_name", "name"):
+        return isinstance(value, str) and bool(value)
+    if name == "bbox":
+        return isinstance(value, list) and len(value) == 4 and all(isinstance(n, int | float) for n in value)
+    positive = name in ("height", "width")
+    return isinstance(value, int) and not isinstance(value, bool) and (value > 0 or not positive)
+
+
+def lacking(names: list[str], entry: dict[str, Any]) -> str:
+    """What is wrong with values that `is_kind` did not take, in words."""
+    absent = [name for name in names if name not in entry]
+    parts = [f"lacks {', '.join(absent)}"] if absent else []
+    for name in (name for name in names if name in entry):
+        kind = {"file_name": "text", "name": "text", "bbox": "four numbers"}.get(name, "a whole number")
+        kind += " above 0" if name in ("height", "width") else ""
+        parts.append(f"has {name} {json.dumps(entry[name], default=str):.60}, which must be {kind}")
+    return " and ".join(parts)
 
 
 NEEDED = {

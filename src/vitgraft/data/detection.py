@@ -106,7 +106,7 @@ class DetectionData(DataModule):
         val_images: likewise of `val`.
         test_images: likewise of `test`.
         masks: whether training needs masks; None takes them where the set has them.
-        keep_empty: train on images without objects too.
+        keep_empty: train on images without objects too, as is done anyway where no image has any.
         min_side: images with a smaller side are not trained on, pixels.
         max_images: only so many images of each set, the first ones: for trials, and to see that a model can learn a
             handful of images by heart.
@@ -288,15 +288,22 @@ class DetectionData(DataModule):
         first = np.arange(len(source))[: self.max_images]
         if not train:
             return DetectionSamples(source, self.preprocessing, seed=self.seed, keep=first)
-        keep = source.to_learn(self.min_side, self.keep_empty) if isinstance(source, CocoSource) else None
-        if keep is not None and not len(keep):
-            raise DataError(
-                f"{source.where()}: no image to train on: of {len(source)} none has an object and sides of at least "
-                f"{self.min_side} pixels; keep_empty: true trains on images without objects, min_side on smaller ones"
-            )
+        keep = self._to_learn(source) if isinstance(source, CocoSource) else None
         keep = (first if keep is None else keep)[: self.max_images]
         augmentation = DetectionAugmentation("native", hflip=0.0) if self.is_smoke else self.augmentation
         return DetectionSamples(source, self.preprocessing, augmentation, self.has_masks, self.seed, keep)
+
+    def _to_learn(self, source: CocoSource) -> np.ndarray:
+        """Indices of the images to train on."""
+        keep = source.to_learn(self.min_side, self.keep_empty)
+        if not len(keep):  # background alone can be learned too
+            keep = source.to_learn(self.min_side, True)
+        if not len(keep):
+            raise DataError(
+                f"{source.where()}: no image to train on: of {len(source)} none has sides of at least {self.min_side} "
+                "pixels (min_side)"
+            )
+        return keep
 
     def setup(self, stage: str) -> None:
         """Opens what a stage needs: "fit", "validate" or "test".
@@ -307,6 +314,9 @@ class DetectionData(DataModule):
         if stage == "fit":
             check_same_categories(self.source("train"), self.source("val"))
             self.samples("train", True)  # that there is something to learn from shows here
+            source = self.source("train")
+            if isinstance(source, CocoSource) and not source.counts[:, 0].any():
+                print(f"{source.where()}: none of {len(source)} images has an object: training on background alone")
         else:
             self.source({"validate": "val"}.get(stage, stage))
         if stage == "test" and not self.has_test and not self.is_smoke and self.root is not None:

@@ -243,6 +243,12 @@ def usable(annotation: dict[str, Any]) -> bool:
     return not annotation.get("iscrowd") and is_box(box) and min(box[2:]) >= 1
 
 
+def is_inside(box: list[float], size: tuple[int, int]) -> bool:
+    """Whether a part of a box x, y, width, height lies in an image of (height, width)."""
+    x, y, w, h = box
+    return x < size[1] and y < size[0] and x + w > 0 and y + h > 0
+
+
 def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
     """Objects as what torchvision's transforms and detectors take. Crowds and what has no box or mask are left out.
 
@@ -260,9 +266,9 @@ def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
         if not usable(annotation) or annotation["category_id"] not in labels:
             continue
         x, y, w, h = annotation["bbox"]
-        box = [max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)]
-        if box[2] <= box[0] or box[3] <= box[1]:  # beside the image
+        if not is_inside(annotation["bbox"], objects.size):
             continue
+        box = [max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)]
         if masks:
             code = to_rle(annotation.get("segmentation"), objects.size)
             if code is None:

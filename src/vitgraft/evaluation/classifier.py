@@ -115,7 +115,7 @@ def read_run(what: str | Path) -> tuple[dict[str, Any], Path]:
 def task_of_run(what: str) -> str:
     """Name of the task's class, such as "Segmentation", where `what` is a run or its checkpoint; "" for all else."""
     path = Path(what)
-    run = path.is_dir() and not (path / "config.json").is_file() and any(path.rglob("*.ckpt"))
+    run = path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.ckpt"))
     if not run and not (path.is_file() and path.suffix == ".ckpt"):
         return ""
     return read_run(path)[0]["task"].rsplit(".", 1)[-1]
@@ -145,12 +145,12 @@ def _checkpoint_in(folder: Path) -> Path:
     for name in CHECKPOINTS:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not others:
-        raise CheckpointError(
-            f"{folder}: neither a run (no {' or '.join(CHECKPOINTS)}) nor an exported model (no config.json)"
-        )
-    return others[-1]
+    if others := sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime):
+        return others[-1]
+    message = f"{folder}: neither a run (no {' or '.join(CHECKPOINTS)}) nor an exported model (no config.json)"
+    if below := sorted({str(path.parent) for path in folder.rglob("*.ckpt")}):
+        message += f"; there are checkpoints in {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}: name one"
+    raise CheckpointError(message)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Path]:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitgraft.checkpoints import load_official
-from vitgraft.errors import CheckpointError, RecipeError
+from vitgraft.errors import RecipeError
 from vitgraft.evaluation.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
 from vitgraft.evaluation.segmentation_files import print_report, write_report
 from vitgraft.evaluation.sliding import infer, window_problems
@@ -20,6 +19,7 @@ from vitgraft.models.pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
 from vitgraft.tasks._checks import ranges
 from vitgraft.tasks._models import build_model
+from vitgraft.tasks._start_weights import load_start_weights
 from vitgraft.tasks.task import Task
 
 __all__ = ["IGNORE", "Segmentation", "pixel_loss"]
@@ -62,7 +62,7 @@ class Segmentation(Task):
             1.75] are the authors'.
         flip: Average with the mirrored image in evaluation.
         **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed. `checkpoint_path` is a checkpoint of
-            the backbone (ImageNet) or of a whole UperNet, of this package, timm or the authors.
+            the backbone (ImageNet), a run of any task of this package, or the authors' whole UperNet.
 
     Raises:
         RecipeError: Options out of range; the message names all of them.
@@ -117,7 +117,9 @@ class Segmentation(Task):
         return []
 
     def build(self) -> nn.Module:
-        """UperNet on the named timm model."""
+        """UperNet on the named timm model, which starts from the recipe's weights; says what was loaded."""
+        from pytorch_lightning.utilities import rank_zero_only
+
         h = self.hparams
         backbone = feature_backbone(build_model(h.model, 0, h.model_kwargs, h.graft, h.pretrained))
         model = UperNet(
@@ -129,22 +131,8 @@ class Segmentation(Task):
             h.aux_channels if h.aux_weight > 0 else None,
         )
         if h.checkpoint_path:
-            self._load(model, h.checkpoint_path)
+            rank_zero_only(print)(load_start_weights(model, backbone, h.checkpoint_path))
         return model
-
-    def _load(self, model: UperNet, path: str) -> None:
-        if not Path(path).is_file():
-            raise CheckpointError(f"checkpoint_path={path}: no such file")
-        report = load_official(model, path, strict=False)
-        new = (".graft.", "backbone.norm", "backbone.levels.", *model.heads)
-        absent = [name for name in report.missing if not any(part in name for part in new)]
-        if absent:
-            raise CheckpointError(
-                f"checkpoint_path={path}: {len(absent)} tensors of the backbone are not in it ({', '.join(absent[:3])}"
-                f"{', ...' if len(absent) > 3 else ''}). Is it of another size or family?"
-            )
-        if self._trainer is None or self.trainer.is_global_zero:
-            print(f"{path}: {report}")
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
         """The timm model that the head stands on."""

@@ -275,7 +275,11 @@ class Checkpoints(pl.callbacks.Checkpoint):
             raise TrainingError(f"monitor={name!r}: no such metric; there are {', '.join(sorted(metrics))}")
         score = float(metrics[name])
         best = self.best_score
-        if score == score and (best is None or (score > best if self.mode == "max" else score < best)):
+        if score != score:
+            rank_zero_only(note)(
+                f"step {trainer.global_step}: {name} is nan, there was nothing to measure it on; no best.ckpt from it"
+            )
+        elif best is None or (score > best if self.mode == "max" else score < best):
             self.best_score, self.best_step, self._improved = score, trainer.global_step, True
 
     def _interrupt_validation(self, trainer: pl.Trainer, number: int) -> None:
