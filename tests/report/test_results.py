@@ -57,6 +57,26 @@ def test_seeds_are_put_together_and_recipes_kept_apart(tmp_path):
     assert "| a0 | digits | 52.33 ± 2.08 | 50.00, 53.00, 54.00 |" in table and "| b | digits | 40.00 | 40.00 |" in table
 
 
+def test_evaluations_of_a_checkpoint_stand_beside_the_last_one(tmp_path):
+    runs = [make_run(tmp_path / f"run{seed}", seed) for seed in (0, 1)]
+    for number, run in enumerate(runs):
+        for place, more in (("test", {}), ("validate_ema", {"limited": "only a part of the set was measured"})):
+            values = {"metrics": {"top1": 0.25 * (1 + number), "top5": 0.8}, "checkpoint": "/x/best.ckpt", **more}
+            (run / place).mkdir()
+            (run / place / "metrics.json").write_text(json.dumps({**values, "weights": "raw", "split": "test"}))
+    first = read_run(runs[0])["evaluations"]
+    assert first == {
+        "test": {
+            "metrics": {"top1": 25.0, "top5": 80.0},
+            "checkpoint": "best.ckpt",
+            "weights": "raw",
+            "split": "test",
+        }
+    }
+    table = to_markdown(summarize(read_runs(runs)))
+    assert "| top-1 %, test |" in table and table.rstrip().endswith("| 37.50 ± 17.68 |")
+
+
 def test_command_writes_one_file_a_run_that_the_tables_can_read(tmp_path, capsys):
     from vitgraft.report.scores import read_scores
 

@@ -37,7 +37,9 @@ def test_detection_by_schedule_and_segmentation_by_scales(tmp_path):
     for scales, miou in (([1.0], 44.0), (MULTISCALE, 45.5), ([1.0, 2.0], 99.0)):
         recipe = {"model": {"init_args": {"scales": scales}}}
         _write(tmp_path, **run, metrics={"miou": miou}, recipe=recipe)
-    _write(tmp_path, **run, metrics={"miou": 44.1}, recipe={"model": {"init_args": {}}})
+    several = {"metrics": {"miou": 45.75}, "inference": {"scales": MULTISCALE, "flip": True}}
+    recipe = {"model": {"init_args": {}}}
+    _write(tmp_path, **run, metrics={"miou": 44.1}, recipe=recipe, evaluations={"validate_multi_scale": several})
     plain = f"{SWIN}:graft.blocks=[]"
     assert read_scores(tmp_path) == {
         ("detection", SWIN, "box AP 1x"): 43.0,
@@ -45,7 +47,7 @@ def test_detection_by_schedule_and_segmentation_by_scales(tmp_path):
         ("detection", SWIN, "box AP 3x"): 47.0,
         ("detection", SWIN, "mask AP 3x"): 44.0,
         ("segmentation", plain, "mIoU ss"): 44.1,
-        ("segmentation", plain, "mIoU ms"): 45.5,
+        ("segmentation", plain, "mIoU ms"): 45.75,
     }
     names = {name for table in (TABLES["3"], TABLES["4"]) for name in table.scores}
     assert {key[2] for key in read_scores(tmp_path)} == names

@@ -60,8 +60,9 @@ def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
 
     Returns:
         JSON values: kind, name, dataset, model, model_options, seed, metrics (of the last evaluation; all but losses in
-        per cent), curve (one entry for each evaluation), recipe, and what run.json says of
-        versions, commit and hardware.
+        per cent), curve (one entry for each evaluation), evaluations (of checkpoints, by the folder that `vitgraft
+        validate` and `test` wrote: metrics, weights, split, and how it was inferred), recipe, and what run.json says
+        of versions, commit and hardware.
 
     Raises:
         ValueError: It is no folder of a run, or nothing was evaluated in it.
@@ -93,9 +94,24 @@ def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
         "seed": recipe.get("seed_everything", 0),
         "metrics": {name: value for name, value in curve[-1].items() if name not in ("epoch", "step")},
         "curve": curve,
+        **_evaluations(folder, kind),
         **{name: value for name, value in record.items() if name not in known},
         "recipe": _portable(recipe),
     }
+
+
+def _evaluations(folder: Path, kind: Kind) -> dict[str, Any]:
+    """What `vitgraft validate` and `vitgraft test` left in a run's folder; a part of a set does not count."""
+    found = {}
+    for path in sorted([*folder.glob("validate*/metrics.json"), *folder.glob("test*/metrics.json")]):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if "limited" not in values:
+            metrics = {
+                name: 100 * values["metrics"][name] for name in kind.metrics.values() if name in values["metrics"]
+            }
+            known = {name: values[name] for name in ("weights", "split", "inference") if name in values}
+            found[path.parent.name] = {"metrics": metrics, "checkpoint": Path(values["checkpoint"]).name, **known}
+    return {"evaluations": found} if found else {}
 
 
 def _dataset(data: Mapping[str, Any]) -> str:
@@ -137,7 +153,8 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         One dict for each recipe, in the order of the first runs: name, kind, dataset, seeds, and for each metric of
-        its kind (per cent) "values", "mean" and "spread" (None for one run).
+        its kind (per cent) "values", "mean" and "spread" (None for one run); in "evaluations" the same of the main
+        metric for each further evaluation (such as "validate_multi_scale") that all of the runs have.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -152,10 +169,18 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for metric in kind.metrics.values():
             values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
             if values:
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                summary[metric] = {"values": values, "mean": statistics.fmean(values), "spread": spread}
+                summary[metric] = _over_seeds(values)
+        main = next(iter(kind.metrics.values()))
+        places = [{name: one["metrics"][main] for name, one in run.get("evaluations", {}).items()} for run in runs]
+        common = [name for name in places[0] if name != "validate" and all(name in one for one in places)]
+        summary["evaluations"] = {name: _over_seeds([one[name] for one in places]) for name in common}
         summaries.append(summary)
     return summaries
+
+
+def _over_seeds(values: list[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"values": values, "mean": statistics.fmean(values), "spread": spread}
 
 
 # Where a run was made, not what it is
@@ -179,21 +204,26 @@ def _without_seed(recipe: Any) -> Any:
     return recipe
 
 
-def _texts(summary: Mapping[str, Any], kind: Kind) -> list[str]:
+def _texts(summary: Mapping[str, Any], kind: Kind, evaluations: Sequence[str] = ()) -> list[str]:
     def shown(metric: str) -> str:
-        values = summary.get(metric)
+        values = summary.get(metric) or summary["evaluations"].get(metric)
         if values is None:
             return "-"
         return f"{values['mean']:.2f}" + ("" if values["spread"] is None else f" ± {values['spread']:.2f}")
 
     main, *others = kind.metrics.values()
     single = ", ".join(f"{value:.2f}" for value in summary[main]["values"])
-    return [summary["name"], summary["dataset"], shown(main), single, *map(shown, others)]
+    return [summary["name"], summary["dataset"], shown(main), single, *map(shown, (*others, *evaluations))]
 
 
-def _headings(kind: Kind) -> list[str]:
+def _headings(kind: Kind, evaluations: Sequence[str]) -> list[str]:
     main, *others = kind.headings
-    return ["recipe", "data", main, "each seed", *others]
+    return ["recipe", "data", main, "each seed", *others, *(f"{main}, {name}" for name in evaluations)]
+
+
+def _further(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The further evaluations of some summaries, in a fixed order."""
+    return sorted({name for summary in group for name in summary["evaluations"]}, reverse=True)
 
 
 def _by_kind(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[Kind, list[Mapping[str, Any]]]]:
@@ -205,9 +235,10 @@ def to_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
     """The summaries as Markdown tables, one for each kind."""
     tables = []
     for kind, group in _by_kind(summaries):
-        headings = _headings(kind)
+        further = _further(group)
+        headings = _headings(kind, further)
         lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * (len(headings) - 2)]
-        lines += ["| " + " | ".join(_texts(summary, kind)) + " |" for summary in group]
+        lines += ["| " + " | ".join(_texts(summary, kind, further)) + " |" for summary in group]
         tables.append("\n".join(lines) + "\n")
     return "\n".join(tables)
 
@@ -221,9 +252,10 @@ def print_terminal(summaries: Sequence[Mapping[str, Any]], console: Any) -> None
 
     for kind, group in _by_kind(summaries):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        for number, heading in enumerate(_headings(kind)):
+        further = _further(group)
+        for number, heading in enumerate(_headings(kind, further)):
             table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
         for summary in group:
-            table.add_row(*_texts(summary, kind))
+            table.add_row(*_texts(summary, kind, further))
         print_whole(console, table)
     console.print("mean ± sample standard deviation over seeds, of the last evaluation of each run", style="dim")

@@ -70,10 +70,15 @@ def _detection(result: dict[str, Any]) -> dict[str, float]:
 
 def _segmentation(result: dict[str, Any]) -> dict[str, float]:
     model = result["recipe"]["model"]
-    scales = list(model.get("init_args", model).get("scales") or [1.0])
-    if scales not in ([1.0], MULTISCALE):
-        return {}
-    return {"mIoU ms" if scales == MULTISCALE else "mIoU ss": result["metrics"]["miou"]}
+    whole = [(model.get("init_args", model).get("scales"), result["metrics"])]
+    checked = [one for name, one in result.get("evaluations", {}).items() if name.startswith("validate")]
+    whole += [(one["inference"]["scales"], one["metrics"]) for one in checked]
+    names = {(1.0,): "mIoU ss", tuple(MULTISCALE): "mIoU ms"}
+    found: dict[str, float] = {}
+    for scales, metrics in whole:
+        if name := names.get(tuple(scales or [1.0])):
+            found[name] = max(found.get(name, 0.0), metrics["miou"])
+    return found
 
 
 _READERS = {
