@@ -56,7 +56,7 @@ def attend(
     q, k, v = q.reshape(B * h, N, d), k.reshape(B * h, -1, d), v.reshape(B * h, -1, d)
     weights = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=d**-0.5)
     if bias is not None:
-        weights = weights.view(B, h, N, -1) + bias
+        weights = weights.view(B, h, N, -1).add_(bias)
     weights = weights.softmax(dim=-1).view(B * h, N, -1)
     if drops:
         weights = drop(weights)
