@@ -1,7 +1,7 @@
 """Whole training runs in miniature, each in a process of its own that can be killed: `python small_run.py JSON ...`.
 
-The same parts as `vitgraft fit`: Classification with stochastic depth and mixup, averaged weights, guards, checkpoints,
-and images that are augmented in worker processes.
+The same parts as `vitgraft fit`: a task (Classification with stochastic depth and mixup, or a detector or segmenter of
+digit scenes), averaged weights, guards, checkpoints, and images that are augmented in worker processes.
 """
 
 import json
@@ -22,7 +22,8 @@ from vitgraft.training.epoch_loss import EpochLoss
 from vitgraft.training.guards import Guards
 
 DEFAULTS = {
-    "root": "",  # images
+    "task": "classification",
+    "root": "",  # images of classification
     "out": "",  # folder of the run
     "resume": False,
     "epochs": 2,
@@ -62,7 +63,9 @@ class Incidents(pl.Callback):
             os.kill(os.getpid(), getattr(signal, self.o["signal"]))
 
 
-class Spoiled(Classification):
+class Spoiling:
+    """Mixed into a task."""
+
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         number = self.trainer.fit_loop.total_batch_idx
@@ -71,14 +74,14 @@ class Spoiled(Classification):
         return loss
 
 
+class Spoiled(Spoiling, Classification):
+    pass
+
+
 OPTIONS = {}
 
 
-def run(**options):
-    o = {**DEFAULTS, **options}
-    OPTIONS.update(o)
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(0)
+def classification(o):
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3,
         drop_path_rate=0.3, proj_drop_rate=0.1,
@@ -88,6 +91,56 @@ def run(**options):
         o["root"], batch_size=o["batch_size"], workers=o["workers"], seed=5, input_size=16, reprob=0.25,
         auto_augment="rand-m9-mstd0.5",
     )  # fmt: skip
+    return task, data
+
+
+DENSE = {
+    "model": "vit_tiny_patch16_224",
+    "model_kwargs": {
+        "img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "dynamic_img_size": True,
+        "drop_path_rate": 0.3,
+    },
+    "graft": {"window_size": 4},
+    "lr": 3e-3,
+    "warmup_steps": 2,
+}  # fmt: skip
+
+
+def detection(o):
+    from vitgraft.data.detection import DetectionData
+    from vitgraft.tasks.detection import Detection
+
+    class SpoiledDetection(Spoiling, Detection):
+        pass
+
+    heads = {"fpn_channels": 16, "box_channels": 32, "mask_channels": 16, "mask_convs": 1, "proposals": [40, 40]}
+    data = DetectionData(scenes=28, val_scenes=3, scene_size=64, batch_size=2, workers=o["workers"], seed=5)
+    return SpoiledDetection(**DENSE, detector=heads), data
+
+
+def segmentation(o):
+    from vitgraft.data.segmentation import SegmentationData
+    from vitgraft.tasks.segmentation import Segmentation
+
+    class SpoiledSegmentation(Spoiling, Segmentation):
+        pass
+
+    data = SegmentationData(
+        scenes=28, val_scenes=3, scene_size=64, crop_size=64, batch_size=2, eval_batch_size=1, workers=o["workers"],
+        seed=5,
+    )  # fmt: skip
+    return SpoiledSegmentation(**DENSE, head_channels=16, aux_channels=8), data
+
+
+TASKS = {one.__name__: one for one in (classification, detection, segmentation)}
+
+
+def run(**options):
+    o = {**DEFAULTS, **options}
+    OPTIONS.update(o)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
+    task, data = TASKS[o["task"]](o)
     parts = [
         Checkpoints(every_n_steps=o["every_n_steps"]),
         AveragedWeights(decay=0.9),

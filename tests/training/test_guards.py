@@ -90,6 +90,19 @@ def test_loss_that_is_not_finite_is_skipped_and_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("task", "name"), [("detection", "digits/train/"), ("segmentation", "digit scene train/")])
+def test_losses_of_detectors_and_segmenters(task, name, tmp_path):
+    if task == "detection":
+        pytest.importorskip("faster_coco_eval")
+    codes, text = runs({"task": task, "out": str(tmp_path), "nan_at": [3, 4], "epochs": 1})
+    assert codes == [0], text
+    assert f"step 3 (epoch 0): the loss (nan) is not finite, the update is skipped. Samples: {name}" in text
+    last = checkpoint_files.read(tmp_path / "last.ckpt")
+    assert all(torch.isfinite(w).all() for w in last["state_dict"].values())
+    assert last["callbacks"]["Guards"]["skipped"] == 2
+
+
+@pytest.mark.slow
 def test_past_the_limit_the_run_stops_and_its_checkpoint_is_sound(tmp_path):
     root = str(make_images(tmp_path / "data"))
     out = tmp_path / "run"

@@ -27,6 +27,14 @@ CASES = {
     "SIGTERM, validation inside the epoch": ({"val_check_interval": 0.5, "every_n_steps": 0}, "SIGTERM", [
         ["train", 6], ["val", 1], ["train", 9], ["train", 22]]),
 }  # fmt: skip
+DENSE = {
+    f"{task}, {signal}": ({"task": task, "workers": workers, "every_n_steps": steps}, signal, places)
+    for task in ("detection", "segmentation")
+    for signal, workers, steps, places in (
+        ("SIGKILL", 2, 3, [["train", 7], ["train", 21]]),
+        ("SIGTERM", 0, 0, [["train", 5], ["val", 1]]),
+    )
+}
 CODES = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
 
 
@@ -34,7 +42,19 @@ CODES = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
 def test_killed_and_resumed_is_never_killed(case, tmp_path):
     options, signal, places = CASES[case]
     options = {**options, "root": str(make_images(tmp_path / "data"))}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    kill_and_compare(options, signal, places, tmp_path)
+
+
+@pytest.mark.parametrize("case", DENSE)
+def test_detectors_and_segmenters_too(case, tmp_path):
+    if case.startswith("detection"):
+        pytest.importorskip("faster_coco_eval")
+    kill_and_compare(*DENSE[case], tmp_path)
+
+
+def kill_and_compare(options, signal, places, folder):
+    """A run with these signals, and one without, in processes of their own."""
+    whole, cut = folder / "whole", folder / "cut"
     attempts = [
         {**options, "out": str(cut), "at": place, "signal": signal, "resume": n > 0} for n, place in enumerate(places)
     ]

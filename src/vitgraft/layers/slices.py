@@ -30,4 +30,5 @@ def in_slices(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor,
     samples = max(1, SLICE_BYTES // max(1, growth * x[:1].numel() * x.element_size()))
     if samples >= x.shape[0]:
         return function(x)
-    return torch.cat([function(part) for part in x.split(samples)])
+    # of nearly equal size: a small last one would make poor matrix products
+    return torch.cat([function(part) for part in x.tensor_split(-(-x.shape[0] // samples))])
