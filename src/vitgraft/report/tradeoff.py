@@ -53,36 +53,39 @@ def draw_tradeoff(speeds: dict[str, float] | None = None, where: str = "") -> An
 
     Args:
         speeds: images/s of inference by the model's spec.
-        where: The machine and setting of `speeds`, for the panel's title.
+        where: The machine and setting of `speeds`, for the panels' titles.
 
     Returns:
-        A matplotlib figure, of two panels (tables 1 and 2) or three.
+        A matplotlib figure: a column each for tables 1 and 2, accuracy above and speed below.
     """
     from matplotlib.figure import Figure
 
-    panels = 3 if speeds else 2
-    figure = Figure(figsize=(5.2 * panels, 4.6), layout="constrained")
-    axes = figure.subplots(1, panels)
-    for ax, number, title in zip(axes, "12", ("pyramid backbones", "homogeneous backbones"), strict=False):
-        _draw(ax, rows_of(number), lambda point: point.top1)
+    rows = 2 if speeds else 1
+    figure = Figure(figsize=(11.5, 4.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, width_ratios=(1.6, 1), squeeze=False)
+    panels = []
+    for column, (number, title) in enumerate((("1", "pyramid backbones"), ("2", "homogeneous backbones"))):
+        ax, points = axes[0, column], rows_of(number)
+        panels.append((ax, points, lambda point: point.top1))
         ax.set_title(f"{title} (the paper's table {number})", fontsize=10)
         ax.set_ylabel("ImageNet-1K top-1, %, as printed")
-    if speeds:
-        measured = [point for point in rows_of("1", "2") if point.model in speeds]
-        axes[2].set_yscale("log")
-        axes[2].set_xscale("log")
-        _draw(axes[2], measured, lambda point: speeds[point.model])
-        for axis in (axes[2].xaxis, axes[2].yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}")
-        axes[2].set_title(f"speed, measured: {where}", fontsize=10)
-        axes[2].set_ylabel("images/s, inference")
-    for ax in axes:
+        if speeds:
+            ax = axes[1, column]
+            panels.append((ax, [p for p in points if p.model in speeds], lambda point: speeds[point.model]))
+            ax.set_title("speed, measured likewise" if column else f"speed, measured: {where}", fontsize=10)
+            ax.set_ylabel("images/s, inference")
+            ax.sharex(axes[0, column])
+    for ax, points, height in panels:
+        _draw(ax, points, height)
         ax.set_xlabel("MAC per image, 10⁹, as printed")
         ax.grid(color="#e6e6e6", lw=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(0.14, 0.08)
+        ax.margins(0.14, 0.1)
+    figure.draw_without_rendering()  # the names need to know where the panels are,
+    figure.set_layout_engine("none")  # and that they stay there
+    for panel in panels:
+        _label(*panel)
     return figure
 
 
@@ -101,7 +104,6 @@ def _draw(ax: Any, points: list[Point], height: Any) -> None:
                 start = (base.macs, height(base))
                 style = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.1, "shrinkA": 4, "shrinkB": 6}
                 ax.annotate("", (x, y), start, arrowprops=style)
-    _label(ax, points, height)
 
 
 def _label(ax: Any, points: list[Point], height: Any) -> None:
@@ -109,14 +111,16 @@ def _label(ax: Any, points: list[Point], height: Any) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
-    ax.margins(0.14, 0.08)
     canvas = FigureCanvasAgg(ax.figure)
     canvas.draw()  # only then are the places of points and texts known
     renderer = canvas.get_renderer()
     dots = [ax.transData.transform((point.macs, height(point))) for point in points]
     frame = ax.get_window_extent(renderer)
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
-    places = [(7, 3, "left"), (7, -10, "left"), (-7, 3, "right"), (-7, -10, "right"), (0, 9, "center")]
+    taken += [
+        Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for p, (x, y) in zip(points, dots, strict=True) if p.grafted
+    ]
+    places = [(9, 3, "left"), (9, -10, "left"), (-9, 3, "right"), (-9, -10, "right"), (0, 9, "center")]
     places += [(0, -16, "center"), (12, 14, "left"), (-12, 14, "right"), (12, -22, "left"), (-12, -22, "right")]
     for point in sorted(points, key=lambda point: not point.grafted):
         best = None
