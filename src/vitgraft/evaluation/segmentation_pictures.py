@@ -149,11 +149,14 @@ def draw_side_by_side(
     ]
     image = enlarged(image)  # before the lines between the classes are drawn: they stay thin
     pictures = [image, overlay(image, labels, classes), overlay(image, predicted, classes)]
-    return _beside(pictures, rows, ["image", "labels", "prediction"])
+    return _beside(pictures, rows, ["image", "labels", "prediction", "share of labels / prediction"])
 
 
 def _beside(pictures: list[Image.Image], rows: list, titles: list[str]) -> Image.Image:
-    """Pictures in a row, each with its title, and a legend of (colour, name, share or shares) at the right."""
+    """Pictures in a row, each with its title, and a legend of (colour, name, share or shares) at the right.
+
+    A title more than pictures is the legend's.
+    """
     pictures = [enlarged(picture) for picture in pictures]
     height = pictures[0].height
     # a legend of all rows must fit beside the picture, in letters that can be read
@@ -164,6 +167,8 @@ def _beside(pictures: list[Image.Image], rows: list, titles: list[str]) -> Image
     share_width = int(max([font.getlength(share) for _, share in texts], default=0))
     margin, swatch = size, int(size * 1.1)
     legend_width = 3 * margin + swatch + name_width + share_width
+    if len(titles) > len(pictures):
+        legend_width = max(legend_width, int(font.getlength(titles[-1])) + 2 * margin)
     top = line + margin // 2 if titles else 0
     gap = margin // 2 if len(pictures) > 1 else 0
     width = sum(picture.width + gap for picture in pictures) - gap + legend_width
@@ -176,6 +181,8 @@ def _beside(pictures: list[Image.Image], rows: list, titles: list[str]) -> Image
             draw.text((left + 4, top // 2), _fitting(titles[number], font, picture.width), "black", font, anchor="lm")
         left += picture.width + gap
     left += margin - gap
+    if len(titles) > len(pictures):
+        draw.text((width - margin // 2, top // 2), titles[-1], "black", font, anchor="rm")
     for number, ((colour, _, _), (name, share)) in enumerate(zip(rows, texts, strict=True)):
         middle = top + margin // 2 + number * line + line // 2
         if colour is not None:
