@@ -9,7 +9,9 @@ from vitgraft.layers import slices
 from vitgraft.layers.slices import in_slices
 
 
-@pytest.mark.parametrize(("limit", "sizes"), [(1 << 20, [7]), (4 * 4 * 6 * 2, [2, 2, 2, 1]), (4 * 4 * 6 * 3, [3, 2, 2]), (1, [1] * 7)])
+@pytest.mark.parametrize(
+    ("limit", "sizes"), [(1 << 20, [7]), (4 * 4 * 6 * 2, [2, 2, 2, 1]), (4 * 4 * 6 * 3, [3, 2, 2]), (1, [1] * 7)]
+)
 def test_as_many_samples_at_a_time_as_fit(limit, sizes, monkeypatch):
     monkeypatch.setattr(slices, "SLICE_BYTES", limit)
     seen = []

@@ -19,8 +19,9 @@ def pool_grid(x: torch.Tensor) -> torch.Tensor:
 
     The last row or column of an odd grid is averaged over the tokens that exist.
     """
-    # a compiler decides by itself what it keeps
-    return _pool(x) if torch.compiler.is_compiling() or type(x) is not torch.Tensor else _Pool.apply(x)
+    # without a gradient there is nothing to keep, and a compiler decides by itself
+    keeps = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+    return _Pool.apply(x) if keeps and type(x) is torch.Tensor else _pool(x)
 
 
 def _pool(x: torch.Tensor) -> torch.Tensor:
