@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/vitgraft demo
 
 test: quality
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 quality: $(READY)
 	$(BIN)/ruff check src tests

@@ -2,6 +2,7 @@
 folders, and a recipe of a tiny ViT on it."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("VITGRAFT_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first: of two processes, none is left with one of them in the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def shared(*parts: str) -> Path:
