@@ -138,6 +138,15 @@ def test_recipes_are_checked_without_building():
     assert problem.startswith("model:")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("vit_tiny_patch16_224", "dynamic_img_size: true"), ("swin_tiny_patch4_window7_224", "graft_swin")],
+)
+def test_a_backbone_of_one_size_is_refused(name, hint):
+    (problem,) = Segmentation.build_problems({"model": name})
+    assert "224 x 224 pixels only" in problem and hint in problem
+
+
 def test_one_image_a_step_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"batch_size=1.*accumulate_grad_batches"):
         trainer(tmp_path, max_steps=1).fit(Segmentation(**SMALL), scenes(batch_size=1))

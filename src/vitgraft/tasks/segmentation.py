@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitgraft.errors import RecipeError
+from vitgraft.errors import ModelSpecError, RecipeError
 from vitgraft.evaluation.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
 from vitgraft.evaluation.segmentation_files import print_report, write_report
 from vitgraft.evaluation.sliding import infer, window_problems
 from vitgraft.models.pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
 from vitgraft.tasks._checks import ranges
-from vitgraft.tasks._models import build_model
+from vitgraft.tasks._models import build_backbone
 from vitgraft.tasks._start_weights import load_start_weights
 from vitgraft.tasks.task import Task
 
@@ -109,10 +109,11 @@ class Segmentation(Task):
         found = super().build_problems(values)
         if found or not isinstance(values.get("model"), str) or ":" in values["model"]:
             return found
-        model = build_model(values["model"], 0, values.get("model_kwargs"), values.get("graft"), device="meta")
         try:
-            feature_backbone(model)
-        except (TypeError, ValueError) as error:
+            feature_backbone(
+                build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
+            )
+        except (ModelSpecError, TypeError, ValueError) as error:
             return [f"model: {error}"]
         return []
 
@@ -121,7 +122,8 @@ class Segmentation(Task):
         from pytorch_lightning.utilities import rank_zero_only
 
         h = self.hparams
-        backbone = feature_backbone(build_model(h.model, 0, h.model_kwargs, h.graft, h.pretrained))
+        pretrained = h.pretrained and not h.checkpoint_path
+        backbone = feature_backbone(build_backbone(h.model, h.model_kwargs, h.graft, pretrained))
         model = UperNet(
             backbone,
             h.num_classes,
