@@ -9,6 +9,7 @@ from PIL import Image
 
 from vitgraft.cli import main
 from vitgraft.data.check_coco import check_coco, open_cocos
+from vitgraft.data.coco import open_coco
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ SQUARE = [[2, 3, 12, 3, 12, 23, 2, 23]]
     [
         ("unknown image", "error", annotation(50, 5, 3, [1, 1, 5, 5], SQUARE), "image 5"),
         ("unknown category", "error", annotation(50, 10, 8, [2, 3, 10, 20], SQUARE), "category 8"),
-        ("box not finite", "error", annotation(50, 10, 3, [1, float("nan"), 5, 5], SQUARE), "nan"),
+        ("box not finite", "error", annotation(50, 10, 3, [1, float("nan"), 5, 5], SQUARE, area=1), "nan"),
         ("box without area", "error", annotation(50, 10, 3, [1, 1, 0, 5], SQUARE), "annotation 50"),
         ("box outside", "error", annotation(50, 10, 3, [61, 1, 5, 5], SQUARE), "in 60 x 40"),
         ("box over the border", "warning", annotation(50, 10, 3, [55, 1, 9, 5], [[55, 1, 64, 1, 64, 6]]), "60 x 40"),
@@ -79,6 +80,39 @@ def test_every_kind_of_annotation(root, kind, level, entry, words):
     assert set(found) == {kind, "no objects"}  # nothing else is blamed
     assert found[kind].level == level and re.search(words, found[kind].items[0]), found[kind].items
     assert report.ok == (level == "warning") or kind == "keys"
+
+
+WRONG_KINDS = [
+    ({"id": [5]}, r"annotations\[4\] has id \[5\], which must be a whole number"),
+    ({"image_id": [0]}, r"has image_id \[0\], which must be a whole number"),
+    ({"category_id": {"a": 1}}, r"has category_id \{.a.: 1\}, which must be a whole number"),
+    ({"area": "large"}, "has area .large., which must be a number from 0 up"),
+    ({"area": -1}, "has area -1, which"),
+    ({"iscrowd": "no"}, "has iscrowd .no., which must be 0 or 1"),
+    ({"bbox": {"x": 1}}, "has bbox .*, which must be four numbers"),
+    ({"area": [2], "iscrowd": 7}, "has iscrowd 7.* and has area \\[2\\]"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_KINDS, ids=[" ".join(change) for change, _ in WRONG_KINDS])
+def test_values_of_a_wrong_kind_are_named_here_and_left_out_in_training(root, change, words):
+    values = coco_values()
+    values["annotations"].append({**annotation(50, 10, 3, BOX, SQUARE), **change})
+    found, report = checked(root, values)
+    assert set(found) == {"keys", "no objects"} and re.search(words, found["keys"].items[0]), found["keys"].items
+    source = open_coco(root, "train")
+    assert "annotations not used: 1 with values of a wrong kind" in source.notice()
+    assert len(source.objects(0).annotations) == 2
+
+
+def test_null_is_absent_and_ids_of_annotations_may_be_text(root):
+    values = coco_values()
+    values["annotations"].append({**annotation("a1", 10, 3, BOX, SQUARE), "area": None, "iscrowd": None})
+    found, _ = checked(root, values)
+    assert set(found) == {"no objects", "box and mask"}
+    source = open_coco(root, "train")
+    assert source.notice() == "" and len(source.objects(0).annotations) == 3
+    assert "area" not in source.objects(0).annotations[2]  # the box's area is taken
 
 
 def test_images(root):

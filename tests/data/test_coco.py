@@ -94,7 +94,7 @@ def test_unusable_annotations_are_left_out_and_counted(root):
         annotation(20, 77, 3, [1, 1, 5, 5], []),
         annotation(21, 10, 5, [1, 1, 5, 5], []),
         annotation(22, 10, 3, [1, 1, 0.5, 5], [[1, 1, 2, 1, 2, 6]]),  # less than a pixel wide
-        annotation(23, 10, 3, [1, float("nan"), 5, 5], [[1, 1, 2, 1, 2, 6]]),
+        annotation(23, 10, 3, [1, float("nan"), 5, 5], [[1, 1, 2, 1, 2, 6]], area=1),
         annotation(24, 10, 3, [1, 1, 5, 5], [[1, 1, 2, 1]]),  # two points
         annotation(25, 10, 3, [70, 1, 5, 5], [[70, 1, 75, 1, 75, 6]]),  # beside the image
         annotation(26, 10, 3, [0, 0, 1, 1], [[0, 0, 1, 0, 1, 1, 0, 1]]),  # one pixel: an object

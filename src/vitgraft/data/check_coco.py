@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitgraft.data.check import Finding, Report, SetReport, digest_of, oddness
-from vitgraft.data.coco import NEEDED, CocoFiles, find_images, find_jsons, is_kind, lacking
+from vitgraft.data.coco import NEEDED, CocoFiles, find_images, find_jsons, lacking, wrong_values
 from vitgraft.data.decode import decode_image, open_image
 from vitgraft.data.objects import check_segmentation, to_rle
 from vitgraft.data.sources import ImageSource
@@ -106,11 +106,11 @@ def _complete(values: dict[str, list]) -> tuple[dict[str, list], dict[str, list[
     """The entries that have what is needed, of the right kind, and what the others lack."""
     kept: dict[str, list] = {}
     wanting: dict[str, list[str]] = {}
-    for kind, needed in NEEDED.items():
+    for kind in NEEDED:
         kept[kind] = []
         for number, one in enumerate(values[kind]):
             entry = one if isinstance(one, dict) else {}
-            if wrong := [name for name in needed if not is_kind(name, entry)]:
+            if wrong := wrong_values(kind, entry):
                 wanting.setdefault(kind, []).append(f"{kind}[{number}] {lacking(wrong, entry)}")
             else:
                 kept[kind].append(one)
@@ -157,7 +157,7 @@ def _different(first: CocoSet, other: CocoSet) -> str:
 
 def _check_ids(one: CocoSet) -> Iterator[Finding]:
     for kind in NEEDED:
-        ids = Counter(entry["id"] for entry in one.values[kind] if "id" in entry)
+        ids = Counter(entry["id"] for entry in one.values[kind] if entry.get("id") is not None)
         if twice := [f"{kind} id {number}: {count} times" for number, count in ids.items() if count > 1]:
             yield Finding("error", "ids", one.where, f"{len(twice)} ids of {kind} are there more than once", twice)
     for kind, name, level in (("images", "file_name", "error"), ("categories", "name", "warning")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 from collections import Counter
@@ -63,6 +64,9 @@ class CocoSource(ObjectSource):
         self.has_masks = any(one.get("segmentation") for one in values["annotations"])
         known, strange = set(self.category_ids), Counter()
         for one in values["annotations"]:
+            if wrong_values("annotations", one):
+                strange["with values of a wrong kind"] += 1
+                continue
             where = place.get(one["image_id"])
             if where is None or one["category_id"] not in known:
                 strange["of an unknown image" if where is None else "of an unknown category"] += 1
@@ -75,7 +79,7 @@ class CocoSource(ObjectSource):
             if not is_box(one["bbox"]):
                 continue
             self.counts[where] += (good, 1)
-            kept[where].append({name: one[name] for name in _KEPT if name in one})
+            kept[where].append({name: one[name] for name in _KEPT if one.get(name) is not None})
         packed = [pickle.dumps(annotations, protocol=5) for annotations in kept]
         self.ends = np.cumsum([len(part) for part in packed], dtype=np.int64)
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
@@ -244,8 +248,8 @@ def read_coco_json(data: bytes, shown: str) -> dict[str, Any]:
         for number, one in enumerate(values[kind]):
             if not isinstance(one, dict):
                 raise DataError(f"{shown}: {kind}[{number}] is no mapping but {one!r:.40}")
-            # a damaged box or category makes an annotation unusable, and is counted where it is left out
-            wrong = [name for name in needed if (name not in one if kind == "annotations" else not is_kind(name, one))]
+            # a damaged value makes an annotation unusable, which is counted where it is left out
+            wrong = [name for name in needed if name not in one] if kind == "annotations" else wrong_values(kind, one)
             if wrong:
                 raise DataError(
                     f"{shown}: {kind}[{number}] {lacking(wrong, one)}; vitgraft check-data lists all of them"
@@ -253,33 +257,60 @@ def read_coco_json(data: bytes, shown: str) -> dict[str, Any]:
     return values
 
 
-def is_kind(name: str, entry: dict[str, Any]) -> bool:
-    """Whether a needed value is there and of its kind: names are text, boxes four numbers, all else whole numbers."""
-    value = entry.get(name)
-    if name in ("file_name", "name"):
-        return isinstance(value, str) and bool(value)
-    if name == "bbox":
-        return isinstance(value, list) and len(value) == 4 and all(isinstance(n, int | float) for n in value)
-    positive = name in ("height", "width")
-    return isinstance(value, int) and not isinstance(value, bool) and (value > 0 or not positive)
-
-
-def lacking(names: list[str], entry: dict[str, Any]) -> str:
-    """What is wrong with values that `is_kind` did not take, in words."""
-    absent = [name for name in names if name not in entry]
-    parts = [f"lacks {', '.join(absent)}"] if absent else []
-    for name in (name for name in names if name in entry):
-        kind = {"file_name": "text", "name": "text", "bbox": "four numbers"}.get(name, "a whole number")
-        kind += " above 0" if name in ("height", "width") else ""
-        parts.append(f"has {name} {json.dumps(entry[name], default=str):.60}, which must be {kind}")
-    return " and ".join(parts)
-
-
 NEEDED = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
+_OPTIONAL = ("id", "iscrowd", "area")  # of annotations; null is taken as absent
+_KINDS = {
+    "file_name": "text",
+    "name": "text",
+    "height": "a whole number above 0",
+    "width": "a whole number above 0",
+    "bbox": "four numbers",
+    "iscrowd": "0 or 1",
+    "area": "a number from 0 up",
+}
+
+
+def wrong_values(kind: str, entry: dict[str, Any]) -> list[str]:
+    """Names of the values that an entry lacks, or has of a wrong kind.
+
+    Args:
+        kind: "images", "annotations" or "categories".
+        entry: one of them.
+    """
+    wrong = [name for name in NEEDED[kind] if not _is_kind(name, entry.get(name))]
+    if kind == "annotations":
+        there = ((name, entry[name]) for name in _OPTIONAL if entry.get(name) is not None)
+        # nothing uses ids of annotations; some tools write text there
+        wrong += [name for name, value in there if not (_is_kind(name, value) or (name == "id" and type(value) is str))]
+    return wrong
+
+
+def _is_kind(name: str, value: Any) -> bool:
+    if name in ("file_name", "name"):
+        return isinstance(value, str) and bool(value)
+    if name == "bbox":
+        return isinstance(value, list) and len(value) == 4 and all(isinstance(n, int | float) for n in value)
+    if name == "iscrowd":
+        return isinstance(value, int) and value in (0, 1)
+    if isinstance(value, bool):
+        return False
+    if name == "area":
+        return isinstance(value, int | float) and 0 <= value < math.inf
+    return isinstance(value, int) and (value > 0 or name not in ("height", "width"))
+
+
+def lacking(names: list[str], entry: dict[str, Any]) -> str:
+    """What is wrong with the values that `wrong_values` names, in words."""
+    absent = [name for name in names if name not in entry]
+    parts = [f"lacks {', '.join(absent)}"] if absent else []
+    for name in (name for name in names if name in entry):
+        kind = _KINDS.get(name, "a whole number")
+        parts.append(f"has {name} {json.dumps(entry[name], default=str):.60}, which must be {kind}")
+    return " and ".join(parts)
 
 
 def open_coco(
