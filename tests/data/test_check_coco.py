@@ -98,7 +98,7 @@ WRONG_KINDS = [
 def test_values_of_a_wrong_kind_are_named_here_and_left_out_in_training(root, change, words):
     values = coco_values()
     values["annotations"].append({**annotation(50, 10, 3, BOX, SQUARE), **change})
-    found, report = checked(root, values)
+    found, _ = checked(root, values)
     assert set(found) == {"keys", "no objects"} and re.search(words, found["keys"].items[0]), found["keys"].items
     source = open_coco(root, "train")
     assert "annotations not used: 1 with values of a wrong kind" in source.notice()

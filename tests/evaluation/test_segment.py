@@ -90,10 +90,53 @@ def test_predict_in_the_terminal_and_wrong_requests(run, images, capsys):
     assert main(["predict", "--ckpt", str(run), str(images), "--memory", "0"]) == 2
     assert main(["predict", "--ckpt", str(run), str(images), "--weights", "ema"]) == 2
     assert main(["predict", "--ckpt", "vit_tiny_patch16_224:pretrained=false", str(images), "--pictures", "x"]) == 2
+    assert main(["predict", "--ckpt", "vit_tiny_patch16_224:pretrained=false", str(images), "--flip"]) == 2
+    assert main(["predict", "--ckpt", str(run), str(images), "--stride", "32"]) == 2
+    assert main(["predict", "--ckpt", str(run), str(images), "--scales", "0,1"]) == 2
     error = capsys.readouterr().err
-    for words in ("--pictures DIR writes overlays", "--memory 0", "no averaged weights", "--pictures is for"):
+    for words in (
+        "--pictures DIR writes overlays",
+        "--memory 0",
+        "no averaged weights",
+        "--pictures is for",
+        "--flip is for",
+        "--stride=32",
+        "--scales=[0.0, 1.0]",
+    ):
         assert words in error
     assert main(["predict", "--ckpt", str(run), str(images / "broken.jpg")]) == 1
+
+
+def test_scales_and_flips_of_the_command_line(run, images, tmp_path, capsys):
+    segmenter = open_segmenter(str(run))
+    image = Image.open(images / "a.png")
+    pixels = segmenter.preprocessing.standardize(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
+    expected = infer(segmenter.model, pixels[None], scales=(0.5, 1.0), flip=True)[0].argmax(0).numpy()
+    picture(304, 400).save(images / "large.png")
+    words = [
+        "predict",
+        "--ckpt",
+        str(run),
+        str(images / "a.png"),
+        str(images / "large.png"),
+        "--scales",
+        "0.5,1",
+        "--flip",
+    ]
+    words += ["--pictures", str(tmp_path / "out"), "--output", str(tmp_path / "a.json"), "--memory"]
+    assert main([*words, "4"]) == 0 and "larger than" not in capsys.readouterr().out
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/labels/a.png")), expected)
+    values = json.loads((tmp_path / "a.json").read_text())
+    assert values["inference"] == {"window": None, "stride": None, "scales": [0.5, 1.0], "flip": True}
+    assert all("inference" not in one for one in values["images"])
+    # more than the windows take, less than the image: said, and written beside the image that it is true of
+    limit = 0.9 * segmenter.needed(segmenter.inner_size(Image.open(images / "large.png"))) / 1e9
+    assert main([*words, f"{limit:.9f}"]) == 0
+    assert "1 image larger than --memory" in (shown := capsys.readouterr().out), shown
+    assert "in windows of 64 pixels, at scale 1 only, without flips" in shown
+    smaller, larger = json.loads((tmp_path / "a.json").read_text())["images"]
+    assert "inference" not in smaller
+    assert larger["inference"] == {"window": 64, "stride": None, "scales": [1.0], "flip": False}
 
 
 @pytest.mark.slow

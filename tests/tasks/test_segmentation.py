@@ -172,6 +172,23 @@ def test_start_weights(tmp_path, capsys):
             Segmentation(**SMALL, num_classes=4, checkpoint_path=str(tmp_path / file)).configure_model()
 
 
+def test_start_weights_of_a_runs_folder(tmp_path, capsys):
+    task = Segmentation(**SMALL, num_classes=3)
+    task.configure_model()
+    run = {"task": "x", "hyper_parameters": {}, "state_dict": task.model.state_dict()}
+    (tmp_path / "runs/one").mkdir(parents=True)
+    torch.save(run, tmp_path / "runs/one/last.ckpt")
+    with pytest.raises(CheckpointError, match=r"checkpoint_path=.*runs: neither a run.*there are checkpoints in .*one"):
+        Segmentation(**SMALL, num_classes=3, checkpoint_path=str(tmp_path / "runs")).configure_model()
+    for name in ("last.ckpt", "best.ckpt"):  # the best where there is one
+        torch.save(run, tmp_path / "runs/one" / name)
+        started = Segmentation(**SMALL, num_classes=3, seed=9, checkpoint_path=str(tmp_path / "runs/one"))
+        capsys.readouterr()
+        started.configure_model()
+        assert f"one/{name}" in capsys.readouterr().out
+        assert torch.equal(started.model.decode_head.conv_seg.weight, task.model.decode_head.conv_seg.weight)
+
+
 def test_a_detector_starts_a_segmenter_and_the_other_way_round(tmp_path, capsys):
     pytest.importorskip("faster_coco_eval")
     from vitgraft.tasks.detection import Detection

@@ -52,6 +52,18 @@ def test_table_and_files(command, trained, recipe, class_folders, capsys):
     assert (folder / "confusion.png").stat().st_size > 1000 and (folder / "calibration.png").stat().st_size > 1000
 
 
+def test_a_part_of_the_set_does_not_replace_the_whole(trained, recipe, class_folders, capsys):
+    assert main(words("validate", recipe, class_folders, trained)) == 0
+    whole = (trained.parent / "validate" / "metrics.json").read_bytes()
+    capsys.readouterr()
+    part = [*words("validate", recipe, class_folders, trained), "--trainer.limit_val_batches", "1"]
+    assert main([*part, "--data.batch_size", "4"]) == 0
+    assert "ONLY A PART of the set" in capsys.readouterr().out
+    assert (trained.parent / "validate" / "metrics.json").read_bytes() == whole
+    report, values = read_metrics(trained.parent / "validate_part" / "metrics.json")
+    assert report.num_samples == 4 and "limited" in values
+
+
 def test_unreadable_images_are_named_and_left_out(trained, recipe, class_folders, tmp_path, capsys):
     import shutil
 

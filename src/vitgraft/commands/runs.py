@@ -163,16 +163,26 @@ def _add_predict(commands) -> None:
         metavar="X",
         help="detection: what is drawn and counted; --output has all detections (default: 0.5)",
     )
-    parser.add_argument(
+    dense = parser.add_argument_group("segmentation (default of the first four: as in the run's evaluation)")
+    dense.add_argument("--scales", type=_scales, metavar="X,Y", help="average over these sizes, such as 0.75,1,1.25")
+    dense.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored image")
+    dense.add_argument("--window", type=positive, metavar="N", help="slide a window of N pixels over every image")
+    dense.add_argument("--stride", type=positive, metavar="N", help="from one window to the next (two thirds of it)")
+    dense.add_argument(
         "--memory",
         type=float,
         default=4.0,
         metavar="GB",
-        help="segmentation: larger images are cut into windows that take no more than this (default: 4)",
+        help="images that need more are cut into windows, at one scale and without flips (default: 4)",
     )
-    parser.add_argument(
-        "--full-size", action="store_true", help="segmentation: do not resize images as the evaluation does"
-    )
+    dense.add_argument("--full-size", action="store_true", help="do not resize images as the evaluation does")
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: factors such as 0.75,1,1.25") from error
 
 
 def _add_results(commands) -> None:

@@ -102,7 +102,15 @@ def open_pairs(path: str, image_suffix: str = "", label_suffix: str = "") -> tup
             continue
         if unpaired:
             items = [f"{image}: no {expected}.png" for image, expected in unpaired]
-            findings.append(Finding("error", "missing", where, f"{len(items)} images have no label file", items))
+            findings.append(
+                Finding(
+                    "error",
+                    "missing",
+                    where,
+                    f"{len(items)} {'image has' if len(items) == 1 else 'images have'} no label file",
+                    items,
+                )
+            )
         if without_image:
             message = f"{len(without_image)} label files have no image"
             findings.append(Finding("warning", "missing", where, message, without_image))
@@ -206,7 +214,7 @@ def _duplicates(sets: Sequence[Pairs], number: int, found: Sequence[_Pair], seen
 
 
 def _labels(pairs: Pairs, found: Sequence[_Pair], rule: LabelRule) -> tuple[SetReport, list[Finding]]:
-    histogram, findings, wrong = LabelHistogram(), [], []
+    histogram, findings, wrong, damaged = LabelHistogram(), [], [], set()
     for index, pair in enumerate(found):
         if pair.values is None:
             continue
@@ -217,6 +225,7 @@ def _labels(pairs: Pairs, found: Sequence[_Pair], rule: LabelRule) -> tuple[SetR
             values = ", ".join(
                 f"{v} ({n:,} pixels)" for v, n in zip(pair.values[bad][:8], pair.counts[bad][:8], strict=True)
             )
+            damaged.add(name)
             wrong.append(f"{name}: {values}" + (f" and {bad.sum() - 8} more" if bad.sum() > 8 else ""))
     if wrong:
         message = f"{len(wrong)} label files have values that are no class; {rule.expected()}"
@@ -229,7 +238,7 @@ def _labels(pairs: Pairs, found: Sequence[_Pair], rule: LabelRule) -> tuple[SetR
     else:
         numbering = [note for note in notes if "reduce_zero_label" in note]
         findings += [Finding("warning", "numbering", pairs.where, note) for note in numbering]
-        if names := histogram.only_ignored:
+        if names := [name for name in histogram.only_ignored if name not in damaged]:
             message = f"{len(names)} label files have ignored pixels only"
             findings.append(Finding("warning", "ignored", pairs.where, message, names))
     counts = histogram.classes(rule).tolist()

@@ -87,7 +87,7 @@ class FileSource(ImageSource):
         self.labels = np.full(len(files), -1) if labels is None else np.asarray(labels, dtype=np.int64)
 
     def name(self, index: int) -> str:
-        return os.path.join(self.root, self.files[index])
+        return self.files[index] if self.root == "." else os.path.join(self.root, self.files[index])
 
     def read(self, index: int) -> bytes:
         try:

@@ -18,7 +18,6 @@ __all__ = ["Classifier", "checkpoint_options", "load_weights", "open_classifier"
 
 LOCAL = "local-dir:"
 # What a run leaves, in the order in which it is wanted
-CHECKPOINTS = ("best.ckpt", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,7 @@ def open_classifier(what: str, weights: str | None = None) -> Classifier:
     path = Path(what.removeprefix(LOCAL))
     if (path / "config.json").is_file():
         found = _exported(path)
-    elif path.is_dir():
-        return _of_run(_checkpoint_in(path), weights)
-    elif path.is_file():
+    elif path.exists():
         return _of_run(path, weights)
     elif what.startswith(LOCAL) or path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1):
         raise CheckpointError(f"{what}: no such file or folder")
@@ -86,8 +83,7 @@ def checkpoint_options(what: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: nothing there, damaged, or not of a classifier.
     """
-    path = Path(what)
-    return _read(_checkpoint_in(path) if path.is_dir() else path)[0]["hyper_parameters"]
+    return _read(Path(what))[0]["hyper_parameters"]
 
 
 def read_run(what: str | Path) -> tuple[dict[str, Any], Path]:
@@ -96,12 +92,9 @@ def read_run(what: str | Path) -> tuple[dict[str, Any], Path]:
     Raises:
         CheckpointError: nothing there, damaged, or not of a vitgraft run.
     """
-    from vitgraft.training.checkpoint_files import read_or_previous
+    from vitgraft.training.checkpoint_files import located, read_or_previous
 
-    path = Path(what)
-    if not path.exists():
-        raise CheckpointError(f"{what}: no such file or folder")
-    path = _checkpoint_in(path) if path.is_dir() else path
+    path = located(what)
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
         raise CheckpointError(
             f"{path}: weights alone don't say which model they belong to; give MODELNAME:checkpoint_path={path}"
@@ -139,18 +132,6 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: Path, we
         raise CheckpointError(f"{path}: weights=ema: the run kept no averaged weights; weights=raw would work")
     _load(model, states[weights], path)
     return weights
-
-
-def _checkpoint_in(folder: Path) -> Path:
-    for name in CHECKPOINTS:
-        if (folder / name).is_file():
-            return folder / name
-    if others := sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime):
-        return others[-1]
-    message = f"{folder}: neither a run (no {' or '.join(CHECKPOINTS)}) nor an exported model (no config.json)"
-    if below := sorted({str(path.parent) for path in folder.rglob("*.ckpt")}):
-        message += f"; there are checkpoints in {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}: name one"
-    raise CheckpointError(message)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Path]:

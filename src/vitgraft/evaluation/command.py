@@ -18,6 +18,7 @@ from vitgraft.report.terminal import Progress, console, print_whole
 __all__ = ["run"]
 
 SHOWN = 40  # rows in the terminal
+OF_SEGMENTATION = ("scales", "flip", "window", "stride", "full_size")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,6 +28,10 @@ def run(args: argparse.Namespace) -> int:
         CommandError: an option that this task does not have.
     """
     task = task_of_run(args.ckpt)
+    given = [name for name in OF_SEGMENTATION if getattr(args, name) not in (None, False)]
+    if given and task != "Segmentation":
+        kind = "a detector" if task == "Detection" else "a classifier"
+        raise CommandError(f"--{given[0].replace('_', '-')} is for segmentation; {args.ckpt} is {kind}")
     if task == "Segmentation":
         from vitgraft.evaluation.segment import run as run_task
     elif task == "Detection":

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from vitgraft.data.sources import open_files
 from vitgraft.errors import ImageError
 from vitgraft.evaluation.predictions import PredictionWriter
 from vitgraft.evaluation.segmentation_pictures import enlarged, overlay, with_legend
-from vitgraft.evaluation.segmenter import NO_CLASS, open_segmenter, segment
+from vitgraft.evaluation.segmenter import NO_CLASS, Segmenter, open_segmenter, segment
+from vitgraft.evaluation.sliding import window_problems
 from vitgraft.report.terminal import Progress, console, print_whole
 
 __all__ = ["Areas", "run", "write_pictures", "writer_for"]
@@ -41,6 +42,7 @@ class Areas:
         height: in pixels.
         pixels: int64 (C + 1,), of each class; the last are pixels without a class.
         files: "labels" and "overlay" -> the files that were written of it.
+        inference: how it was done, where that is not how all others were: too large for the memory given.
         error: why the image could not be predicted; None where it could.
     """
 
@@ -49,6 +51,7 @@ class Areas:
     height: int = 0
     pixels: np.ndarray | None = None
     files: dict[str, str] | None = None
+    inference: dict[str, Any] | None = None
     error: str | None = None
 
     def classes(self) -> list[tuple[int, int, float]]:
@@ -91,6 +94,7 @@ class JsonAreas(PredictionWriter):
             entry["error"] = one.error
         else:
             entry |= {"width": one.width, "height": one.height, **(one.files or {})}
+            entry |= {"inference": one.inference} if one.inference else {}
             entry["classes"] = []
             for number, pixels, share in one.classes():
                 name, shown = _named(number, self.class_names)
@@ -146,12 +150,17 @@ def run(args: argparse.Namespace) -> int:
     """Predicts, writes and shows; 0, or 1 where no image at all could be predicted.
 
     Args:
-        args: paths, ckpt, weights, output, pictures, device, memory, full_size: see the command's help.
+        args: paths, ckpt, weights, output, pictures, device, memory, full_size, scales, flip, window, stride: see the
+            command's help.
+
+    Raises:
+        CommandError: options that don't go together.
     """
     if args.html:
         raise CommandError("--html is for classifiers; --pictures DIR writes overlays of a segmentation")
     source = open_files(args.paths)
     segmenter = open_segmenter(args.ckpt, args.weights)
+    segmenter = replace(segmenter, inference=_inference(args, segmenter.inference))
     segmenter.model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = segmenter.class_names
     if args.pictures:
@@ -160,13 +169,14 @@ def run(args: argparse.Namespace) -> int:
         (args.pictures / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     found, errors, total = [], [], np.zeros(len(names) + 1, dtype=np.int64)
     stems: Counter[str] = Counter()
-    done = 0
+    done = reduced = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(writer_for(path, names, segmenter.facts())) for path in args.output]
         step = stack.enter_context(Progress(len(source)))
         for index in range(len(source)):
+            step(source.name(index))
             one = _predict(segmenter, source, index, args, stems)
-            step(one.image)
+            reduced += one.inference is not None
             for writer in writers:
                 writer.add(one)
             if one.error is not None:
@@ -179,7 +189,29 @@ def run(args: argparse.Namespace) -> int:
     if not args.output and not args.pictures:
         _show(found, names, args.top)
     _summary(args, segmenter.source, done, total, errors, names)
+    if reduced:
+        print(_reduced(reduced, segmenter, args.memory))
     return 0 if done else 1
+
+
+def _inference(args: argparse.Namespace, of_run: dict[str, Any]) -> dict[str, Any]:
+    """How images are predicted: as in the run's evaluation, but for what the command line says."""
+    given = {"scales": args.scales, "flip": args.flip, "window": args.window, "stride": args.stride}
+    how = {**of_run, **{name: value for name, value in given.items() if value is not None}}
+    if problems := window_problems(how["window"], how["stride"], how["scales"]):
+        raise CommandError("; ".join(f"--{problem}" for problem in problems))
+    return how
+
+
+def _reduced(count: int, segmenter: Segmenter, memory: float) -> str:
+    how = segmenter.inference
+    lost = [] if len(how["scales"]) == 1 and how["scales"][0] == 1 else ["at scale 1 only"]
+    lost += ["without flips"] if how["flip"] else []
+    images = "1 image" if count == 1 else f"{count} images"
+    return (
+        f"{images} larger than --memory {memory:g} allows at once: in windows of {segmenter.window} pixels"
+        + "".join(f", {text}" for text in lost)
+    )
 
 
 def _predict(segmenter, source, index: int, args: argparse.Namespace, stems: Counter) -> Areas:
@@ -196,14 +228,14 @@ def _predict(segmenter, source, index: int, args: argparse.Namespace, stems: Cou
     pixels = np.append(values[: len(segmenter.class_names)], values[NO_CLASS])
     if not pixels[:-1].any():
         return Areas(name, error="the model's output is not finite")
-    files = None
+    how, files = segmenter.inference_of(image, args.memory * 1e9, args.full_size), None
     if args.pictures:
         stem = os.path.splitext(os.path.basename(name))[0]
         stems[stem] += 1
         if stems[stem] > 1:  # of another folder
             stem = f"{stem}_{stems[stem]}"
         files = write_pictures(args.pictures, stem, image, classes, segmenter.class_names)
-    return Areas(name, image.width, image.height, pixels, files)
+    return Areas(name, image.width, image.height, pixels, files, None if how == segmenter.inference else how)
 
 
 def _show(found: Sequence[Areas], names: Sequence[str], top: int) -> None:

@@ -63,6 +63,26 @@ class Segmenter:
         """Side of the windows in which large images are cut: those of the evaluation, or the training crops."""
         return self.inference["window"] or min(self.preprocessing.input_size)
 
+    def inner_size(self, image: Image.Image, full_size: bool = False) -> tuple[int, int]:
+        """(height, width) that an image has in the model: as the evaluation resizes it, or its own."""
+        size = (image.height, image.width)
+        return size if full_size else self.preprocessing.size_of(*size)
+
+    def needed(self, inner: tuple[int, int]) -> int:
+        """Bytes for an image of this size at once, with all scales and flips of `inference`."""
+        scores, area = 4 * SCORE_COPIES * len(self.class_names), inner[0] * inner[1]
+        largest = max(self.inference["scales"]) ** 2 * area
+        by_model = self.bytes_of_window / self.window**2 * largest
+        if self.inference["window"] is not None:
+            by_model = self.bytes_of_window + scores * largest
+        return int(by_model + scores * area + 24 * largest)
+
+    def inference_of(self, image: Image.Image, limit: float, full_size: bool = False) -> dict[str, Any]:
+        """How `segment` does an image: as `inference` says, or one too large for that in windows, at one scale."""
+        if self.needed(self.inner_size(image, full_size)) <= limit:
+            return self.inference
+        return {**self.inference, "window": self.window, "scales": (1.0,), "flip": False}
+
     @cached_property
     def bytes_of_window(self) -> int:
         """Memory that the model takes for one window, measured."""
@@ -106,8 +126,9 @@ def open_segmenter(what: str, weights: str | None = None) -> Segmenter:
 def segment(segmenter: Segmenter, image: Image.Image, limit: float = 4e9, full_size: bool = False) -> np.ndarray:
     """The class of each pixel.
 
-    An image that fits is given to the model whole, resized as in the evaluation. A larger one is cut in overlapping
-    windows, whose scores are averaged; of one that is larger still, parts with a margin are done one after the other.
+    An image that fits is given to the model whole, resized as in the evaluation, at all scales that it uses. A larger
+    one is cut in overlapping windows at one scale, without flips, whose scores are averaged; of one that is larger
+    still, parts with a margin are done one after the other. `Segmenter.inference_of` says which it will be.
 
     Args:
         segmenter: what predicts.
@@ -124,20 +145,14 @@ def segment(segmenter: Segmenter, image: Image.Image, limit: float = 4e9, full_s
     """
     device = next(segmenter.model.parameters()).device
     given, how, classes = segmenter.preprocessing, segmenter.inference, len(segmenter.class_names)
-    size = (image.height, image.width)
-    inner = size if full_size else given.size_of(*size)
+    size, inner = (image.height, image.width), segmenter.inner_size(image, full_size)
     pixels = resize_image(torch.from_numpy(np.array(image)).permute(2, 0, 1), inner, given.antialias)
 
     def prepared(part: Tensor) -> Tensor:
         return given.standardize(part.to(device).float() / 255)[None]
 
     scores = 4 * SCORE_COPIES * classes  # bytes of a pixel
-    area = inner[0] * inner[1]
-    largest = max(how["scales"]) ** 2 * area
-    by_model = segmenter.bytes_of_window / segmenter.window**2 * largest
-    if how["window"] is not None:
-        by_model = segmenter.bytes_of_window + scores * largest
-    if by_model + scores * area + 24 * largest <= limit:
+    if segmenter.needed(inner) <= limit:
         if scores * size[0] * size[1] <= limit:
             found = predicted_classes(infer(segmenter.model, prepared(pixels), **how, size=size))[0]
             return _as_bytes(found)

@@ -44,11 +44,14 @@ class Progress:
         if not sys.stderr.isatty():
             return lambda text: None
         try:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich import progress
         except ImportError:
             return lambda text: None
-        columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self.bar = Progress(*columns, console=console(stderr=True), transient=True)
+        times = (progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn())
+        columns = (progress.BarColumn(20), progress.MofNCompleteColumn(), *times)
+        self.bar = progress.Progress(
+            *columns, progress.TextColumn("{task.description}"), console=console(stderr=True), transient=True
+        )
         self.bar.start()
         task = self.bar.add_task("", total=self.total)
         started = False

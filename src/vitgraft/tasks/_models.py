@@ -12,6 +12,7 @@ from torch import nn
 import vitgraft
 from vitgraft.errors import CheckpointError, GraftError, ModelSpecError
 from vitgraft.report.spec import ModelSpec, create, input_size_of
+from vitgraft.training.checkpoint_files import located
 
 
 def build_model(
@@ -39,9 +40,8 @@ def build_model(
     named = is_graft_name(name)
     if named and graft is not None:
         options["graft"] = {**options.get("graft", {}), **graft}
+    checkpoint_path = str(start_file(checkpoint_path)) if checkpoint_path else None
     start = {"checkpoint_path": checkpoint_path} if checkpoint_path else {}
-    if checkpoint_path and not Path(checkpoint_path).is_file():
-        raise CheckpointError(f"checkpoint_path={checkpoint_path}: no such file")
     spec = ModelSpec(name, {**options, "num_classes": num_classes})
     try:
         model = create(spec, device, pretrained=pretrained, **start)
@@ -56,6 +56,18 @@ def build_model(
             raise ModelSpecError(f"{name}: its pretrained weights can't be loaded: {first}") from error
         raise
     return vitgraft.graft(model, **graft) if graft is not None and not named else model
+
+
+def start_file(path: str | Path) -> Path:
+    """The file of start weights; of a run's folder, its best.ckpt, else last.ckpt.
+
+    Raises:
+        CheckpointError: nothing there.
+    """
+    try:
+        return located(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint_path={error}") from error
 
 
 def build_backbone(

@@ -10,6 +10,7 @@ from vitgraft.checkpoints import LoadReport, load_official, read_checkpoint
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.pyramid import SimpleFeaturePyramid
+from vitgraft.tasks._models import start_file
 from vitgraft.training.ema import EMA_KEY
 
 __all__ = ["load_start_weights", "new_parts"]
@@ -25,15 +26,15 @@ def load_start_weights(model: nn.Module, features: nn.Module, path: str | Path) 
     Args:
         model: The detector or segmenter.
         features: Its `DenseFeatures` or `SimpleFeaturePyramid`.
-        path: A checkpoint of a vitgraft run (one of the same task goes into the whole model; of a classifier or of
-            another dense task, into the backbone; averaged weights where there are any), of timm, or as the authors
-            published it, of their backbone or, for UperNet, of the whole.
+        path: A run's folder (its best.ckpt, else last.ckpt), or a checkpoint: of a vitgraft run (one of the same task
+            goes into the whole model; of a classifier or of another dense task, into the backbone; averaged weights
+            where there are any), of timm, or as the authors published it, of their backbone or, for UperNet, of the
+            whole.
 
     Raises:
         CheckpointError: No such file, damaged, or of another backbone; nothing was loaded.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"checkpoint_path={path}: no such file")
+    path = start_file(path)
     try:
         content = read_checkpoint(path)
         own, averaged = _of_run(content)

@@ -40,7 +40,7 @@ class Task(pl.LightningModule):
         model: Name of a timm model (vitgraft's are among them), or a module.
         num_classes: None takes those of the data.
         pretrained: Start from timm's weights of that name (`graft_...backbone`: the backbone's).
-        checkpoint_path: Start from the weights of this file.
+        checkpoint_path: Start from the weights of this file, or of a run's folder (its best.ckpt, else last.ckpt).
         model_kwargs: Options of timm.create_model: drop_path_rate, img_size, ...
         graft: Options of GraftConfig. A name that is not grafted already gets grafts by them; None: none.
         train_grafts_only: Freeze the backbone; grafts and head train.

@@ -30,12 +30,14 @@ __all__ = [
     "MissingCheckpointError",
     "check",
     "copy",
+    "located",
     "previous",
     "read",
     "read_or_previous",
     "write",
 ]
 
+OF_RUN = ("best.ckpt", "last.ckpt")  # of a run's folder, which is taken where it is given
 MARK = b"vitgraft sha256 "
 COMMENT = len(MARK) + 64
 END = struct.pack("<H", COMMENT)  # the archive's last field before the comment: its length
@@ -54,6 +56,28 @@ def previous(path: str | Path) -> Path:
     """Where the file is kept that `path` replaced: last.ckpt -> last-previous.ckpt."""
     path = Path(path)
     return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def located(path: str | Path) -> Path:
+    """The file itself, or of a run's folder its best.ckpt, else last.ckpt, else its newest checkpoint.
+
+    Raises:
+        MissingCheckpointError: nothing there; of a folder of runs the message names some.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise MissingCheckpointError(f"{path}: no such file or folder")
+        return path
+    for name in OF_RUN:
+        if (path / name).is_file():
+            return path / name
+    if others := sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime):
+        return others[-1]
+    message = f"{path}: neither a run (no {' or '.join(OF_RUN)}) nor an exported model (no config.json)"
+    if below := sorted({str(file.parent) for file in path.rglob("*.ckpt")}):
+        message += f"; there are checkpoints in {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}: name one"
+    raise MissingCheckpointError(message)
 
 
 def write(content: Any, path: str | Path) -> None:

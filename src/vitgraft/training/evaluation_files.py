@@ -16,7 +16,8 @@ __all__ = ["EvaluationFiles"]
 class EvaluationFiles(pl.Callback):
     """Shows the numbers of an evaluation and writes them into the run's folder.
 
-    They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema; what
+    They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema, and of a part
+    of the set (`limit_val_batches`) in OUT/validate_part ..., so that they never replace those of the whole set; what
     they are is the task's matter (`Task.write_report`).
     """
 
@@ -48,10 +49,12 @@ class EvaluationFiles(pl.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         unreadable = sorted(text for part in bad for text in part)
+        part = "_part" if limited(trainer, stage) else ""
         for weights, report in getattr(pl_module, "reports", {}).items():
             words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
-            title = f"{stage}: {trainer.ckpt_path or 'no checkpoint'}, {words}"
-            folder = Path(trainer.default_root_dir) / (f"{stage}_ema" if weights == "ema" else stage)
+            title = f"{stage}{', ONLY A PART of the set' if part else ''}: "
+            title += f"{trainer.ckpt_path or 'no checkpoint'}, {words}"
+            folder = Path(trainer.default_root_dir) / (stage + ("_ema" if weights == "ema" else "") + part)
             pl_module.print_report(console(), report, title, len(unreadable))
             facts = {
                 "stage": stage,
@@ -66,7 +69,7 @@ class EvaluationFiles(pl.Callback):
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": describe(trainer.strategy.root_device),
             }
-            if limited(trainer, stage):
+            if part:
                 facts["limited"] = "only a part of the set was measured"
             written = pl_module.write_report(folder, report, stage, facts, unreadable)
             folder = written[0].parent if written else folder  # the task may choose one beside it
@@ -75,4 +78,5 @@ class EvaluationFiles(pl.Callback):
 
 def limited(trainer: pl.Trainer, stage: str) -> bool:
     """Whether the trainer was told to stop before the end of the set."""
-    return (trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches) != 1.0
+    limit = trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches
+    return not (isinstance(limit, float) and limit == 1.0)  # the int 1 is one batch
