@@ -88,6 +88,27 @@ def test_files(tmp_path, suffix):
     assert report.wrapper == (None if suffix == ".safetensors" else "state_dict")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."])
+def test_names_of_wrappers(prefix):
+    """Of DataParallel, torch.compile and Lightning's modules."""
+    source, model = swin(1), swin(2)
+    report = load_official(model, {"state_dict": {prefix + name: v for name, v in source.state_dict().items()}})
+    assert_same(model, source)
+    assert report.wrapper == "state_dict"
+
+
+def test_models_inside_wrappers():
+    source, compiled = swin(1), torch.compile(swin(2))
+    load_official(compiled, source.state_dict())
+    assert_same(compiled._orig_mod, source)
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", **small)
+    features = timm.create_model("vit_tiny_patch16_224", features_only=True, out_indices=(0, 1), **small)
+    report = load_official(features, vit.state_dict(), strict=False)
+    assert torch.equal(features.model.blocks[1].attn.qkv.weight, vit.blocks[1].attn.qkv.weight)
+    assert not report.missing
+
+
 def test_averaged_weights_are_preferred_and_said():
     raw, ema = cswin(1), cswin(2)
     content = {

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from vitgraft import GraftConfig, GraftError
@@ -52,6 +53,15 @@ def test_frozen():
 def test_lists_become_tuples():
     config = GraftConfig(levels=[1, 0], blocks=[2, 1])
     assert (config.levels, config.blocks) == ((1, 0), (2, 1))
+
+
+def test_numbers_of_other_libraries_become_plain():
+    config = GraftConfig(levels=np.int64(2), blocks=range(1, 3), window_size=np.int32(8))
+    assert config == GraftConfig(levels=2, blocks=(1, 2), window_size=8)
+    assert GraftConfig.from_json(config.to_json()) == config
+    assert GraftConfig(blocks=list(np.array([2, 5]))).blocks == (2, 5)
+    with pytest.raises(GraftError, match="different block indices"):
+        GraftConfig(blocks=list(np.array([2, 2])))
 
 
 def test_make_puts_options_on_top():

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors import safe_open
 
+import vitgraft
 from vitgraft import cli, hub
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError, GraftError
@@ -132,3 +133,34 @@ def test_the_name_grafted():
         timm.create_model("grafted")
     with pytest.raises(GraftError, match="has grafts already"):
         timm.create_model("grafted", backbone="graft_deit_tiny_patch16_224")
+    with pytest.raises(GraftError, match="backbone='nope' is no model"):
+        timm.create_model("grafted", backbone="nope")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "window", "reductions"),
+    [
+        ("vit_tiny_patch16_224", SMALL, 2, [8, 8]),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (1, 2, 2, 1), "img_size": 64}, 2, [4, 8, 16, 32]),
+        ("pvt_v2_b0", {}, 2, [4, 8, 16, 32]),
+        ("maxvit_pico_rw_256", {"img_size": 64}, 2, [2, 4, 8, 16, 32]),
+    ],
+)
+def test_features_of_the_name_grafted(backbone, options, window, reductions):
+    """Maps at the backbone's own indices, equal to those of the whole model."""
+    given = {"backbone": backbone, "graft": vitgraft.GraftConfig(window_size=window), **options}
+    if backbone == "pvt_v2_b0":
+        given["pretrained_cfg_overlay"] = {"input_size": (3, 64, 64)}
+    indices = {"out_indices": (0, 1)} if "vit_tiny" in backbone else {}
+    model = timm.create_model("grafted", features_only=True, **given, **indices).eval()
+    assert model.feature_info.reduction() == reductions
+    side = options.get("img_size", 64)
+    whole = timm.create_model("grafted", **given).eval()
+    inside = {name.removeprefix("model."): value for name, value in model.state_dict().items()}
+    whole.load_state_dict(inside, strict=False)
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps, expected = model(image), whole.forward_intermediates(image, intermediates_only=True)
+    assert [side // m.shape[-1] for m in maps] == reductions and vitgraft.is_grafted(model.model)
+    for one, other in zip(maps, expected, strict=True):
+        assert torch.equal(one, other) or torch.equal(one, model.model.norm(other) if "vit" in backbone else other)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from vitgraft.errors import CheckpointError
@@ -20,6 +21,7 @@ from vitgraft.models.dense import DenseFeatures
 
 __all__ = ["LoadReport", "load_official", "read_checkpoint"]
 
+PREFIXES = ("module.", "_orig_mod.", "model.")
 # In this order: where averaged weights are stored beside the raw ones, the published accuracy is theirs.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
 TABLE = "relative_position_bias_table"
@@ -80,6 +82,7 @@ def load_official(
 
     Args:
         model: Not changed unless everything fits. UperNet takes mmsegmentation's names, or a backbone's weights alone.
+            Compiled models and timm's feature wrappers are filled inside.
         state_dict_or_path: A .safetensors file, a file of torch.save (read with weights_only=True), or what it holds.
         strict: Every tensor of the checkpoint has a place and every parameter of the backbone a value, or it is an
             error. Always allowed to be missing: all tensors of grafts, all norms of DenseFeatures. Without it, tensors
@@ -92,6 +95,7 @@ def load_official(
         FileNotFoundError: No such file.
     """
     content = read_checkpoint(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
+    model = _inside(model)
     if hasattr(model, "heads"):  # a backbone with more around it
         from vitgraft._checkpoints_dense import load_whole
 
@@ -122,6 +126,13 @@ def load_official(
         )
     model.load_state_dict({name: renamed[name] for name in report.loaded}, strict=False)
     return report
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The model without torch.compile's and timm's wrapper, which put a name of theirs before all others."""
+    while isinstance(model, FeatureGetterNet) or hasattr(model, "_orig_mod"):
+        model = model.model if isinstance(model, FeatureGetterNet) else model._orig_mod
+    return model
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -180,8 +191,9 @@ def _unwrap(content: Any, wrapper: str | None, report: LoadReport) -> TensorDict
 
 
 def _strip_prefixes(source: TensorDict, report: LoadReport) -> TensorDict:
-    if all(name.startswith("module.") for name in source):
-        source = {name.removeprefix("module."): value for name, value in source.items()}
+    # of DataParallel, torch.compile, Lightning's modules, in whatever order
+    while prefix := next((p for p in PREFIXES if source and all(name.startswith(p) for name in source)), None):
+        source = {name.removeprefix(prefix): value for name, value in source.items()}
     if any(name.startswith("backbone.") for name in source):
         # DenseFeatures keeps its norms beside the backbone; a whole detector has necks and heads there
         inside = {name.removeprefix("backbone."): v for name, v in source.items() if name.startswith("backbone.")}

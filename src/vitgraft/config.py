@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,6 +26,13 @@ def _choice(name: str, value: Any, kind: Any) -> list[str]:
     if value in options:
         return []
     return [f"{name}={value!r} is not one of {', '.join(map(repr, options))}"]
+
+
+def _plain(value: Any) -> Any:
+    """A whole number of another library, such as NumPy's, as Python's own."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -78,10 +86,12 @@ class GraftConfig:
     init: Init = "paper"
 
     def __post_init__(self) -> None:
-        # JSON has no tuples
+        # JSON has no tuples and no numbers of NumPy
         for name in ("levels", "blocks"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            if isinstance(getattr(self, name), list | range):
+                object.__setattr__(self, name, tuple(map(_plain, getattr(self, name))))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         errors = []
         levels, blocks = self.levels, self.blocks
         if isinstance(levels, tuple):

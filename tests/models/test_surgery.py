@@ -350,6 +350,15 @@ def test_train_grafts_only(norms, head):
         assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if kind(n) == k) == trains[k]
 
 
+def test_norms_with_their_activation_are_norms():
+    model = vitgraft.graft(timm.create_model("mobilevit_xxs"), img_size=64, window_size=2)
+    report = vitgraft.train_grafts_only(model, norms=True)
+    own = [m for n, m in model.named_modules() if ".graft" not in n and isinstance(m, (nn.BatchNorm2d, nn.LayerNorm))]
+    assert any(list(m.children()) for m in own)  # timm's BatchNormAct2d
+    assert report.norms == sum(p.numel() for m in own for p in m.parameters())
+    assert all(p.requires_grad for m in own for p in m.parameters())
+
+
 def test_train_grafts_only_again_with_other_choices():
     model = vitgraft.graft(backbone("swin"), window_size=2)
     vitgraft.train_grafts_only(model, norms=True)

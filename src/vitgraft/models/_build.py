@@ -79,16 +79,20 @@ def build_grafted(
         graft_defaults: Options of GraftConfig that belong to the name.
         filter_fn: The backbone's checkpoint filter.
         feature_cfg: timm's configuration of `features_only`.
-        kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults. An empty
-            tuple of `blocks` leaves the backbone alone, which is how a Swin of the authors' padding is made by name.
+        kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults, or a
+            GraftConfig instead of them. An empty tuple of `blocks` leaves the backbone alone, which is how a Swin of
+            the authors' padding is made by name.
 
     Raises:
         GraftError: Impossible graft options.
     """
     options = kwargs.pop("graft", None) or {}
-    if not isinstance(options, Mapping):
-        raise GraftError(f"graft={options!r} is not a mapping of GraftConfig's options, such as {{'levels': 2}}")
-    config = GraftConfig.make(graft_defaults, **options)
+    if isinstance(options, GraftConfig):
+        config = options
+    elif isinstance(options, Mapping):
+        config = GraftConfig.make(graft_defaults, **options)
+    else:
+        raise GraftError(f"graft={options!r} is no GraftConfig and no mapping of its options, such as {{'levels': 2}}")
 
     def make(**options: Any) -> nn.Module:
         # "auto" levels are those of the ImageNet model at every img_size, so that its weights fit (section 3.2)

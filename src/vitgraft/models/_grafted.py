@@ -238,6 +238,12 @@ class GraftedGridSource:
     _graft_grid_source: GridSource
 
 
+class GraftedForOneSize:
+    """A model whose tokens don't tell their grid: it takes images of the size that it was grafted for."""
+
+    _graft_image_size: Size
+
+
 class GraftedModel:
     """The model as a whole: what timm asks a model and the grafts have a say in."""
 
@@ -257,6 +263,20 @@ def _grid_method(name: str) -> Callable[..., Any]:
     return method
 
 
+def _sized_method(name: str) -> Callable[..., Any]:
+    def method(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+        H, W = self._graft_image_size
+        if isinstance(x, torch.Tensor) and tuple(x.shape[-2:]) != (H, W):
+            raise ValueError(
+                f"{type(self).__name__} was grafted for images of {H} x {W} and got {x.shape[-2]} x {x.shape[-1]}, and "
+                "its tokens don't tell their grid: build and graft it for that size"
+            )
+        return getattr(original_class(type(self)), name)(self, x, *args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
 def _set_input_size(self: nn.Module, *args: Any, **kwargs: Any) -> None:
     """The backbone's own, after which the grafts are told the new grids."""
     from vitgraft.models.surgery import refresh_grids
@@ -268,15 +288,16 @@ def _set_input_size(self: nn.Module, *args: Any, **kwargs: Any) -> None:
 
 @functools.cache
 def grafted_class(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -> type:
-    """The class `cls` with the mixins of `roles` ("block", "grid", "model"): the same one at every call.
+    """The class `cls` with the mixins of `roles` ("block", "grid", "model", "sized"): the same one at every call.
 
-    `methods` are those of a grid source that run its blocks.
+    `methods` are those of a grid source that run its blocks, or those in which an image's size is compared.
     """
-    mixins = {"block": GraftedBlock, "grid": GraftedGridSource, "model": GraftedModel}
+    mixins = {"block": GraftedBlock, "grid": GraftedGridSource, "model": GraftedModel, "sized": GraftedForOneSize}
     body: dict[str, Any] = {"_graft_original": cls, "__reduce__": _reduce, "__doc__": cls.__doc__}
     body["_graft_made_by"] = (cls, roles, methods)
     body["_graft_super"] = frozenset(m for m in ("forward", *methods) if _calls_super(cls, m))
-    body |= {name: _grid_method(name) for name in methods}
+    wrap = _sized_method if "sized" in roles else _grid_method
+    body |= {name: wrap(name) for name in methods}
     if "model" in roles and hasattr(cls, "set_input_size"):
         body["set_input_size"] = _set_input_size
     bases = (*(mixins[role] for role in roles), cls)

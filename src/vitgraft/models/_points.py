@@ -156,6 +156,9 @@ _one_drop_path = GraftPoint(adds="drop_path")  # drop_path serves attention and 
 POINTS: dict[str, GraftPoint] = {
     _TIMM + name: point
     for name, point in {
+        "_efficientnet_blocks.MobileAttention": GraftPoint(
+            reads="norm", adds="drop_path", maps=True, accepts=lambda block: block.has_skip
+        ),
         "beit.Block": _pre,
         "cait.LayerScaleBlock": _one_drop_path,
         "coat.SerialBlock": GraftPoint(adds="drop_path", grid=_size_argument),
@@ -216,10 +219,12 @@ POINTS["vitgraft.models._cswin_blocks.CSWinBlock"] = _one_drop_path
 
 _model_methods = ("forward_features", "forward_intermediates")
 GRIDS: dict[str, GridSource] = {
+    _TIMM + "deepseek_vit.DeepseekVitEncoder": GridSource("blocks", _model_methods, _patches),
     _TIMM + "eva.Eva": GridSource("blocks", _model_methods, _patches, _is_dynamic),
     _TIMM + "mobilevit.MobileVitBlock": GridSource("transformer", ("forward",), _mobilevit),
     _TIMM + "mobilevit.MobileVitV2Block": GridSource("transformer", ("forward",), _mobilevit),
     _TIMM + "pit.Transformer": GridSource("blocks", ("forward",), _pit),
+    _TIMM + "qwen3_vit.Qwen3VitEncoder": GridSource("blocks", _model_methods, _patches),
     _TIMM + "vision_transformer.VisionTransformer": GridSource("blocks", _model_methods, _patches, _is_dynamic),
 }
 

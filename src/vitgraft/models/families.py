@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "lowformer": ("lowformer_b0", {"graft": {"window_size": 3}}),
     "maxxvit": ("maxvit_pico_rw_256", {}),
     "metaformer": ("caformer_s18", {}),
+    "mobilenetv3": ("mobilenetv4_hybrid_medium", {}),
     "mobilevit": ("mobilevit_xxs", {}),
     "mvitv2": ("mvitv2_tiny", {}),
     "nest": ("nest_tiny", {}),
@@ -160,7 +161,9 @@ def to_markdown(results: list[FamilyResult]) -> str:
         "Made by `vitgraft families --output docs/families.md`, which grafts one small model of each family, checks "
         "that identity grafts leave its output equal bit for bit, and that other weights change it.",
         "",
-        f"timm {timm.__version__}: {done} of {len(results)} families with attention blocks.",
+        f"timm {timm.__version__}: {done} of {len(results)} families with attention blocks. Not counted: files of "
+        "convolutional networks in which attention is an optional layer inside a bottleneck (byobnet, cspnet, cspnext, "
+        "nfnet, vovnet).",
         "",
         "| timm file | tried with | blocks with an attention residual | grafted by default | result |",
         "|---|---|---|---|---|",

@@ -12,6 +12,7 @@ import timm
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
+from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
 from vitgraft.models.surgery import graft as add_grafts
 
@@ -20,20 +21,27 @@ __all__ = ["grafted"]
 
 @register_model
 def grafted(
-    pretrained: bool = False, backbone: str | None = None, graft: Mapping[str, Any] | None = None, **kwargs: Any
+    pretrained: bool = False,
+    backbone: str | None = None,
+    graft: GraftConfig | Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """A timm model of the name `backbone`, grafted with options of GraftConfig.
 
+    With `features_only=True` its features are those of `forward_intermediates`, at the backbone's own `out_indices`.
+
     Raises:
-        GraftError: No backbone, a backbone that has grafts already, or impossible options.
+        GraftError: No backbone, a backbone that timm does not know or that has grafts already, or impossible options.
     """
     if not backbone:
         raise GraftError("grafted: give backbone=NAME, a model that timm knows")
     if backbone == "grafted" or backbone.startswith("graft_"):
         raise GraftError(f"backbone={backbone!r} has grafts already")
+    if not timm.is_model(backbone.split(".")[0].removeprefix("hf-hub:")) and ":" not in backbone:
+        raise GraftError(f"backbone={backbone!r} is no model that timm knows; timm.list_models() names all")
 
     def make(**options: Any) -> nn.Module:
-        return add_grafts(timm.create_model(backbone, **options), **(graft or {}))
+        return add_grafts(timm.create_model(backbone, **options), graft)
 
     if kwargs.get("pretrained_cfg") is None:
         # the backbone's sizes and colours, but not its weights, which lack the grafts
@@ -41,4 +49,14 @@ def grafted(
         own = found.to_dict() if found is not None else {}
         weights = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "tag", "architecture")
         kwargs["pretrained_cfg"] = {name: value for name, value in own.items() if name not in weights}
-    return build_model_with_cfg(make, "grafted", pretrained, **kwargs)
+    features: dict[str, Any] = {"feature_cls": "getter"}
+    if kwargs.get("features_only") and "out_indices" not in kwargs:
+        features["out_indices"] = _out_indices(backbone, kwargs)
+    return build_model_with_cfg(make, "grafted", pretrained, feature_cfg=features, **kwargs)
+
+
+def _out_indices(backbone: str, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """Those that the backbone has by default in timm."""
+    given = {name: value for name, value in options.items() if name not in ("pretrained_cfg", "pretrained_cfg_overlay")}
+    features = timm.create_model(backbone, **given, device="meta")
+    return tuple(features.feature_info.out_indices)

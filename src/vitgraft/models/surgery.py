@@ -4,7 +4,8 @@ A grafted block is the backbone's block plus one child called `graft`; every par
 How a block is found and run is in `_points.py` and `_grafted.py`.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from vitgraft.models._points import GraftPoint, find_grid_source, find_point
 __all__ = ["GraftSite", "TrainReport", "find_sites", "graft", "grafts", "is_grafted", "strip", "train_grafts_only"]
 
 Size = tuple[int, int]
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass
@@ -39,6 +41,8 @@ class GraftSite:
         num_heads: The block's own heads.
         tokens: Flat tokens, prefix tokens included; None where the block runs on a map.
         stage: Counts the changes of the grid, from 0.
+        image_size: Image (height, width) by whose shape the grid was worked out, where images of another shape could
+            have as many tokens; None where the model tells the grid, or takes images of one size only.
     """
 
     name: str
@@ -49,6 +53,7 @@ class GraftSite:
     num_heads: int
     tokens: int | None
     stage: int = 0
+    image_size: Size | None = None
 
 
 def is_grafted(model: nn.Module) -> bool:
@@ -98,7 +103,8 @@ def _num_heads(block: nn.Module, dim: int) -> int:
 class _Watch:
     """Forward hooks, for one run only, that note what each candidate block reads and where its result goes."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, image_size: Size):
+        self.image_size = image_size
         self.blocks = [(n, m, find_point(m)) for n, m in model.named_modules() if find_point(m) is not None]
         self.model = model
         self.seen: dict[str, dict[str, Any]] = {}
@@ -141,7 +147,7 @@ def _run_once(model: nn.Module, img_size: int | Size | None) -> "_Watch":
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), _Watch(model) as watch:
+        with torch.no_grad(), _Watch(model, tuple(image.shape[2:])) as watch:
             model(image)
     except Exception as error:
         raise GraftError(
@@ -164,7 +170,7 @@ def find_sites(model: nn.Module, img_size: int | Size | None = None) -> list[Gra
         img_size: Height and width of the image that tells the grids; None takes the model's own.
 
     Raises:
-        GraftError: The model does not run on such an image.
+        GraftError: The model does not run on such an image, or the grid of a block's tokens can't be told.
     """
     watch = _run_once(model, img_size)
     order = [name for name in watch.seen if "args" in watch.seen[name]]
@@ -185,6 +191,7 @@ def _site(model: nn.Module, watch: _Watch, name: str, block: nn.Module, point: G
     args, kwargs = notes["args"]
     x0 = notes["x0"][0][0] if "x0" in notes else args[0]
     result = notes["result"][0][0] if "result" in notes else x0
+    image_size = None
     if point.to_grid is not None:
         x0 = point.to_grid(block, x0, _source_grid(model, watch, name))
         return GraftSite(name, block, point, tuple(x0.shape[1:3]), x0.shape[3], _num_heads(block, x0.shape[3]), None)
@@ -193,13 +200,12 @@ def _site(model: nn.Module, watch: _Watch, name: str, block: nn.Module, point: G
         tokens = None
     else:
         dim, tokens = x0.shape[2], x0.shape[1]
-        size = _token_size(model, watch, name, point, tokens, args, kwargs)
-        if size is None:
-            return None
+        size, told = _token_size(model, watch, name, point, tokens, args, kwargs)
+        image_size = None if told else watch.image_size
     windowed = point.from_grid is not None
     if not windowed and x0.numel() != result.numel():
         return None  # the block changes the resolution or the width: X0 and the attention's result do not match
-    return GraftSite(name, block, point, tuple(size), dim, _num_heads(block, dim), tokens)
+    return GraftSite(name, block, point, tuple(size), dim, _num_heads(block, dim), tokens, image_size=image_size)
 
 
 def _source_grid(model: nn.Module, watch: _Watch, name: str) -> Size | None:
@@ -216,23 +222,70 @@ def _source_grid(model: nn.Module, watch: _Watch, name: str) -> Size | None:
 
 def _token_size(
     model: nn.Module, watch: _Watch, name: str, point: GraftPoint, tokens: int, args: tuple, kwargs: dict
-) -> Size | None:
-    """Grid of `tokens` flat tokens: from the block's arguments, its grid source, the model's patch grid, or square."""
+) -> tuple[Size, bool]:
+    """Grid of `tokens` flat tokens, and whether the model tells it: in the block's arguments, by its grid source, or by
+    its patch grid for images of one size. Else it is worked out of the image's shape.
+
+    Raises:
+        GraftError: No grid of the image's shape has so many tokens.
+    """
     if point.grid is not None:
-        return point.grid(*args, **kwargs)
+        return point.grid(*args, **kwargs), True
     size = _source_grid(model, watch, name)
     if size is not None:
-        return size
+        return size, True
     embed = getattr(model, "patch_embed", None)
     grid = getattr(embed, "grid_size", None)
-    prefix_guess = getattr(model, "num_prefix_tokens", 0)
-    if grid is not None and 0 <= tokens - grid[0] * grid[1] <= max(prefix_guess, 2):
-        return tuple(grid)
-    for prefix in (prefix_guess, 0, 1, 2):
-        side = int((tokens - prefix) ** 0.5)
-        if side > 0 and side * side == tokens - prefix:
-            return side, side
-    return None
+    prefix = getattr(model, "num_prefix_tokens", None)
+    built = grid is not None and _pair(getattr(embed, "img_size", None)) == watch.image_size
+    if built and 0 <= tokens - grid[0] * grid[1] <= max(prefix or 0, 2):
+        return tuple(grid), bool(getattr(embed, "strict_img_size", False))
+    H, W = watch.image_size
+    size = grid_like(watch.image_size, tokens, (0, 1, 2) if prefix is None else (prefix, 0))
+    if size is None:
+        raise GraftError(
+            f"{name}: the grid of its {tokens} tokens in an image of {H} x {W} can't be told, and a graft needs it. "
+            "Give img_size=(height, width) of images as the model takes them; of a model with several inputs, graft "
+            "the part that sees images"
+        )
+    return size, False
+
+
+def _pair(size: Any) -> Size | None:
+    return (size, size) if isinstance(size, int) else tuple(size)[-2:] if size is not None else None
+
+
+def grid_like(image_size: Size, tokens: int, prefixes: Sequence[int]) -> Size | None:
+    """The grid (height, width) of that many tokens, prefix tokens included, that some stride makes of an image.
+
+    Args:
+        image_size: Height and width in pixels.
+        tokens: Grid and prefix tokens.
+        prefixes: How many of them may be prefix tokens, the likelier first.
+
+    Returns:
+        The grid whose shape is the nearest to the image's, None where there is none. Possible are those with a stride
+        s for which H / s and W / s, both rounded down or both up, are height and width.
+
+    >>> grid_like((64, 256), 65, (0, 1)), grid_like((224, 224), 196, (0, 1)), grid_like((64, 64), 37, (0,))
+    ((4, 16), (14, 14), None)
+    """
+    H, W = image_size
+
+    def strides(side: int, count: int, up: bool) -> tuple[float, float]:
+        if up:
+            return side / count, side / (count - 1) if count > 1 else math.inf
+        return side / (count + 1), side / count
+
+    found: list[tuple[float, int, Size]] = []
+    for order, prefix in enumerate(prefixes):
+        for h in range(1, tokens - prefix + 1):
+            w, rest = divmod(tokens - prefix, h)
+            for up in (False, True) if not rest else ():
+                (low_h, high_h), (low_w, high_w) = strides(H, h, up), strides(W, w, up)
+                if max(low_h, low_w) < min(high_h, high_w):
+                    found.append((abs(math.log(h * W / (w * H))), order, (h, w)))
+    return min(found)[2] if found else None
 
 
 def auto_levels(feat_size: Size, window_size: int) -> int:
@@ -424,7 +477,7 @@ def graft(
     for i, site in enumerate(sites):
         if i in made or _changes_backbone(config):
             _attach(site, made.get(i), config)
-    _attach_model(model, config)
+    _attach_model(model, config, next((site.image_size for site in sites if site.image_size), None))
     return model
 
 
@@ -462,7 +515,7 @@ def _attach(site: GraftSite, module: GrafT | None, config: GraftConfig) -> None:
     block.__class__ = grafted_class(type(block), ("block",), ())
 
 
-def _attach_model(model: nn.Module, config: GraftConfig) -> None:
+def _attach_model(model: nn.Module, config: GraftConfig, image_size: Size | None) -> None:
     for module in list(model.modules()):
         source = find_grid_source(module)
         blocks = getattr(module, source.blocks, None) if source is not None else None
@@ -475,20 +528,37 @@ def _attach_model(model: nn.Module, config: GraftConfig) -> None:
         roles = ("model", "grid") if module is model else ("grid",)
         module.__class__ = grafted_class(type(module), roles, source.methods)
     if not isinstance(model, GraftedModel):
-        model.__class__ = grafted_class(type(model), ("model",), ())
+        if image_size is None:
+            model.__class__ = grafted_class(type(model), ("model",), ())
+        else:
+            methods = tuple(m for m in ("forward_features", "forward_intermediates") if hasattr(model, m))
+            model._graft_image_size = image_size
+            model.__class__ = grafted_class(type(model), ("model", "sized"), methods or ("forward",))
     model.graft_config = config
 
 
 def refresh_grids(model: nn.Module, img_size: int | Size | None) -> None:
     """Tells the grafted blocks the grids of another image size, after the backbone's `set_input_size`."""
     blocks = {n: m for n, m in model.named_modules() if isinstance(m, GraftedBlock)}
-    watch = _run_once(model, img_size)
+    made = {name: type(block) for name, block in blocks.items()}
+    roles = type(model)
+    try:  # the backbone itself runs: grafted blocks would compare its tokens with the grids that they know
+        for block in blocks.values():
+            block.__class__ = original_class(type(block))
+        model.__class__ = original_class(roles)
+        watch = _run_once(model, img_size)
+    finally:
+        for name, block in blocks.items():
+            block.__class__ = made[name]
+        model.__class__ = roles
     for name, block, point in watch.blocks:
         if name not in blocks or "args" not in watch.seen.get(name, {}):
             continue
         site = _site(model, watch, name, block, point)
         if site is not None:
             block._graft_feat_size, block._graft_tokens = site.feat_size, site.tokens
+            if site.image_size is not None:
+                model._graft_image_size = site.image_size
 
 
 def strip(model: nn.Module) -> nn.Module:
@@ -542,7 +612,8 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
     Args:
         model: A grafted model.
         norms: Whether the backbone's normalisation layers train too.
-        head: Whether the classifier trains too, which a new set of classes needs.
+        head: Whether the classifier trains too, which a new set of classes needs: what timm's `get_classifier` gives.
+            Layers that you put around the model are frozen with the rest; thaw them afterwards.
 
     Raises:
         GraftError: The model carries no graft.
@@ -556,7 +627,9 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
     norm_ids = {
         id(p)
         for m in model.modules()
-        if "norm" in type(m).__name__.lower() and not list(m.children())
+        # timm's fused norms have children, their activation; of other classes with that word in their names,
+        # such as blocks, what has children is no norm
+        if isinstance(m, _NORMS) or ("norm" in type(m).__name__.lower() and not list(m.children()))
         for p in m.parameters(recurse=False)
     }
     for name, parameter in model.named_parameters():
