@@ -1,10 +1,12 @@
 """Starts miniature runs (`small_run.py`) and compares what they left."""
 
+import functools
 import json
 import os
-import re
+import select
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +35,33 @@ def make_images(root, train=19, val=4, broken=()):
     return root
 
 
-def runs(*options, timeout=300):
-    """Exit codes of the runs, one after the other, and what they printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::UserWarning:torch", SCRIPT, *map(json.dumps, options)],
-        capture_output=True,
+@functools.cache
+def _server():
+    """The process that starts the runs; it ends when its input does."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore::UserWarning:torch", SCRIPT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=timeout,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)},
     )
-    text = done.stdout + done.stderr
-    found = re.search(r"exit codes \[(.*)\]", text)
-    assert found, text
-    return [int(code) for code in found[1].split(",")], text
+
+
+def runs(*options, timeout=300):
+    """Exit codes of the runs, one after the other, and what they printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        server = _server()
+        server.stdin.write(json.dumps({"runs": options, "log": str(log)}) + "\n")
+        server.stdin.flush()
+        ready, _, _ = select.select([server.stdout], [], [], timeout)
+        answer = server.stdout.readline() if ready else ""
+        text = log.read_text() if log.exists() else ""
+        if not answer:
+            server.kill()
+            _server.cache_clear()
+        assert answer, f"no answer within {timeout} s, or the server ended:\n{text}"
+        return json.loads(answer), text
 
 
 def difference(a, b, where=""):
