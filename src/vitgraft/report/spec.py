@@ -8,6 +8,7 @@ understands (`hf-hub:`, `local-dir:`) stay part of the name.
 import difflib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +75,7 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     if ":" not in spec.name and not timm.is_model(spec.name.split(".")[0]):
         raise ModelSpecError(_unknown(spec.name, timm.list_models()))
     try:
-        with torch.device(device or "cpu"):
+        with torch.device(device or "cpu"), _start_values(device):
             return timm.create_model(spec.name, **{**kwargs, **spec.options})
     except GraftError:
         raise
@@ -89,6 +90,24 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
         if "Invalid pretrained tag" not in str(error):
             raise
         raise ModelSpecError(f"model {spec.name!r}: {error}") from error
+
+
+def _start_values(device: str | None) -> AbstractContextManager:
+    """On "meta", leaves out the operators that fill weights, which take a quarter of the time of counting a model."""
+    if device != "meta":
+        return nullcontext()
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
+
+    filling = {"add_", "clamp_", "div_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"}
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "__name__", "") in filling and args and isinstance(args[0], Tensor) and args[0].is_meta:
+                return args[0]
+            return func(*args, **(kwargs or {}))
+
+    return Unfilled()
 
 
 def input_size_of(model: nn.Module, img_size: int | None = None) -> tuple[int, int, int]:
