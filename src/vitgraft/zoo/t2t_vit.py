@@ -246,7 +246,7 @@ def _sinusoid(rows: int, dim: int) -> torch.Tensor:
 
 _RELEASE = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 # the first layer is no convolution, so timm cannot fit it to other in_chans
-_CFG: dict[str, Any] = {"crop_pct": 0.9, "first_conv": None, "license": "bsd-3-clause-clear"}
+_CFG: dict[str, Any] = {"crop_pct": 0.9, "first_conv": None, "license": "bsd-3-clause-clear", "fixed_input_size": True}
 default_cfgs = generate_default_cfgs(
     {
         "t2t_vit_14.in1k": cfg(f"{_RELEASE}81.5_T2T_ViT_14.pth.tar", **_CFG),
