@@ -68,7 +68,7 @@ with the same weights, and computes and masks the windows outside the map. That 
 |---|---|
 | PVT v1 | any from 32 x 32 up; position embeddings are interpolated |
 | RegionViT | any from 4 x 4 up; padded and masked by the authors' rules |
-| T2T-ViT | `img_size`; any with `dynamic_img_size=True`, as timm's ViT |
+| T2T-ViT | `img_size`; any with `dynamic_img_size=True`, as timm's ViT; `model.set_input_size(...)` changes it |
 | ViL | `img_size`, multiples of 32; `model.set_input_size(...)` changes it |
 
 `load_official` resizes position embeddings and tables of a checkpoint that was trained at another size, and says so.

@@ -12,14 +12,14 @@ from vitgraft.report.runs import read_run, read_runs, summarize, to_markdown
 COLUMNS = ("epoch", "step", "train/loss", "val/acc", "val/acc5", "val/ece", "val/loss", "val/acc_ema")
 
 
-def make_run(folder, seed=0, accuracies=(0.25, 0.5), graft=None, root="/data/digits"):
+def make_run(folder, seed=0, accuracies=(0.25, 0.5), graft=None, root="/data/digits", epochs=2):
     folder.mkdir(parents=True)
     recipe = {
         "seed_everything": seed,
         "out": str(folder),
         "model": {"class_path": "Classification", "init_args": {"model": "a_model", "graft": graft, "seed": seed}},
         "data": {"class_path": "ImageData", "init_args": {"root": root, "seed": seed}},
-        "trainer": {"max_epochs": 2},
+        "trainer": {"max_epochs": epochs},
     }
     (folder / "run.json").write_text(json.dumps({"recipe": recipe, "versions": {"torch": "2.15.0"}}))
     with open(folder / "metrics.csv", "w", newline="") as file:
@@ -80,7 +80,7 @@ def test_evaluations_of_a_checkpoint_stand_beside_the_last_one(tmp_path):
 def test_command_writes_one_file_a_run_that_the_tables_can_read(tmp_path, capsys):
     from vitgraft.report.scores import read_scores
 
-    runs = [str(make_run(tmp_path / f"run{seed}", seed)) for seed in (0, 1)]
+    runs = [str(make_run(tmp_path / f"run{seed}", seed, epochs=300)) for seed in (0, 1)]
     out = tmp_path / "results"
     assert main(["results", *runs, "--dataset", "imagenet1k", "--output", str(out)]) == 0
     assert "50.00 ± 0.00" in capsys.readouterr().out

@@ -15,17 +15,26 @@ def _write(folder, **record):
     (folder / f"{len(list(folder.iterdir()))}.json").write_text(json.dumps(record))
 
 
-def test_classification_the_best_run_counts(tmp_path):
-    run = {"kind": "classification", "dataset": "imagenet1k", "model": DEIT}
+def test_classification_is_the_mean_of_the_papers_experiment(tmp_path):
+    recipe = {"trainer": {"max_epochs": 300}, "model": {"init_args": {"pretrained": False}}}
+    run = {"kind": "classification", "dataset": "imagenet1k", "model": DEIT, "recipe": recipe}
     _write(tmp_path, **run, metrics={"top1": 75.0})
-    _write(tmp_path, **run, model_options={"drop_path_rate": 0.1}, metrics={"top1": 75.94})
-    _write(tmp_path, **run, model_options={"graft": {"blocks": 8, "init": "identity"}}, metrics={"top1": 74.0})
+    _write(tmp_path, **run, model_options={"drop_path_rate": 0.1}, metrics={"top1": 76.0})
+    _write(tmp_path, **run, model_options={"graft": {"blocks": 8}}, metrics={"top1": 74.0})
+    # other experiments: other data, from weights that exist, a shorter training
     _write(tmp_path, **{**run, "dataset": "cifar10"}, metrics={"top1": 99.0})
+    for more in ({"pretrained": True}, {"checkpoint_path": "some.pth"}):
+        _write(tmp_path, **{**run, "recipe": {**recipe, "model": {"init_args": more}}}, metrics={"top1": 81.9})
+    _write(tmp_path, **{**run, "model": f"{DEIT}.backbone"}, metrics={"top1": 81.9})
+    _write(tmp_path, **{**run, "recipe": {**recipe, "trainer": {"max_epochs": 1}}}, metrics={"top1": 1.9})
     _write(tmp_path, kind="bench")
     assert read_scores(tmp_path) == {
-        ("classification", DEIT, "top-1"): 75.94,
+        ("classification", DEIT, "top-1"): 75.5,
         ("classification", f"{DEIT}:graft.blocks=8", "top-1"): 74.0,
     }
+    _write(tmp_path, **run, metrics={"top1": 810.5})
+    with pytest.raises(ValueError, match=r"top-1 of 810.5 is no percentage"):
+        read_scores(tmp_path)
 
 
 def test_detection_by_schedule_and_segmentation_by_scales(tmp_path):
@@ -46,8 +55,8 @@ def test_detection_by_schedule_and_segmentation_by_scales(tmp_path):
         ("detection", SWIN, "mask AP 1x"): 40.0,
         ("detection", SWIN, "box AP 3x"): 47.0,
         ("detection", SWIN, "mask AP 3x"): 44.0,
-        ("segmentation", plain, "mIoU ss"): 44.1,
-        ("segmentation", plain, "mIoU ms"): 45.75,
+        ("segmentation", plain, "mIoU ss"): 44.05,
+        ("segmentation", plain, "mIoU ms"): 45.625,
     }
     names = {name for table in (TABLES["3"], TABLES["4"]) for name in table.scores}
     assert {key[2] for key in read_scores(tmp_path)} == names

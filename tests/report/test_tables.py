@@ -198,7 +198,7 @@ def test_measured_scores_and_speeds_fill_their_columns():
     assert sheet.rows[-1][-4:] == ["76.1", "75.9", "90", "0.90"]
     assert sheet.rows[0][-4:] == ["72.2", "not measured", "100", "1.00"]
     assert sheet.rows[2][-4:] == ["75.1", "not measured", "not measured", "-"]
-    assert sheet.notes[0].startswith("images/s: a chip, 2 threads, float32, batch 8; ratio: to DeiT-T")
+    assert sheet.notes[0].startswith("images/s here: a chip, 2 threads, float32, batch 8; ratio (median over rounds")
 
 
 def test_printed_speeds_have_a_ratio_of_their_own():

@@ -429,3 +429,20 @@ def test_dense_features(name):
         assert torch.equal(a, b)
     normed = vitgraft.DenseFeatures(make(name), out_indices=(0, 2))
     assert [m.shape[1] for m in normed(x)] == [source.feature_info[i]["num_chs"] for i in (0, 2)]
+
+
+@pytest.mark.parametrize("name", ["pvt_tiny", "t2t_vit_14", "vil_tiny_rpb", "regionvit_tiny"])
+def test_pretrained_at_another_size(name, tmp_path):
+    """timm's own way to weights resizes what depends on the image's size, as `load_official` does."""
+    small = {"pvt": {"depths": (1, 1, 1, 1)}, "t2t": {"depth": 1}}.get(name.partition("_")[0], {})
+    source = timm.create_model(name, num_classes=5, **small)
+    torch.save({"state_dict_ema": source.state_dict()}, tmp_path / "weights.pth")
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 5}
+    model = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, img_size=160, **small
+    ).eval()
+    other = timm.create_model(name, num_classes=5, img_size=160, **small).eval()
+    vitgraft.load_official(other, tmp_path / "weights.pth")
+    image = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), other(image), rtol=0, atol=0)

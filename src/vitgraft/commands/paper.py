@@ -92,6 +92,8 @@ def _tables(args: argparse.Namespace) -> int:
     unknown = [number for number in wanted if number not in tables.TABLES]
     if unknown:
         raise CommandError(f"--table {' '.join(unknown)}: there are {', '.join(tables.TABLES)}")
+    if not args.results.is_dir() and args.results != Path("results"):
+        raise CommandError(f"--results {args.results}: no such folder")
     try:
         scores = read_scores(args.results)
     except ValueError as error:

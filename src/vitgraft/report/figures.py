@@ -69,7 +69,7 @@ def make_figures(
 
 def page(folder: Path) -> str:
     """Markdown of the figures that a folder holds, with the shares of reach.json as a table."""
-    parts = ["# The paper's figures\n\nMade by `vitgraft figures`.\n"]
+    parts = ["# The paper's figures\n\nMade by `vitgraft figures`, which writes PNG and SVG.\n"]
     if (folder / "tradeoff.png").exists():
         parts.append(TRADEOFF_TEXT)
     if (folder / "reach.json").exists():
@@ -91,8 +91,10 @@ REACH_TEXT = """\
 ## Figure 2 (a), measured: how far a token looks
 
 The gradient of a stage's centre token with respect to the input (effective receptive field), averaged over {photos}
-photos and {seeds_text} of random weights, 224 x 224. In each cell the share of the image with any gradient at all, and
-the share where it is above 0.1 % of its largest value.
+photos and {seeds_text} of random weights, 224 x 224 (`vitgraft figures reach --photos DIR --seeds ...`). In each cell
+the share of the image with any gradient at all, which the token sees, and the share where it is above 0.1 % of its
+largest value, which it reaches. Grafts change what a token sees at once; how far it reaches is a matter of weights, here random
+ones, and with grafts it is not always further.
 
 {table}
 ![gradient of the centre token with respect to the input](reach.png)

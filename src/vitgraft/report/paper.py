@@ -70,6 +70,7 @@ class PaperTable:
         task: how a row is counted: "classification", or as the backbone of a Mask R-CNN ("detection") or UperNet
             ("segmentation").
         scores: names of the rows' `scores`.
+        own_base: a row that is not grafted is its own base, as the table has parts that are not compared.
     """
 
     number: str
@@ -79,9 +80,12 @@ class PaperTable:
     columns: tuple[str, ...] = ()
     task: str = "classification"
     scores: tuple[str, ...] = ("top-1",)
+    own_base: bool = False
 
     def base_of(self, row: PaperRow) -> ModelSpec:
         """The model whose images/s the row's are divided by."""
+        if self.own_base and not _carries(row.spec):
+            return row.spec
         if _carries(self.base) or not _carries(row.spec):
             return self.base
         if self.task == "classification":
@@ -297,6 +301,7 @@ _TABLE_6 = PaperTable(
     ),
     ModelSpec(DEIT),
     ("varied",),
+    own_base=True,
 )
 
 _TABLE_7 = PaperTable(

@@ -164,7 +164,9 @@ def to_sheet(table: PaperTable | StructureTable, rows: list, where: str = "") ->
         for row, mark in zip(rows, marks, strict=True)
     ]
     if timed:
-        notes = [f"images/s: {_setting(table, where)}; ratio: to {_base_label(table)}", *notes]
+        paper = "; paper: on the authors' machine" if printed else ""
+        ratio = f"ratio (median over rounds in turns): to {_base_label(table)}"
+        notes = [f"images/s here: {_setting(table, where)}{paper}; {ratio}", *notes]
     return Sheet(title, heads, body, notes, odd)
 
 
@@ -192,6 +194,8 @@ def _setting(table: PaperTable, where: str) -> str:
 
 
 def _base_label(table: PaperTable) -> str:
+    if table.own_base:
+        return "each row's own backbone"
     # table 7 has no row of its base
     tables = [
         table,
@@ -207,7 +211,8 @@ PREFACE = """\
 
 What the paper prints, what is counted or measured here, and the difference. MAC are the paper's FLOPs, counted for one
 image of the model's size. A model in bold is out of tolerance (parameters: 1 % of the print beyond its rounding;
-MAC: 5 %), and its note says why. Scores are measured where `results/` has a run of the model on the paper's data,
+MAC: 5 %), and its note says why, or that no reading of the paper explains it. Scores are measured where `results/` has
+runs of the model as the paper trains it (several: their mean),
 images/s in `results/bench_tables.json`. Made by `vitgraft tables --output docs/tables.md`.
 
 """

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, to_2tuple, trunc_normal_
+from timm.layers import Mlp, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -180,7 +180,8 @@ class TokensToToken(nn.Module):
         if self.strict_img_size and size != self.img_size:
             raise ValueError(
                 f"the model takes images of {self.img_size[0]} x {self.img_size[1]} and got {size[0]} x {size[1]}: "
-                f"make it with img_size={size}, or with dynamic_img_size=True for any size"
+                f"make it with img_size={size} or call model.set_input_size({size}), or make it with dynamic_img_size=True "
+                "for any size"
             )
         for split, layer in zip(SPLITS, (self.attention1, self.attention2, self.project), strict=True):
             kernel, stride, padding = split
@@ -227,6 +228,13 @@ class T2TViT(VisionTransformer):
         """timm's name of the stem."""
         modules = self._modules
         return modules["tokens_to_token"] if "tokens_to_token" in modules else modules["patch_embed"]
+
+    def fit_tensor(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A checkpoint's tensor at this model's size: position embeddings of another grid are interpolated."""
+        if name != "pos_embed" or value.shape == self.pos_embed.shape:
+            return value
+        grid = self.patch_embed.grid_size
+        return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=self.num_prefix_tokens)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
