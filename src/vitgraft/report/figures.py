@@ -93,8 +93,8 @@ REACH_TEXT = """\
 The gradient of a stage's centre token with respect to the input (effective receptive field), averaged over {photos}
 photos and {seeds_text} of random weights, 224 x 224 (`vitgraft figures reach --photos DIR --seeds ...`). In each cell
 the share of the image with any gradient at all, which the token sees, and the share where it is above 0.1 % of its
-largest value, which it reaches. Grafts change what a token sees at once; how far it reaches is a matter of weights, here random
-ones, and with grafts it is not always further.
+largest value, which it reaches. Grafts change what a token sees at once; how far it reaches is a matter of weights,
+here random ones, and with grafts it is not always further.
 
 {table}
 ![gradient of the centre token with respect to the input](reach.png)

@@ -180,8 +180,8 @@ class TokensToToken(nn.Module):
         if self.strict_img_size and size != self.img_size:
             raise ValueError(
                 f"the model takes images of {self.img_size[0]} x {self.img_size[1]} and got {size[0]} x {size[1]}: "
-                f"make it with img_size={size} or call model.set_input_size({size}), or make it with dynamic_img_size=True "
-                "for any size"
+                f"make it with img_size={size} or call model.set_input_size({size}), or make it with "
+                "dynamic_img_size=True for any size"
             )
         for split, layer in zip(SPLITS, (self.attention1, self.attention2, self.project), strict=True):
             kernel, stride, padding = split
