@@ -9,7 +9,7 @@ from conftest import shared
 from safetensors.torch import save_file
 from torch import nn
 
-import vitgraft.models.cswin  # noqa: F401 (registers the names)
+import vitgraft
 from vitgraft.checkpoints import load_official
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
@@ -101,12 +101,52 @@ def test_models_inside_wrappers():
     source, compiled = swin(1), torch.compile(swin(2))
     load_official(compiled, source.state_dict())
     assert_same(compiled._orig_mod, source)
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    vit = timm.create_model("vit_tiny_patch16_224", **small)
-    features = timm.create_model("vit_tiny_patch16_224", features_only=True, out_indices=(0, 1), **small)
-    report = load_official(features, vit.state_dict(), strict=False)
-    assert torch.equal(features.model.blocks[1].attn.qkv.weight, vit.blocks[1].attn.qkv.weight)
-    assert not report.missing
+    parallel = torch.nn.DataParallel(swin(2))
+    load_official(parallel, source.state_dict())
+    assert_same(parallel.module, source)
+
+
+@pytest.mark.parametrize("grafted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options", "cut"),
+    [
+        (  # timm holds this one in a wrapper
+            "vit_tiny_patch16_224",
+            {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2},
+            {"norm", "blocks.2"},
+        ),
+        (  # and makes this one of parts, stages.0 as stages_0
+            "nextvit_small",
+            {},
+            {"norm", "stages.2", "stages.3"},
+        ),
+    ],
+)
+def test_features_only(name, options, cut, grafted):
+    """Everything that is left of the model is filled, and what was cut off is listed."""
+    source = timm.create_model(name, **options)
+    features = timm.create_model(name, features_only=True, out_indices=(0, 1), **options).eval()
+    if grafted:
+        vitgraft.graft(features, window_size=2, blocks=(0,), levels=1)
+    report = load_official(features, source.state_dict())
+    assert all(".graft." in name for name in report.missing) and bool(report.missing) == grafted
+    gone = {line.split(":")[0] for line in report.skipped if line.endswith("features_only cut it off")}
+    assert gone == {key for key in source.state_dict() if any(key.startswith(f"{part}.") for part in cut)}
+    image = torch.randn(1, 3, 32, 32)
+    vitgraft.strip(features) if grafted else None
+    with torch.no_grad():
+        wanted = source.eval().forward_intermediates(image, indices=[0, 1], intermediates_only=True)
+        for have, want in zip(features(image), wanted, strict=True):
+            torch.testing.assert_close(have, want)
+    with pytest.raises(CheckpointError, match="are missing"):
+        part = {key: value for key, value in source.state_dict().items() if not key.startswith("patch_embed.")}
+        load_official(features, {key: value for key, value in part.items() if not key.startswith("stem.")})
+
+
+def test_names_of_somebody_elses_wrapper():
+    state = {f"student.{name}": value for name, value in swin(1).state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"its names begin with 'student.' and the model's do not"):
+        load_official(swin(2), state)
 
 
 def test_averaged_weights_are_preferred_and_said():

@@ -58,6 +58,11 @@ def test_lists_become_tuples():
 def test_numbers_of_other_libraries_become_plain():
     config = GraftConfig(levels=np.int64(2), blocks=range(1, 3), window_size=np.int32(8))
     assert config == GraftConfig(levels=2, blocks=(1, 2), window_size=8)
+    config = GraftConfig(levels=np.array([1, 0]), blocks=np.arange(1, 3), ffn_ratio=np.float32(0.5))
+    assert config == GraftConfig(levels=(1, 0), blocks=(1, 2), ffn_ratio=0.5)
+    assert GraftConfig.from_json(config.to_json()) == config
+    with pytest.raises(GraftError, match=r"levels=1\.5"):
+        GraftConfig(levels=np.float64(1.5))
     assert GraftConfig.from_json(config.to_json()) == config
     assert GraftConfig(blocks=list(np.array([2, 5]))).blocks == (2, 5)
     with pytest.raises(GraftError, match="different block indices"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
-from timm.models._features import FeatureGetterNet
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
 from torch import nn
 
 from vitgraft.errors import CheckpointError
@@ -28,6 +28,9 @@ TABLE = "relative_position_bias_table"
 # Computed from sizes, so never loaded: relative_position_index, attn_mask, atten_mask_matrix, relative_coords_table
 BUFFER = re.compile(r"(^|\.)(relative_position_index|relative_coords_table|att[e]?n_mask\w*)$")
 HEADS = ("head.", "head_dist.", "fc.", "classifier.")
+WRAPPED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+# timm's features_only: the first two flatten the model that they keep a part of, the last holds it
+FLATTENED = (FeatureDictNet, FeatureHookNet)
 TensorDict = dict[str, torch.Tensor]
 
 
@@ -82,7 +85,8 @@ def load_official(
 
     Args:
         model: Not changed unless everything fits. UperNet takes mmsegmentation's names, or a backbone's weights alone.
-            Compiled models and timm's feature wrappers are filled inside.
+            Models that are compiled, parallel or timm's `features_only` are filled inside; what `features_only` cut
+            off a model is listed under `skipped`.
         state_dict_or_path: A .safetensors file, a file of torch.save (read with weights_only=True), or what it holds.
         strict: Every tensor of the checkpoint has a place and every parameter of the backbone a value, or it is an
             error. Always allowed to be missing: all tensors of grafts, all norms of DenseFeatures. Without it, tensors
@@ -95,7 +99,7 @@ def load_official(
         FileNotFoundError: No such file.
     """
     content = read_checkpoint(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
-    model = _inside(model)
+    model, cut = _inside(model)
     if hasattr(model, "heads"):  # a backbone with more around it
         from vitgraft._checkpoints_dense import load_whole
 
@@ -109,8 +113,10 @@ def load_official(
         raise CheckpointError("the model is on the meta device and has no memory to load into: model.to_empty() first")
 
     renamed = _rename(source, own, model)
+    if isinstance(model, FLATTENED):
+        renamed = _flatten_names(renamed, model)
     _drop_second_names(renamed, own, model, looks, report)
-    _skip_what_has_no_place(renamed, own, report)
+    _skip_what_has_no_place(renamed, own, report, cut)
     _fit_shapes(renamed, own, model, strict, looks, report)
 
     report.loaded = [name for name in own if name in renamed]
@@ -118,6 +124,9 @@ def load_official(
     report.missing = [name for name in own if name not in renamed and not BUFFER.search(name)]
     problems = _problems(report, model, renamed)
     if (strict and problems) or not report.loaded:
+        first = next(iter(source), "").partition(".")[0] + "."
+        if not report.loaded and any(name.removeprefix(first) in own for name in source):
+            problems = [f"its names begin with {first!r} and the model's do not: take that off the names"]
         problems = problems or ["no name of the checkpoint is one of the model's"]
         raise CheckpointError(
             f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded.\n"
@@ -128,11 +137,19 @@ def load_official(
     return report
 
 
-def _inside(model: nn.Module) -> nn.Module:
-    """The model without torch.compile's and timm's wrapper, which put a name of theirs before all others."""
-    while isinstance(model, FeatureGetterNet) or hasattr(model, "_orig_mod"):
-        model = model.model if isinstance(model, FeatureGetterNet) else model._orig_mod
-    return model
+def _inside(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The model without what wraps it and puts a name before all others; and whether features_only cut it."""
+    cut = False
+    while True:
+        cut = cut or isinstance(model, (FeatureGetterNet, *FLATTENED))
+        if isinstance(model, FeatureGetterNet):
+            model = model.model
+        elif isinstance(model, WRAPPED):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model, cut
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -259,7 +276,21 @@ def _rename(source: TensorDict, own: TensorDict, model: nn.Module) -> TensorDict
     return renamed
 
 
-def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadReport) -> None:
+def _flatten_names(renamed: TensorDict, model: nn.Module) -> TensorDict:
+    """Names of a model to those that features_only gives its parts: `stages.0.` to `stages_0.`"""
+    parts = {name: name for name, _ in model.named_children()}
+    for part in list(parts):
+        inside, _, index = part.rpartition("_")
+        if inside and not any(name.startswith(f"{part}.") for name in renamed):
+            parts[f"{inside}.{index}"] = parts.pop(part)
+    flat = {}
+    for name, value in renamed.items():
+        old = next((part for part in parts if name.startswith(f"{part}.")), "")
+        flat[parts[old] + name.removeprefix(old) if old else name] = value
+    return flat
+
+
+def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadReport, cut: bool) -> None:
     """Leaves out what a model without classifier, final norm or class token does not have."""
     headless = not any(name.startswith(HEADS) for name in own)
     dense = any(name.startswith("backbone.") for name in own)
@@ -271,6 +302,8 @@ def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadRe
             reason = "maps for dense tasks have norms of their own"
         elif bare == "cls_token" and name.replace("cls_token", "pos_embed") in own:
             reason = "the model has no class token"
+        elif cut and ".graft." not in bare:
+            reason = "features_only cut it off"
         else:
             continue
         report.skipped.append(f"{name}: {reason}")

@@ -29,10 +29,12 @@ def _choice(name: str, value: Any, kind: Any) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A whole number of another library, such as NumPy's, as Python's own."""
+    """A number of another library, such as NumPy's, as Python's own."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -86,10 +88,11 @@ class GraftConfig:
     init: Init = "paper"
 
     def __post_init__(self) -> None:
-        # JSON has no tuples and no numbers of NumPy
+        # JSON has no tuples, arrays and numbers of NumPy
         for name in ("levels", "blocks"):
-            if isinstance(getattr(self, name), list | range):
-                object.__setattr__(self, name, tuple(map(_plain, getattr(self, name))))
+            value = getattr(self, name)
+            value = value.tolist() if hasattr(value, "tolist") else value
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list | range) else value)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         errors = []

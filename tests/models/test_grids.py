@@ -12,7 +12,7 @@ from zoo import images, wake
 
 import vitgraft
 from vitgraft import GraftError
-from vitgraft.models.surgery import find_sites, grid_like
+from vitgraft.models.sites import find_sites, grid_like
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -52,6 +52,23 @@ def test_grids_have_the_shape_of_the_image(key):
     name, options, size, expected = FLAT[key]
     model = vitgraft.graft(timm.create_model(name, **options).eval(), window_size=2, img_size=size, levels=1)
     assert seen(model, images(1, 3, *size)) == expected
+
+
+def test_a_metaformer_takes_every_size():
+    plain = timm.create_model("caformer_s18").eval()
+    model = vitgraft.graft(copy.deepcopy(plain), window_size=2, levels=1, init="identity")
+    for size, expected in (
+        ((128, 128), {(8, 8), (4, 4)}),
+        ((64, 256), {(4, 16), (2, 8)}),
+        ((100, 60), {(7, 4), (4, 2)}),
+    ):
+        image = images(1, 3, *size)
+        assert seen(model, image) == expected
+        with torch.no_grad():
+            assert torch.equal(model(image), plain(image))
+    model.set_grad_checkpointing()
+    model.train()(image).sum().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if ".graft." in n)
 
 
 @pytest.mark.parametrize("key", ["qwen3", "deepseek"])
@@ -94,7 +111,82 @@ def test_grid_like_finds_every_grid_of_a_stride():
                 for prefix in (0, 1, 2):
                     assert grid_like((h * stride, w * stride), h * w + prefix, (0, 1, 2)) == (h, w)
     assert grid_like((100, 300), 7 * 19, (0,)) == (7, 19)  # 16 pixels a token, rounded up
+    assert grid_like((32, 128), 57, (0,)) is None and grid_like((112, 448), 56, (0,)) == (4, 14)
     assert grid_like((224, 224), 60, (0,)) is None and grid_like((64, 64), 12, (0, 1, 2)) is None
+
+
+class Around(nn.Module):
+    """A user's model around a backbone: it resizes its images first, and calls things by names of its own."""
+
+    def __init__(self, net: nn.Module, size: tuple[int, int] | None = None, method: str = "forward"):
+        super().__init__()
+        self.net, self.size, self.method = net, size, method
+
+    def forward(self, pixel_values: torch.Tensor, labels: None = None) -> torch.Tensor:
+        if self.size is not None:
+            pixel_values = nn.functional.interpolate(pixel_values, self.size)
+        return getattr(self.net, self.method)(x=pixel_values)
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_features"])
+@pytest.mark.parametrize("key", FLAT)
+def test_models_inside_a_model_that_resizes(key, method):
+    """The grid is that of what the inner model sees, and every image that the outer one takes is taken."""
+    name, options, size, expected = FLAT[key]
+    model = Around(timm.create_model(name, **options).eval(), size, method)
+    vitgraft.graft(model, window_size=2, img_size=(160, 160), levels=1)
+    for image in (images(1, 3, 160, 160), images(1, 3, 96, 240)):
+        assert seen(model, image) == expected
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values=image), model(image))
+        pickle.loads(pickle.dumps(model))(pixel_values=image, labels=None)
+
+
+@pytest.mark.parametrize("key", ["levit", "cait"])
+def test_an_inner_model_of_one_size_refuses_others(key):
+    name, options, size, _ = FLAT[key]
+    net = timm.create_model(name, **options).eval()
+    model = vitgraft.graft(Around(net), window_size=2, img_size=size, levels=1)
+    with torch.no_grad():
+        for call in (model, model.net, model.net.forward_features):
+            call(images(1, 3, *size))
+            with pytest.raises((ValueError, AssertionError)):
+                call(images(1, 3, *size[::-1]))
+        vitgraft.strip(model)
+    assert not any(hasattr(m, "_graft_original") or "_graft_image_size" in m.__dict__ for m in model.modules())
+
+
+class Functional(nn.Module):
+    """A user's model that reads its image by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.blocks = nn.Parameter(torch.randn(32, 3, 16, 16)), nn.Sequential(Block(32, 2), Block(32, 2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.blocks(nn.functional.conv2d(image, self.weight, stride=16).flatten(2).transpose(1, 2))
+
+
+def test_a_model_that_reads_its_image_itself():
+    model = vitgraft.graft(Functional(), img_size=(64, 256), window_size=2)
+    assert seen(model, images(1, 3, 64, 256)) == {(4, 16)}
+    model(image=images(1, 3, 64, 256))
+    with pytest.raises(ValueError, match="Functional was grafted for images of 64 x 256 and got 256 x 64"):
+        model(image=images(1, 3, 256, 64))
+
+
+@pytest.mark.parametrize("way", ["inside", "features_only"])
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_srelpos_small_patch16_224"])
+def test_set_input_size_of_an_inner_model(name, way):
+    if way == "inside":
+        model = Around(timm.create_model(name, **SMALL))
+        inner = model.net
+    else:
+        model = timm.create_model(name, features_only=True, out_indices=(0, 1), **SMALL)
+        inner = model.model
+    vitgraft.graft(model.eval(), window_size=2, levels=1)
+    inner.set_input_size((320, 192))
+    assert seen(model, images(1, 3, 320, 192)) == {(20, 12)}
 
 
 class Words(nn.Module):

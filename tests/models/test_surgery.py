@@ -1,6 +1,7 @@
 """graft() and strip() on backbones that exist: nothing of the backbone is lost, and the graft does what it should."""
 
 import copy
+import importlib
 import io
 import pickle
 
@@ -350,6 +351,20 @@ def test_train_grafts_only(norms, head):
         assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if kind(n) == k) == trains[k]
 
 
+NORMS = {
+    name: f"{module}.{name}"
+    for module, names in {
+        "norm": "LayerNorm2d RmsNorm RmsNormFp32 RmsNorm2d SimpleNorm SimpleNorm2d",
+        "norm_act": "BatchNormAct2d GroupNorm1Act LayerNormAct LayerNormAct2d RmsNormAct RmsNormAct2d",
+        "evo_norm": "EvoNorm2dB0 EvoNorm2dB1 EvoNorm2dB2 EvoNorm2dS0 EvoNorm2dS1 EvoNorm2dS2",
+        "filter_response_norm": "FilterResponseNormTlu2d FilterResponseNormAct2d",
+        "split_batchnorm": "SplitBatchNorm2d",
+        "grn": "GlobalResponseNorm",
+    }.items()
+    for name in names.split()
+}
+
+
 def test_norms_with_their_activation_are_norms():
     model = vitgraft.graft(timm.create_model("mobilevit_xxs"), img_size=64, window_size=2)
     report = vitgraft.train_grafts_only(model, norms=True)
@@ -357,6 +372,21 @@ def test_norms_with_their_activation_are_norms():
     assert any(list(m.children()) for m in own)  # timm's BatchNormAct2d
     assert report.norms == sum(p.numel() for m in own for p in m.parameters())
     assert all(p.requires_grad for m in own for p in m.parameters())
+
+
+@pytest.mark.parametrize("norm", ["BatchNorm2d", "InstanceNorm2d", "SyncBatchNorm", *NORMS])
+def test_every_norm_is_one(norm):
+    if norm in NORMS:
+        module, name = NORMS[norm].rsplit(".", 1)
+        layer = getattr(importlib.import_module(f"timm.layers.{module}"), name)(16)
+    else:
+        layer = getattr(nn, norm)(16, affine=True)
+    model = vitgraft.graft(backbone("vit average pooling"), window_size=2)
+    model.norm_of_ours = layer
+    own = [p for n, p in model.named_parameters() if "norm" in n and ".graft." not in n]
+    report = vitgraft.train_grafts_only(model, norms=True)
+    assert report.norms == sum(p.numel() for p in own) and all(p.requires_grad for p in own)
+    assert list(layer.parameters())
 
 
 def test_train_grafts_only_again_with_other_choices():

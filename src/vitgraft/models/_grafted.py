@@ -17,11 +17,26 @@ from torch import nn
 
 from vitgraft.layers.attention import attend, attend_qkv
 from vitgraft.layers.window import effective_window, pad_grid, window_partition, window_reverse
-from vitgraft.models._points import GraftPoint, GridSource
+from vitgraft.models._points import GraftPoint, GridSource, find_grid_source
 
-__all__ = ["GraftedBlock", "GraftedGridSource", "GraftedModel", "StandIn", "grafted_class", "original_class"]
+__all__ = [
+    "GraftedBlock",
+    "GraftedForOneSize",
+    "GraftedGridSource",
+    "GraftedModel",
+    "GraftedResizable",
+    "StandIn",
+    "first_argument",
+    "grafted_class",
+    "original_class",
+]
 
 Size = tuple[int, int]
+
+
+def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What a module was called with first; of a call by names, the first tensor."""
+    return args[0] if args else next((value for value in kwargs.values() if isinstance(value, torch.Tensor)), None)
 
 
 class StandIn:
@@ -192,13 +207,13 @@ class GraftedBlock:
 
         if self._graft_fused_last or point.adds == "":
             out = run(_stand_in(self, "forward", replaced), *args, **kwargs)
-            return self._add(out, grow(args[0]))
+            return self._add(out, grow(first_argument(args, kwargs)))
 
         if point.adds == "attns":
             branch = _Branch(lambda x: self._add(torch.zeros_like(x), grow(x)))
             return run(_stand_in(self, "forward", {"attns": [*self._modules["attns"], branch]}), *args, **kwargs)
 
-        seen: list[torch.Tensor] = [args[0]] if point.reads == "" else []
+        seen: list[torch.Tensor] = [first_argument(args, kwargs)] if point.reads == "" else []
         added: list[bool] = []
         reader = replaced.get(point.reads) or (getattr(self, point.reads) if point.reads else None)
         adder = getattr(self, point.adds)
@@ -221,15 +236,15 @@ class GraftedBlock:
         return run(_stand_in(self, "forward", replaced), *args, **kwargs)
 
 
-def _run_with_grid(self: nn.Module, method: str, x: Any, args: tuple, kwargs: dict) -> Any:
+def _run_with_grid(self: nn.Module, method: str, args: tuple, kwargs: dict) -> Any:
     source: GridSource = self._graft_grid_source
-    grid = source.grid(self, x)
+    grid = source.grid(self, first_argument(args, kwargs))
     blocks = _Blocks(
         functools.partial(block, graft_grid=grid) if isinstance(block, GraftedBlock) else block
         for block in getattr(self, source.blocks)
     )
     run = getattr(original_class(type(self)), method)
-    return run(_stand_in(self, method, {source.blocks: blocks}), x, *args, **kwargs)
+    return run(_stand_in(self, method, {source.blocks: blocks}), *args, **kwargs)
 
 
 class GraftedGridSource:
@@ -239,9 +254,31 @@ class GraftedGridSource:
 
 
 class GraftedForOneSize:
-    """A model whose tokens don't tell their grid: it takes images of the size that it was grafted for."""
+    """What reads the image of a model whose tokens don't tell their grid: a stem that takes the size that it was
+    grafted for."""
 
     _graft_image_size: Size
+    _graft_reader_of: str
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        image, (H, W) = first_argument(args, kwargs), self._graft_image_size
+        if tuple(image.shape[-2:]) != (H, W):
+            raise ValueError(
+                f"{self._graft_reader_of} was grafted for images of {H} x {W} and got {image.shape[-2]} x "
+                f"{image.shape[-1]}, and its tokens don't tell their grid: build and graft it for that size"
+            )
+        return original_class(type(self)).forward(self, *args, **kwargs)
+
+
+class GraftedResizable:
+    """A model with timm's `set_input_size`, after which its grafts are told the new grids."""
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        from vitgraft.models.surgery import refresh_grids
+
+        original_class(type(self)).set_input_size(self, *args, **kwargs)
+        img_size = kwargs.get("img_size", args[0] if args else None)
+        refresh_grids(self, img_size)
 
 
 class GraftedModel:
@@ -256,51 +293,32 @@ class GraftedModel:
 
 
 def _grid_method(name: str) -> Callable[..., Any]:
-    def method(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return _run_with_grid(self, name, x, args, kwargs)
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _run_with_grid(self, name, args, kwargs)
 
     method.__name__ = name
     return method
 
 
-def _sized_method(name: str) -> Callable[..., Any]:
-    def method(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        H, W = self._graft_image_size
-        if isinstance(x, torch.Tensor) and tuple(x.shape[-2:]) != (H, W):
-            raise ValueError(
-                f"{type(self).__name__} was grafted for images of {H} x {W} and got {x.shape[-2]} x {x.shape[-1]}, and "
-                "its tokens don't tell their grid: build and graft it for that size"
-            )
-        return getattr(original_class(type(self)), name)(self, x, *args, **kwargs)
-
-    method.__name__ = name
-    return method
-
-
-def _set_input_size(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """The backbone's own, after which the grafts are told the new grids."""
-    from vitgraft.models.surgery import refresh_grids
-
-    original_class(type(self)).set_input_size(self, *args, **kwargs)
-    img_size = kwargs.get("img_size", args[0] if args else None)
-    refresh_grids(self, img_size)
+_ROLES = {
+    "block": GraftedBlock,
+    "grid": GraftedGridSource,
+    "model": GraftedModel,
+    "one_size": GraftedForOneSize,
+    "resizable": GraftedResizable,
+}
 
 
 @functools.cache
-def grafted_class(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -> type:
-    """The class `cls` with the mixins of `roles` ("block", "grid", "model", "sized"): the same one at every call.
-
-    `methods` are those of a grid source that run its blocks, or those in which an image's size is compared.
-    """
-    mixins = {"block": GraftedBlock, "grid": GraftedGridSource, "model": GraftedModel, "sized": GraftedForOneSize}
+def grafted_class(cls: type, roles: tuple[str, ...]) -> type:
+    """The class `cls` with the mixins of `roles`, keys of `_ROLES`: the same one at every call."""
+    source = find_grid_source(cls) if "grid" in roles else None
+    methods = source.methods if source is not None else ()
     body: dict[str, Any] = {"_graft_original": cls, "__reduce__": _reduce, "__doc__": cls.__doc__}
-    body["_graft_made_by"] = (cls, roles, methods)
+    body["_graft_made_by"] = (cls, roles)
     body["_graft_super"] = frozenset(m for m in ("forward", *methods) if _calls_super(cls, m))
-    wrap = _sized_method if "sized" in roles else _grid_method
-    body |= {name: wrap(name) for name in methods}
-    if "model" in roles and hasattr(cls, "set_input_size"):
-        body["set_input_size"] = _set_input_size
-    bases = (*(mixins[role] for role in roles), cls)
+    body |= {name: _grid_method(name) for name in methods}
+    bases = (*(_ROLES[role] for role in roles), cls)
     made = type(f"Grafted{cls.__name__}", bases, body)
     made.__module__ = cls.__module__
     return made
@@ -312,8 +330,8 @@ def original_class(cls: type) -> type:
     return getattr(cls, "_graft_original", cls)
 
 
-def _new(cls: type, roles: tuple[str, ...], methods: tuple[str, ...]) -> nn.Module:
-    made = grafted_class(cls, roles, methods)
+def _new(cls: type, roles: tuple[str, ...]) -> nn.Module:
+    made = grafted_class(cls, roles)
     return made.__new__(made)
 
 

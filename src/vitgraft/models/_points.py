@@ -1,4 +1,4 @@
-"""Where a block of a timm model carries its graft: one line per block class. Plumbing of `surgery.py`.
+"""Where a block of a timm model carries its graft: one line per block class. Plumbing of `sites.py`.
 
 A residual block computes `x + drop_path(attention(norm(x)))`, whatever its family calls these children. A `GraftPoint`
 names the child that *reads* X0 (its input is the graft's input) and the child that the result is *added* before (its
@@ -79,16 +79,23 @@ def _is_dynamic(model: nn.Module) -> bool:
     return bool(getattr(model, "dynamic_img_size", False))
 
 
-def _pit(stage: nn.Module, x: Sequence[torch.Tensor]) -> Size:
-    """PiT pools at the start of a stage: a strided convolution with padding."""
-    H, W = x[0].shape[-2:]
-    if stage.pool is not None:
-        conv = stage.pool.conv
-        H, W = (
-            (n + 2 * p - k) // s + 1
-            for n, p, k, s in zip((H, W), conv.padding, conv.kernel_size, conv.stride, strict=True)
-        )
+def _strided(conv: nn.Conv2d | None, x: torch.Tensor) -> Size:
+    """Grid of a stage that may begin with a strided convolution."""
+    if conv is None:
+        return x.shape[-2], x.shape[-1]
+    H, W = (
+        (n + 2 * p - k) // s + 1
+        for n, p, k, s in zip(x.shape[-2:], conv.padding, conv.kernel_size, conv.stride, strict=True)
+    )
     return H, W
+
+
+def _pit(stage: nn.Module, x: Sequence[torch.Tensor]) -> Size:
+    return _strided(None if stage.pool is None else stage.pool.conv, x[0])
+
+
+def _metaformer(stage: nn.Module, x: torch.Tensor) -> Size:
+    return _strided(getattr(stage.downsample, "conv", None), x)
 
 
 def _mobilevit(block: nn.Module, x: torch.Tensor) -> Size:
@@ -221,6 +228,7 @@ _model_methods = ("forward_features", "forward_intermediates")
 GRIDS: dict[str, GridSource] = {
     _TIMM + "deepseek_vit.DeepseekVitEncoder": GridSource("blocks", _model_methods, _patches),
     _TIMM + "eva.Eva": GridSource("blocks", _model_methods, _patches, _is_dynamic),
+    _TIMM + "metaformer.MetaFormerStage": GridSource("blocks", ("forward",), _metaformer),
     _TIMM + "mobilevit.MobileVitBlock": GridSource("transformer", ("forward",), _mobilevit),
     _TIMM + "mobilevit.MobileVitV2Block": GridSource("transformer", ("forward",), _mobilevit),
     _TIMM + "pit.Transformer": GridSource("blocks", ("forward",), _pit),
@@ -233,8 +241,8 @@ def _named(name: str) -> GraftPoint:
     return POINTS[name]
 
 
-def _lookup(module: nn.Module, table: dict[str, Any]) -> Any:
-    for cls in type(module).__mro__:
+def _lookup(module: nn.Module | type, table: dict[str, Any]) -> Any:
+    for cls in (module if isinstance(module, type) else type(module)).__mro__:
         found = table.get(f"{cls.__module__}.{cls.__qualname__}")
         if found is not None:
             return found
@@ -249,6 +257,6 @@ def find_point(block: nn.Module) -> GraftPoint | None:
     return point
 
 
-def find_grid_source(module: nn.Module) -> GridSource | None:
-    """How `module` tells the grid of its blocks' tokens; None where it does not."""
+def find_grid_source(module: nn.Module | type) -> GridSource | None:
+    """How `module`, or a module of that class, tells the grid of its blocks' tokens; None where it does not."""
     return _lookup(module, GRIDS)

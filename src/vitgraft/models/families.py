@@ -109,7 +109,8 @@ def try_family(family: str) -> FamilyResult:
     """
     import timm
 
-    from vitgraft.models.surgery import find_sites, graft, grafts
+    from vitgraft.models.sites import find_sites
+    from vitgraft.models.surgery import graft, grafts
 
     start = time.perf_counter()
     if family in NOT_GRAFTABLE:
