@@ -5,7 +5,9 @@ import pytest
 from conftest import shared
 from image_sets import image_bytes, write_tar
 from label_sets import SIZE, blocks, label_bytes, write_pairs
+from PIL import Image
 
+from vitgraft.data.check_semantic import _examine, open_pairs
 from vitgraft.data.label_maps import LabelRule, check_histogram
 from vitgraft.data.semantic import DigitScenePixels, Files, open_semantic, read_class_names
 from vitgraft.errors import DataError, ImageError
@@ -111,3 +113,24 @@ def test_camvid_as_it_is():
     wrong = LabelRule(len(names))
     with pytest.raises(DataError, match="reduce_zero_label=true with ignore_index=255 would fit"):
         check_histogram(open_semantic(root, "validation", wrong, names, files=files).histogram(4), wrong, "camvid")
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("labelled", ["stored", "upright"])
+def test_images_turned_by_exif(tmp_path, orientation, labelled):
+    """The size of the labels tells how they see the image; where both sizes are theirs, upright."""
+    root = write_pairs(tmp_path, {"training": 1})
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(root / "images" / "training" / "0.png", exif=exif)
+    (root / "images" / "training" / "0.jpg").unlink()
+    upright = np.rot90(np.asarray(picture), 2 if orientation == 3 else -1)
+    size = SIZE if labelled == "stored" else upright.shape[1::-1]
+    (root / "annotations" / "training" / "0.png").write_bytes(label_bytes(blocks(0, size=size)))
+    image, labels = open_semantic(root, "training", RULE, NAMES).load(0)
+    stored = labelled == "stored" and orientation == 6
+    assert np.array_equal(np.asarray(image), np.asarray(picture) if stored else upright)
+    assert labels.shape == (image.height, image.width)
+    (pairs,), _ = open_pairs(str(root))
+    assert "size" not in _examine(pairs, 0).problems

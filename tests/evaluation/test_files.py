@@ -12,7 +12,7 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("matplotlib")
 from PIL import Image
 
-from vitgraft.evaluation.files import class_rows, print_report, read_metrics, write_report
+from vitgraft.evaluation.files import class_rows, print_report, read_metrics, unused_stem, write_report
 from vitgraft.evaluation.metrics import ClassificationMetrics
 from vitgraft.evaluation.pictures import confusion_figure, most_confused, reliability_figure
 
@@ -132,3 +132,10 @@ def test_table_shows_the_weakest_of_many_classes(tmp_path):
     weakest = int(np.nanargmin(report.class_accuracy))
     text = out.export_text()
     assert "the 10 weakest of 100 classes" in text and f"class {weakest} " in text
+
+
+def test_no_two_files_of_one_name():
+    """Endings and folders differ, a name may look like a numbered one, and some systems do not tell A from a."""
+    used: set[str] = set()
+    names = ["x/a.jpg", "x/a.png", "x/a_2.jpg", "y/a.jpg", "x/A.jpg", "b.tif"]
+    assert [unused_stem(name, used) for name in names] == ["a", "a_2", "a_2_2", "a_3", "A_4", "b"]

@@ -241,3 +241,12 @@ def test_live_bytes_are_counted():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     # input of the model is not its own; 8 maps before and 8 behind the ReLU are alive together
     assert peak_bytes(model, torch.zeros(1, 3, 20, 20)) == 2 * 8 * 400 * 4
+
+
+def test_a_thin_image_that_would_become_huge_is_an_error_of_its_own():
+    base = colours()
+    given = SegmentationPreprocessing((32, 32), short_side=180, long_side=None)
+    thin = Segmenter(base.model, given, *(getattr(base, name) for name in list(vars(base))[2:6]))
+    with pytest.raises(ValueError, match="3000 x 2 pixels would become 270000 x 180"):
+        segment(thin, Image.new("RGB", (3000, 2)))
+    assert segment(thin, Image.new("RGB", (9, 9))).shape == (9, 9)

@@ -223,3 +223,19 @@ def test_a_checkpoint_wins_over_pretrained_weights(tmp_path, monkeypatch):
     assert asked == [False]
     value = task.model.backbone.features.backbone.blocks[0].attn.qkv.weight
     assert torch.equal(value, classifier().blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "graft_swin_tiny_patch4_window7_224"])
+def test_grafts_and_all_that_is_new_train(model, capsys):
+    swin = {"embed_dim": 16, "depths": [1, 2, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
+    options = {"model_kwargs": VIT} if model.startswith("vit") else {"model_kwargs": swin}
+    graft = {"window_size": 4} if model.startswith("vit") else {"window_size": 2}
+    task = Detection(**{**OPTIONS, "model": model, **options, "graft": graft}, num_classes=3, train_grafts_only=True)
+    task.configure_model()
+    prefix = "backbone.features.backbone."
+    trains = {name: p.requires_grad for name, p in task.model.named_parameters()}
+    assert any(name.startswith(prefix) and ".graft." in name for name in trains)
+    assert {name for name, on in trains.items() if not on} == {
+        name for name in trains if name.startswith(prefix) and ".graft." not in name
+    }
+    assert "training " in capsys.readouterr().out

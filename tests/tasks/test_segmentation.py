@@ -113,6 +113,9 @@ def test_multi_scale_is_an_option_of_the_evaluation(tmp_path):
     assert sizes == [(32, 32)] * 2 + [(64, 64)] * 2
     files = task.write_report(tmp_path / "validate", task.reports["raw"], "title", {}, [])
     assert {file.parent for file in files} == {tmp_path / "validate_multi_scale"}
+    task.hparams.update(scales=[0.5], flip=False)  # one, and not the plain one
+    files = task.write_report(tmp_path / "validate", task.reports["raw"], "title", {}, [])
+    assert {file.parent for file in files} == {tmp_path / "validate_multi_scale"}
 
 
 def test_all_wrong_options_at_once():

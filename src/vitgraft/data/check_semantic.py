@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vitgraft.data.check import Finding, Report, SetReport, digest_of, oddness
-from vitgraft.data.decode import decode_image, open_image
+from vitgraft.data.decode import decode_annotated, decode_image, open_image
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, decode_labels
 from vitgraft.data.semantic import ANNOTATIONS, IMAGES, Files, find_pairs, read_class_names
 from vitgraft.data.sources import ImageSource, is_image_name
@@ -289,6 +289,8 @@ def _examine(pairs: Pairs, index: int) -> _Pair:
         pair.problems["colours"] = str(error)
     if values is not None:
         pair.values, pair.counts = np.unique(values, return_counts=True)
+        if image is not None and values.shape != (image.height, image.width):
+            image = decode_annotated(data, pairs.images.name(index), values.shape)
         if image is not None and values.shape != (image.height, image.width):
             pair.problems["size"] = (
                 f"{name}: {values.shape[1]} x {values.shape[0]}, the image {image.width} x {image.height}"

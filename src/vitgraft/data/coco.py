@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitgraft.data.decode import decode_image
+from vitgraft.data.decode import decode_annotated
 from vitgraft.data.objects import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
 from vitgraft.data.sources import FileSource, ImageSource
 from vitgraft.data.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
@@ -103,15 +103,10 @@ class CocoSource(ObjectSource):
 
     def load(self, index: int) -> tuple[Image.Image, Objects]:
         objects, data, name = self.objects(index), self.files.read(index), self.name(index)
-        image = decode_image(data, name)
+        image = decode_annotated(data, name, objects.size)
         if image.size[::-1] != objects.size:
-            # some tools annotate the picture as it is stored, not as its EXIF entry turns it
-            upright, image = image, decode_image(data, name, upright=False)
-            if image.size[::-1] != objects.size:
-                height, width = objects.size
-                raise ImageError(
-                    name, f"is {upright.width} x {upright.height}, its annotations are for {width} x {height}"
-                )
+            height, width = objects.size
+            raise ImageError(name, f"is {image.width} x {image.height}, its annotations are for {width} x {height}")
         return image, objects
 
     def where(self) -> str:
@@ -135,7 +130,7 @@ class CocoSource(ObjectSource):
         if not self.strange:
             return ""
         parts = ", ".join(f"{count} {what}" for what, count in self.strange.items())
-        return f"{self.shown}: annotations not used: {parts} (vitgraft check-data says which)"
+        return f"{self.shown}: annotations that training leaves out: {parts} (vitgraft check-data says which)"
 
 
 _KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")

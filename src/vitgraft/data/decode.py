@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vitgraft.errors import ImageError
 
-__all__ = ["MAX_PIXELS", "ImageError", "decode_image"]
+__all__ = ["MAX_PIXELS", "ImageError", "decode_annotated", "decode_image"]
 
 # Where Pillow itself gives up by default (twice its MAX_IMAGE_PIXELS): 0.5 GB as RGB.
 MAX_PIXELS = 178_956_970
@@ -105,6 +105,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "P" or image.mode in _PLAIN:
         return image.convert("RGB")
     raise ImageError(name, f"mode {image.mode}: it is not said which value is white; save it as 8-bit or 16-bit")
+
+
+def decode_annotated(data: bytes, name: str, size: tuple[int, int]) -> Image.Image:
+    """Decodes an image file as its annotations, of (height, width) pixels, see it: upright, or as it is stored where
+    only that has their size. Some tools annotate the picture as it is stored, not as its EXIF entry turns it.
+
+    Raises:
+        ImageError: as `decode_image`. Images of another size than their annotations come back upright.
+    """
+    upright = decode_image(data, name)
+    if upright.size[::-1] == tuple(size):
+        return upright
+    stored = decode_image(data, name, upright=False)
+    return stored if stored.size[::-1] == tuple(size) else upright
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:

@@ -113,7 +113,7 @@ class DetectionData(DataModule):
         batch_size: images per step of each process.
         eval_batch_size: likewise in evaluation; None is `batch_size`.
         workers: loader processes for each process; they change nothing in the batches.
-        seed: order and augmentation are functions of it; also which digit scenes.
+        seed: order and augmentation are functions of it; also which digit scenes it trains on.
         augmentation: "multiscale" (as DETR and Swin), "single" (one size) or "native" (sizes stay); None is "native"
             for digit scenes and "single" for a set.
         short_side: short side in evaluation and of "single", pixels.
@@ -217,6 +217,20 @@ class DetectionData(DataModule):
                 wrong.append(f"scene_size={values['scene_size']}: a multiple of 4, {SceneConfig().size} or so")
         return wrong
 
+    @classmethod
+    def options_of(cls, data_config: dict[str, Any]) -> dict[str, Any]:
+        """The options that make images ready as a checkpoint's data_config says."""
+        if data_config.get("native"):
+            return {"augmentation": "native"}
+        sizes = data_config.get("input_size", ())[-2:]
+        return dict(zip(("short_side", "max_size"), sizes, strict=True)) | {"augmentation": "single"} if sizes else {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an evaluation says of its data beside the set's name."""
+        digits = {"val_scenes": self.scenes["val"], "scene_size": self.scene_size} if self.root is None else {}
+        return {"max_images": self.max_images, **digits}
+
     def smoke(self, num_classes: int | None = None) -> None:
         """Swaps in a few small digit scenes, without worker processes: for two quick steps."""
         super().smoke(num_classes)
@@ -266,8 +280,8 @@ class DetectionData(DataModule):
 
     def _open(self, split: str) -> ObjectSource:
         digits = "train" if split == "train" else "test"
-        # other scenes for the test than for the validation
-        seed = self.seed + (1 << 20 if split == "test" else 0)
+        # runs of all seeds are measured on the same scenes, and the test has others than the validation
+        seed = {"train": self.seed, "val": 0, "test": 1 << 20}[split]
         if self.is_smoke:
             return DigitObjects(16 if split == "train" else 6, seed, digits, 64, self.num_classes)
         if self.root is None:

@@ -68,6 +68,16 @@ class DataModule(pl.LightningDataModule):
                 wrong.append(f"{name}={value}: at least {least}")
         return wrong
 
+    @classmethod
+    def options_of(cls, data_config: dict[str, Any]) -> dict[str, Any]:
+        """The options that make images ready as a checkpoint's data_config says."""
+        return {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an evaluation says of its data beside the set's name."""
+        return {}
+
     # what data gives
 
     def samples(self, split: str, train: bool) -> Samples:

@@ -117,7 +117,7 @@ class SegmentationData(DataModule):
         batch_size: images per step of each process.
         eval_batch_size: images at a time in evaluation.
         workers: loader processes for each process; they change nothing in the batches.
-        seed: order and augmentation are functions of it.
+        seed: order and augmentation are functions of it; also which digit scenes it trains on.
         crop_size: side of the square training crops, or (height, width), in pixels; None is the model's input size.
         short_side: images are resized so that the shorter side has so many pixels (training: times a random factor);
             None: they keep their size.
@@ -236,6 +236,19 @@ class SegmentationData(DataModule):
         own = {field.name for field in fields(SegmentationAugmentation)}
         return wrong + SegmentationAugmentation.problems({name: values[name] for name in own & values.keys()})
 
+    @classmethod
+    def options_of(cls, data_config: dict[str, Any]) -> dict[str, Any]:
+        """The options that make images ready as a checkpoint's data_config says."""
+        names = ("short_side", "long_side", "antialias")
+        return {name: data_config[name] for name in names if name in data_config}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an evaluation says of its data beside the set's name."""
+        if not self.is_digits:
+            return {}
+        return {"val_scenes": self.scenes["val"], "scene_size": self.scene_config.size}
+
     def smoke(self, num_classes: int | None = None) -> None:
         """Swaps in generated images, in small batches and without worker processes: for two quick steps."""
         super().smoke(num_classes)
@@ -311,9 +324,9 @@ class SegmentationData(DataModule):
             size = tuple(min(side, 128) for side in self.preprocessing.input_size)
             return GeneratedPixels(64 if split == "train" else 4, len(self.class_names), size)
         if self.is_digits:
-            return DigitScenePixels(
-                self.scenes[split], "train" if split == "train" else "test", self.seed, self.scene_config
-            )
+            # runs of all seeds are measured on the same scenes
+            digits, seed = ("train", self.seed) if split == "train" else ("test", 0)
+            return DigitScenePixels(self.scenes[split], digits, seed, self.scene_config)
         names = self.class_names
         rule = LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
         files = None if self.root is None else self.files

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitgraft.data.decode import decode_image
+from vitgraft.data.decode import decode_annotated
 from vitgraft.data.digits import SceneConfig, digit_instances, make_scene
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
 from vitgraft.data.sources import FileSource, ImageSource, is_image_name
@@ -96,9 +96,9 @@ class SemanticSource(PixelSource):
             ImageError: one of its two files can't be read.
             DataError: the labels have colours, or another size than the image.
         """
-        image = decode_image(self.images.read(index), self.images.name(index))
-        name = self.labels.name(index)
+        name, data = self.labels.name(index), self.images.read(index)
         values = decode_labels(self.labels.read(index), name)
+        image = decode_annotated(data, self.images.name(index), values.shape)
         if values.shape != (image.height, image.width):
             raise DataError(
                 f"{name}: labels of {values.shape[1]} x {values.shape[0]} pixels for an image of {image.width} x "

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import csv
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from vitgraft.data.sources import ImageSource, open_files
 from vitgraft.errors import ImageError
 from vitgraft.evaluation.detection_pictures import draw_detections
 from vitgraft.evaluation.detector import Detector, detect, open_detector
+from vitgraft.evaluation.files import unused_stem
 from vitgraft.evaluation.predictions import PredictionWriter
 from vitgraft.report.terminal import Progress, console, print_whole
 
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)
     shown, errors, counts = [], [], Counter()
-    stems: Counter[str] = Counter()
+    stems: set[str] = set()
     done = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(writer_for(path, names, detector.facts())) for path in args.output]
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _predict(
-    detector: Detector, source: ImageSource, index: int, folder: Path | None, score: float, stems: Counter
+    detector: Detector, source: ImageSource, index: int, folder: Path | None, score: float, stems: set[str]
 ) -> Detections:
     name = source.name(index)
     try:
@@ -167,10 +167,7 @@ def _predict(
         objects.append(one)
     picture = None
     if folder is not None:
-        stem = os.path.splitext(os.path.basename(name))[0]
-        stems[stem] += 1
-        if stems[stem] > 1:  # of another folder
-            stem = f"{stem}_{stems[stem]}"
+        stem = unused_stem(name, stems)
         sure = np.flatnonzero(found["scores"] >= score)
         drawn = draw_detections(
             image,

@@ -22,6 +22,7 @@ __all__ = [
     "print_report",
     "read_metrics",
     "replace_text",
+    "unused_stem",
     "write_report",
 ]
 
@@ -239,6 +240,23 @@ def as_csv(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
+
+
+def unused_stem(name: str, used: set[str]) -> str:
+    """A file name without ending for what is written about image file `name`; images of several folders and endings
+    may share one, and some systems do not tell A from a.
+
+    Args:
+        name: The image's path.
+        used: Names given so far, to which this one is added.
+    """
+    plain = stem = os.path.splitext(os.path.basename(name))[0]
+    number = 1
+    while stem.casefold() in used:
+        number += 1
+        stem = f"{plain}_{number}"
+    used.add(stem.casefold())
+    return stem
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -4,9 +4,7 @@ import argparse
 import contextlib
 import csv
 import json
-import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from vitgraft.commands._common import CommandError
 from vitgraft.data.decode import decode_image
 from vitgraft.data.sources import open_files
 from vitgraft.errors import ImageError
+from vitgraft.evaluation.files import unused_stem
 from vitgraft.evaluation.predictions import PredictionWriter
 from vitgraft.evaluation.segmentation_pictures import enlarged, overlay, with_legend
 from vitgraft.evaluation.segmenter import NO_CLASS, Segmenter, open_segmenter, segment
@@ -168,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
         # so that the folder can be read as label files again
         (args.pictures / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     found, errors, total = [], [], np.zeros(len(names) + 1, dtype=np.int64)
-    stems: Counter[str] = Counter()
+    stems: set[str] = set()
     done = reduced = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(writer_for(path, names, segmenter.facts())) for path in args.output]
@@ -214,7 +213,7 @@ def _reduced(count: int, segmenter: Segmenter, memory: float) -> str:
     )
 
 
-def _predict(segmenter, source, index: int, args: argparse.Namespace, stems: Counter) -> Areas:
+def _predict(segmenter, source, index: int, args: argparse.Namespace, stems: set[str]) -> Areas:
     name = source.name(index)
     try:
         image = decode_image(source.read(index), name)
@@ -230,10 +229,7 @@ def _predict(segmenter, source, index: int, args: argparse.Namespace, stems: Cou
         return Areas(name, error="the model's output is not finite")
     how, files = segmenter.inference_of(image, args.memory * 1e9, args.full_size), None
     if args.pictures:
-        stem = os.path.splitext(os.path.basename(name))[0]
-        stems[stem] += 1
-        if stems[stem] > 1:  # of another folder
-            stem = f"{stem}_{stems[stem]}"
+        stem = unused_stem(name, stems)
         files = write_pictures(args.pictures, stem, image, classes, segmenter.class_names)
     return Areas(name, image.width, image.height, pixels, files, None if how == segmenter.inference else how)
 

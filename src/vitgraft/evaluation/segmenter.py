@@ -27,6 +27,8 @@ NO_CLASS = 255
 WORKSPACE = 1.5
 # Copies of the scores (float32) that are alive where they are resized and compared
 SCORE_COPIES = 4
+# An image of 2 x 3000 pixels is a mistake rather than one of 180 x 270000
+MOST_ENLARGED, MANY_PIXELS = 16, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,16 @@ def segment(segmenter: Segmenter, image: Image.Image, limit: float = 4e9, full_s
         uint8 (H, W): 0 to C - 1, and 255 where the model's scores are not finite.
 
     Raises:
-        ValueError: not even one window fits in `limit`.
+        ValueError: not even one window fits in `limit`, or an image of a few pixels' height or width would become huge.
     """
     device = next(segmenter.model.parameters()).device
     given, how, classes = segmenter.preprocessing, segmenter.inference, len(segmenter.class_names)
     size, inner = (image.height, image.width), segmenter.inner_size(image, full_size)
+    if min(inner) > MOST_ENLARGED * min(size) and inner[0] * inner[1] > MANY_PIXELS:
+        raise ValueError(
+            f"{size[1]} x {size[0]} pixels would become {inner[1]} x {inner[0]} (short_side="
+            f"{given.short_side}, long_side={given.long_side}): crop it, or leave its size with --full-size"
+        )
     pixels = resize_image(torch.from_numpy(np.array(image)).permute(2, 0, 1), inner, given.antialias)
 
     def prepared(part: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
+from vitgraft.layers.activation import gelu
 from vitgraft.layers.attention import WindowCrossAttention
 from vitgraft.layers.window import pad_grid
 
@@ -99,7 +100,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)"""
-        x = F.gelu(self.norm(x))
+        x = gelu(self.norm(x))
         if self.attn is not None:
             return self.attn(pool_grid(x), x)
         if self.proj is None:

@@ -21,10 +21,10 @@ Differences from the paper, which leaves these open:
 """
 
 import torch
-import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
+from vitgraft.layers.activation import GELU, gelu
 from vitgraft.layers.attention import WindowAttention, WindowCrossAttention
 from vitgraft.layers.downsample import Downsample, pool_grid
 from vitgraft.layers.upsample import Upsample
@@ -107,7 +107,7 @@ class LeftLevel(nn.Module):
         z = x + self.attn(self.norm(x))
         if len(finer):
             z = z + finer[0](x, finer[1:])
-        return pool_grid(F.gelu(self.down_norm(z)))
+        return pool_grid(gelu(self.down_norm(z)))
 
 
 class GrafT(nn.Module):
@@ -157,7 +157,7 @@ class GrafT(nn.Module):
         if ffn_ratio is not None and levels > 0:
             hidden = int(dim * ffn_ratio)
             self.ffn = nn.Sequential(
-                nn.LayerNorm(dim, **dd), nn.Linear(dim, hidden, **dd), nn.GELU(), nn.Linear(hidden, dim, **dd)
+                nn.LayerNorm(dim, **dd), nn.Linear(dim, hidden, **dd), GELU(), nn.Linear(hidden, dim, **dd)
             )
         self.identity_init = False
         self.init_weights()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
+from vitgraft.layers.activation import gelu
 from vitgraft.layers.attention import WindowCrossAttention
 from vitgraft.layers.window import effective_window, window_partition, window_reverse
 
@@ -108,7 +109,7 @@ class Upsample(nn.Module):
 
     def forward(self, z: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Level output z (B, h, w, C) and the next finer level's grid (B, H, W, C) -> (B, H, W, C)."""
-        z = self.proj(F.gelu(self.norm(z)))
+        z = self.proj(gelu(self.norm(z)))
         if self.attn is not None:
             return self.attn(self.fine_norm(fine), z)
         if self.anti_alias is not None:

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, use_fused_attn
 from torch import nn
 
+from vitgraft.layers.activation import GELU
+
 # B batch, H x W token grid, C channels, N stripes, L tokens in a stripe. Grids are (B, H, W, C).
 
 
@@ -119,7 +121,7 @@ class CSWinBlock(nn.Module):
         proj_drop: float = 0.0,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
-        act_layer: type[nn.Module] = nn.GELU,
+        act_layer: type[nn.Module] = GELU,
         norm_layer: type[nn.Module] = nn.LayerNorm,
         device=None,
         dtype=None,

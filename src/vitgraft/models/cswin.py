@@ -32,6 +32,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import nn
 
+from vitgraft.layers.activation import GELU
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
 from vitgraft.models._cswin_blocks import ChannelsLast, CSWinBlock, MergeBlock, StripeAttention
@@ -75,7 +76,7 @@ class CSWinTransformer(nn.Module):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        act_layer: type[nn.Module] = nn.GELU,
+        act_layer: type[nn.Module] = GELU,
         norm_layer: type[nn.Module] = nn.LayerNorm,
         device=None,
         dtype=None,

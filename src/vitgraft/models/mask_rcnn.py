@@ -212,6 +212,13 @@ class MaskRCNN(nn.Module):
             if flat.any():
                 raise ValueError(f"target {i} has boxes without area: {boxes[flat][0].tolist()}; leave them out")
 
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        """All that is new around the timm model: what trains when the backbone is frozen."""
+        features = self.backbone.features
+        around = [child for name, child in features.named_children() if name != "backbone"]
+        fpn = [] if self.backbone.fpn is None else [self.backbone.fpn]
+        return (*around, *fpn, self.rpn, self.roi_heads)
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """What the backbone wants no weight decay on, by the detector's names."""

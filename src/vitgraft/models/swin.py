@@ -22,6 +22,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
+from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend_qkv
 from vitgraft.layers.slices import in_slices
 from vitgraft.layers.window import into_windows, out_of_windows, pad_grid
@@ -106,6 +107,8 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
         new.window_area = new.window_size[0] * new.window_size[1]
         for name, child in block.named_children():
             setattr(new, name, child)
+        if type(new.mlp.act) is nn.GELU:  # not of the user's choice
+            new.mlp.act = GELU()
         new.register_buffer("attn_mask", None, persistent=False)
         return new.train(block.training)
 

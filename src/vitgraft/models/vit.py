@@ -11,6 +11,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+from vitgraft.layers.activation import GELU
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
 
@@ -73,6 +74,7 @@ def _create_graft_deit(variant: str, pretrained: bool = False, **kwargs: Any) ->
         "global_pool": "avg",
         # DeiT's final norm keeps its place and name: on the tokens, before they are averaged
         "fc_norm": False,
+        "act_layer": GELU,
         "dynamic_img_size": True,
         "dynamic_img_pad": True,
     }

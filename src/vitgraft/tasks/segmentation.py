@@ -194,7 +194,7 @@ class Segmentation(Task):
         plain evaluation's files.
         """
         parts = ["sliding"] if self.hparams.window else []
-        parts += ["multi_scale"] if len(self.hparams.scales) > 1 or self.hparams.flip else []
+        parts += ["multi_scale"] if tuple(self.hparams.scales) != (1.0,) or self.hparams.flip else []
         folder = folder.with_name("_".join([folder.name, *parts]))
         title = ", ".join([title, *(part.replace("_", " ") for part in parts)])
         how = {name: self.hparams[name] for name in ("window", "stride", "scales", "flip")}

@@ -194,7 +194,9 @@ class Task(pl.LightningModule):
         model = self.build()
         backbone = self.backbone_of(model)
         if h.train_grafts_only:
-            vitgraft.train_grafts_only(model)
+            from pytorch_lightning.utilities import rank_zero_only
+
+            rank_zero_only(print)(vitgraft.train_grafts_only(model))
         if h.grad_checkpointing:
             backbone.set_grad_checkpointing()
         self.take(model)

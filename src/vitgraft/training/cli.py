@@ -196,16 +196,25 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
 
 def with_data_of_run(recipe: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     """The recipe with the data section that the checkpoint's run had, where it has none: for detectors and segmenters,
-    whose sizes and label rules a checkpoint does not hold. A classifier's are in its data_config."""
+    whose label rules a checkpoint does not hold. Of a checkpoint without its run's record the image sizes are taken.
+    A classifier's are in its data_config."""
     record = Path(checkpoint).parent / "run.json"
     task = recipe.get("model", {}).get("class_path", "").rpartition(".")[2]
-    if "data" in recipe or task in ("", "Classification") or not record.is_file():
+    if "data" in recipe or task in ("", "Classification"):
         return recipe
-    section = json.loads(record.read_text(encoding="utf-8")).get("recipe", {}).get("data")
-    if not isinstance(section, dict):
-        return recipe
-    print(f"data options: those of the run ({record}), under those of the command line")
-    return {**recipe, "data": with_init_args(section)}
+    if record.is_file():
+        section = json.loads(record.read_text(encoding="utf-8")).get("recipe", {}).get("data")
+        if isinstance(section, dict):
+            print(f"data options: those of the run ({record}), under those of the command line")
+            return {**recipe, "data": with_init_args(section)}
+    data = resolve(default_data(recipe["model"]), pl.LightningDataModule)
+    sizes = data.options_of(recipe["model"]["init_args"].get("data_config") or {})
+    said = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    print(
+        f"no run.json beside {checkpoint}: of the data options only the image sizes are known "
+        f"({said or 'none'}), under those of the command line"
+    )
+    return {**recipe, "data": {"class_path": f"{data.__module__}.{data.__name__}", "init_args": sizes}}
 
 
 def default_data(model: Any) -> str:

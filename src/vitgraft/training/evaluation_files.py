@@ -17,8 +17,8 @@ class EvaluationFiles(pl.Callback):
     """Shows the numbers of an evaluation and writes them into the run's folder.
 
     They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema, and of a part
-    of the set (`limit_val_batches`) in OUT/validate_part ..., so that they never replace those of the whole set; what
-    they are is the task's matter (`Task.write_report`).
+    of the set (`limit_val_batches`, `max_images`) in OUT/validate_part ..., so that they never replace those of the
+    whole set; what they are is the task's matter (`Task.write_report`).
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,8 @@ class EvaluationFiles(pl.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         unreadable = sorted(text for part in bad for text in part)
-        part = "_part" if limited(trainer, stage) else ""
+        data = getattr(trainer.datamodule, "facts", {})
+        part = "_part" if limited(trainer, stage) or data.get("max_images") is not None else ""
         for weights, report in getattr(pl_module, "reports", {}).items():
             words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
             title = f"{stage}{', ONLY A PART of the set' if part else ''}: "
@@ -64,6 +65,8 @@ class EvaluationFiles(pl.Callback):
                 "data": getattr(trainer.datamodule, "root", None),
                 "split": getattr(trainer.datamodule, "splits", {}).get("val" if stage == "validate" else "test"),
                 "data_config": pl_module.data_config,
+                "data_options": data,
+                **{name: pl_module.hparams[name] for name in ("detector",) if name in pl_module.hparams},
                 "processes": trainer.world_size,
                 "precision": str(trainer.precision),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),

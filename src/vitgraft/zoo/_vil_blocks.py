@@ -7,6 +7,7 @@ import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import nn
 
+from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend
 from vitgraft.layers.window import relative_position_index
 
@@ -304,7 +305,7 @@ class MlpBlock(nn.Module):
     def __init__(self, dim: int, mlp_ratio: float, drop: float, drop_path: float = 0.0, device=None, dtype=None):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop, device=device, dtype=dtype)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=drop, device=device, dtype=dtype)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

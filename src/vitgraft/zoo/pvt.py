@@ -22,6 +22,7 @@ from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, to
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend
 from vitgraft.zoo._pyramid import Pyramid, build, cfg, check_stages, init_weights
 
@@ -112,7 +113,7 @@ class Block(nn.Module):
         self.attn = SRAttention(dim, num_heads, sr_ratio, qkv_bias, attn_drop, proj_drop, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop, **dd)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(B, N, C) to (B, N, C) for a grid of `size`."""

@@ -21,6 +21,7 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple, tru
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend_qkv
 from vitgraft.layers.window import window_partition, window_reverse
 from vitgraft.zoo._pyramid import Pyramid, build, cached_by_size, cfg, check_stages, init_weights
@@ -57,10 +58,10 @@ class LocalEmbed(nn.Module):
             self.proj = nn.Sequential(
                 nn.Conv2d(in_chans, dim // 4, 3, stride=2, padding=1, **dd),
                 ChannelNorm(dim // 4, **dd),
-                nn.GELU(),
+                GELU(),
                 nn.Conv2d(dim // 4, dim // 2, 3, stride=2, padding=1, **dd),
                 ChannelNorm(dim // 2, **dd),
-                nn.GELU(),
+                GELU(),
                 nn.Conv2d(dim // 2, dim, 3, padding=1, **dd),
             )
 
@@ -88,7 +89,7 @@ class Downsample(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, groups=dim, **dd)
-        self.proj = nn.Sequential(ChannelNorm(dim, **dd), nn.GELU(), conv)
+        self.proj = nn.Sequential(ChannelNorm(dim, **dd), GELU(), conv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, dim, H, W) to (B, out_dim, H / 2, W / 2), rounded up."""
@@ -161,7 +162,7 @@ class Block(nn.Module):
         self.attn = R2LAttention(dim, num_heads, window_size, qkv_bias, attn_drop, proj_drop, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop, **dd)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, R, N, C) to (B, R, N, C); `mask` (R, 1, N, N) is added to the weights inside the regions."""

@@ -21,6 +21,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vitgraft.layers.activation import GELU
 from vitgraft.zoo._pyramid import build, cfg
 
 __all__ = ["T2TViT", "TokenPerformer", "TokenTransformer", "TokensToToken"]
@@ -59,7 +60,7 @@ class TokenTransformer(nn.Module):
         self.norm1 = nn.LayerNorm(in_dim, **dd)
         self.attn = TokenAttention(in_dim, dim, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, **dd)
+        self.mlp = Mlp(dim, act_layer=GELU, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.attn(self.norm1(x))
@@ -82,7 +83,7 @@ class TokenPerformer(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
         self.norm1 = nn.LayerNorm(in_dim, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim, **dd), nn.GELU(), nn.Linear(dim, dim, **dd))
+        self.mlp = nn.Sequential(nn.Linear(dim, dim, **dd), GELU(), nn.Linear(dim, dim, **dd))
         if not self.w.is_meta:  # the decomposition that makes them orthogonal knows no half precision
             self.w.copy_(nn.init.orthogonal_(torch.empty(self.w.shape), gain=self.num_features**0.5))
 
@@ -209,6 +210,7 @@ class T2TViT(VisionTransformer):
     def __init__(self, *args: Any, performer: bool = False, token_dim: int = 64, **kwargs: Any):
         token_layer = TokenPerformer if performer else TokenTransformer
         kwargs.setdefault("norm_layer", partial(nn.LayerNorm, eps=1e-5))
+        kwargs.setdefault("act_layer", GELU)
         super().__init__(
             *args, embed_layer=partial(TokensToToken, token_layer=token_layer, token_dim=token_dim), **kwargs
         )
