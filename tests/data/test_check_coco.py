@@ -101,7 +101,7 @@ def test_values_of_a_wrong_kind_are_named_here_and_left_out_in_training(root, ch
     found, _ = checked(root, values)
     assert set(found) == {"keys", "no objects"} and re.search(words, found["keys"].items[0]), found["keys"].items
     source = open_coco(root, "train")
-    assert "annotations not used: 1 with values of a wrong kind" in source.notice()
+    assert "annotations that training leaves out: 1 with values of a wrong kind" in source.notice()
     assert len(source.objects(0).annotations) == 2
 
 

@@ -126,7 +126,7 @@ class CocoSource(ObjectSource):
         return np.flatnonzero(large if keep_empty else large & (self.counts[:, 0] > 0))
 
     def notice(self) -> str:
-        """What of the json is not used, in one line; empty where there is nothing."""
+        """What of the json training leaves out, in one line; empty where there is nothing."""
         if not self.strange:
             return ""
         parts = ", ".join(f"{count} {what}" for what, count in self.strange.items())
