@@ -1,7 +1,10 @@
 """Figure 1 (b) of the paper: accuracy against cost, and beside it what the cost means in speed on this machine."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from vitgraft.report.paper import TABLES, PaperRow
 
@@ -107,7 +110,8 @@ def _draw(ax: Any, points: list[Point], height: Any) -> None:
 
 
 def _label(ax: Any, points: list[Point], height: Any) -> None:
-    """Writes the names where they cover neither each other nor a point."""
+    """Writes the names where they cover neither each other nor a point, and as little as can be of the lines."""
+    from matplotlib import patheffects
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
@@ -120,6 +124,9 @@ def _label(ax: Any, points: list[Point], height: Any) -> None:
     taken += [
         Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for p, (x, y) in zip(points, dots, strict=True) if p.grafted
     ]
+    lines = [ax.transData.transform(line.get_xydata()) for line in ax.lines if len(line.get_xydata()) > 1]
+    steps = np.linspace(0, 1, 60)[:, None]
+    crossed = np.concatenate([a + steps * (b - a) for line in lines for a, b in pairwise(line)] or [np.empty((0, 2))])
     places = [(9, 3, "left"), (9, -10, "left"), (-9, 3, "right"), (-9, -10, "right"), (0, 9, "center")]
     places += [(0, -16, "center"), (12, 14, "left"), (-12, 14, "right"), (12, -22, "left"), (-12, -22, "right")]
     for point in sorted(points, key=lambda point: not point.grafted):
@@ -134,9 +141,12 @@ def _label(ax: Any, points: list[Point], height: Any) -> None:
                 fontsize=7.5,
                 color=FAMILIES[point.family],
                 fontweight="bold" if point.grafted else "normal",
+                path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
             )
             box = text.get_window_extent(renderer)
-            overlaps = sum(box.overlaps(other) for other in taken) + (box.x0 < frame.x0) + (box.x1 > frame.x1)
+            overlaps = 100 * sum(box.overlaps(other) for other in taken)
+            overlaps += 100 * ((box.x0 < frame.x0) + (box.x1 > frame.x1))
+            overlaps += int(((crossed > box.min) & (crossed < box.max)).all(1).sum())
             if best is None or overlaps < best[0]:
                 if best is not None:
                     best[1].remove()
