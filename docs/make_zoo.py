@@ -66,10 +66,10 @@ with the same weights, and computes and masks the windows outside the map. That 
 
 | family | sizes |
 |---|---|
-| PVT v1 | any from 32 x 32 up; position embeddings are interpolated |
+| PVT v1 | any from 32 x 32 up; position embeddings are interpolated, also where another shape has as many tokens (112 x 448), where the authors leave them |
 | RegionViT | any from 4 x 4 up; padded and masked by the authors' rules |
 | T2T-ViT | `img_size`; any with `dynamic_img_size=True`, as timm's ViT; `model.set_input_size(...)` changes it |
-| ViL | `img_size`, multiples of 32; `model.set_input_size(...)` changes it |
+| ViL | `img_size`, from 32 x 32 up; `model.set_input_size(...)` changes it |
 
 `load_official` resizes position embeddings and tables of a checkpoint that was trained at another size, and says so.
 Another size than the model takes is an error that says what would work.

@@ -22,8 +22,9 @@ from vitgraft.models.dense import DenseFeatures
 __all__ = ["LoadReport", "load_official", "read_checkpoint"]
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
-# In this order: where averaged weights are stored beside the raw ones, the published accuracy is theirs.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+# In this order: where timm's training script stored averaged weights beside the raw ones, the published accuracy is
+# theirs; the scripts with a "model_ema" (DeiT, PVT, RegionViT) evaluate "model".
+WRAPPERS = ("state_dict_ema", "state_dict", "model", "model_ema", "net")
 TABLE = "relative_position_bias_table"
 # Computed from sizes, so never loaded: relative_position_index, attn_mask, atten_mask_matrix, relative_coords_table
 BUFFER = re.compile(r"(^|\.)(relative_position_index|relative_coords_table|att[e]?n_mask\w*)$")
@@ -91,8 +92,8 @@ def load_official(
         strict: Every tensor of the checkpoint has a place and every parameter of the backbone a value, or it is an
             error. Always allowed to be missing: all tensors of grafts, all norms of DenseFeatures. Without it, tensors
             that are missing, left over, or of a classifier with other classes are listed instead.
-        wrapper: Key of the weights to take; None takes the first of `state_dict_ema`, `model_ema`, `state_dict`,
-            `model`, `net`.
+        wrapper: Key of the weights to take; None takes the first of `state_dict_ema`, `state_dict`, `model`,
+            `model_ema`, `net`.
 
     Raises:
         CheckpointError: The file holds no weights, or those of another model; the message names them.
@@ -316,27 +317,40 @@ def _fit_shapes(
     """Resizes tables in `renamed`; other differences are errors."""
     wrong, classes = [], []
     inner = model.backbone if isinstance(model, DenseFeatures) else model
+    fitted: TensorDict = {}
+    if hasattr(inner, "fit_tensors"):  # its own rules
+        try:
+            fitted = inner.fit_tensors(
+                {name.removeprefix("backbone."): renamed[name] for name in renamed if name in own}
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{error}; nothing was loaded.\n{looks}") from error
     for name in [name for name in renamed if name in own]:
         value, want = renamed[name], own[name].shape
         old = tuple(value.shape)
-        if value.shape == want:
-            continue
         bare = name.removeprefix("backbone.")
+        renamed[name] = fitted.get(bare, value)
+        if value.shape == want and renamed[name] is value:
+            continue
         if ".graft." in bare:
             wrong.append(
                 f"{name} is {old} in the checkpoint and {tuple(want)} in the model: another graft configuration"
             )
             continue
         window = getattr(model.get_submodule(name.rpartition(".")[0]), "window_size", None)
-        if bare.endswith(TABLE) and value.ndim == 2 and old[1] == want[1] and window is not None:
-            renamed[name] = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(want))
+        if renamed[name] is not value:
+            pass
+        elif bare.endswith(TABLE) and value.ndim == 2 and old[1] == want[1] and window is not None:
+            try:
+                renamed[name] = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(want))
+            except ValueError as error:  # of a window that is not square, whose sides the table does not tell
+                wrong.append(f"{name} is {old} in the checkpoint and {tuple(want)} in the model ({error})")
+                continue
         elif bare == "pos_embed" and value.ndim == 3 and old[2] == want[2]:
             renamed[name] = _fit_pos_embed(value, model, own, name)
         elif bare.startswith(HEADS) and value.shape[1:] == want[1:]:
             classes.append((name, old, tuple(want)))
             continue
-        elif hasattr(inner, "fit_tensor"):
-            renamed[name] = inner.fit_tensor(bare, value)
         if renamed[name].shape == want:
             report.reshaped.append(f"{name}: {old} -> {tuple(want)}")
         else:

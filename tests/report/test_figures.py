@@ -108,6 +108,9 @@ def test_bad_requests(arguments, message, tmp_path, capsys):
 def test_an_empty_folder_of_photos(tmp_path):
     with pytest.raises(ValueError, match="no image here"):
         load_photos(tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.jpg: .*not an image"):
+        load_photos(tmp_path)
 
 
 def test_the_page_has_the_shares_of_the_folder(tmp_path):

@@ -82,7 +82,7 @@ TRADEOFF_TEXT = """\
 ## Figure 1 (b): accuracy against cost
 
 Stars are grafted models, arrows start at their backbones. Accuracies and MAC are the paper's; below them stand
-images/s as measured here (`results/bench_tables.json`), where they were.
+images/s as measured here (`--bench`; in the repository `results/bench_tables.json`), where they were.
 
 ![accuracy against MAC, and images/s against MAC](tradeoff.png)
 """

@@ -139,10 +139,11 @@ _CSWIN = "with Swin's window attention in the graft; what would make it 29 is no
 _VIL = (
     "the authors' code spends 6 % more for the same function: it projects twice, and computes windows outside the map"
 )
-_VIL_DENSE = "windows in stages 3 and 4 too, as in its authors' detector; full attention there would need 370 G"
+_VIL_HEAD = "with the ImageNet classifier that the authors' detector keeps (0.77 M) the parameters are those printed; "
+_VIL_DENSE = f"{_VIL_HEAD}windows in stages 3 and 4 too, as in that detector; full attention there would need 370 G"
 _VIL_M = (
-    "printed as a second ViL-S-RPB; parameters and AP are those of ViL-Medium (Deep); windows in stage 3 too, as in "
-    "its authors' detector; full attention there would need 544 G"
+    f"printed as a second ViL-S-RPB, it is ViL-Medium (Deep); {_VIL_HEAD}windows in stage 3 too, as in that detector; "
+    "full attention there would need 544 G"
 )
 _PVT_DENSE = "the print leaves out attention's two products, 59 G of the count"
 _REGION_DENSE = (

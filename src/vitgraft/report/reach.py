@@ -77,6 +77,8 @@ def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tens
     from PIL import Image
     from timm.data import create_transform
 
+    from vitgraft.data.decode import decode_image
+
     if folder is None:
         from sklearn.datasets import load_sample_images
 
@@ -86,7 +88,7 @@ def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tens
         paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in endings)
         if not paths:
             raise ValueError(f"{folder}: no image here; give a folder of {', '.join(sorted(endings))} files")
-        images = [Image.open(path).convert("RGB") for path in paths]
+        images = [decode_image(path.read_bytes(), str(path)) for path in paths]
     transform = create_transform(size, is_training=False, crop_pct=1.0, interpolation="bicubic")
     return torch.stack([transform(image) for image in images])
 

@@ -67,9 +67,13 @@ class Pyramid(nn.Module):
         """Removes the modules of all stages from `stages` on."""
         raise NotImplementedError
 
-    def fit_tensor(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """A parameter of a checkpoint made for another image size, resized to this model's where it depends on it."""
-        return value
+    def fit_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A checkpoint's tensors; those that depend on its image size are resized to this model's.
+
+        Raises:
+            ValueError: What its image size was has to be known and can't be told.
+        """
+        return tensors
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """As nn.Module's; takes the authors' state dict with what is in it twice, computed, or empty."""
@@ -248,8 +252,7 @@ def _unwrap(state_dict: dict, model: nn.Module) -> dict:
     for key in ("state_dict_ema", "state_dict", "model", "net"):
         state_dict = state_dict.get(key, state_dict)
     state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    fit = getattr(model, "fit_tensor", None)
-    return {name: fit(name, value) for name, value in state_dict.items()} if fit else state_dict
+    return model.fit_tensors(state_dict)
 
 
 def build(cls: type[nn.Module], variant: str, pretrained: bool, feature_cfg: dict | None = None, **kwargs) -> nn.Module:

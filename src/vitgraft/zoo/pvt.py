@@ -223,15 +223,25 @@ class PyramidVisionTransformer(Pyramid):
             value = _resize(p.detach(), grids[i], self._grid(i))
             setattr(self, name, nn.Parameter(value, requires_grad=p.requires_grad))
 
-    def fit_tensor(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Resizes a position embedding of a square image to this model's."""
-        own = getattr(self, name, None) if name.startswith("pos_embed") else None
-        if own is None or value.ndim != 3 or value.shape[1:] == own.shape[1:] or value.shape[2] != own.shape[2]:
+    def fit_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A checkpoint's tensors; position embeddings of square images are resized to this model's maps.
+
+        Maps of another shape may have as many rows (56 x 56 and 28 x 112): if one stage's rows differ, all are moved.
+        """
+        own = {name: p for name, p in self.named_parameters() if name.startswith("pos_embed") and name in tensors}
+        if all(tensors[name].shape == p.shape for name, p in own.items()):
+            return tensors
+        return tensors | {name: self._moved(name, tensors[name], p) for name, p in own.items()}
+
+    def _moved(self, name: str, value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        if value.ndim != 3 or value.shape[2] != own.shape[2]:
             return value
-        i = int(name.removeprefix("pos_embed")) - 1
-        prefix = own.shape[1] - self._grid(i)[0] * self._grid(i)[1]
+        grid = self._grid(int(name.removeprefix("pos_embed")) - 1)
+        prefix = own.shape[1] - grid[0] * grid[1]
         side = round((value.shape[1] - prefix) ** 0.5)
-        return _resize(value, (side, side), self._grid(i)) if side * side + prefix == value.shape[1] else value
+        if (side, side) == grid or side * side + prefix != value.shape[1]:
+            return value
+        return _resize(value, (side, side), grid)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

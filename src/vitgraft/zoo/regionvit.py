@@ -9,8 +9,7 @@ Parameter names are the authors' (IBM/RegionViT, regionvit/regionvit.py at 77000
 unchanged. The down-sampling of a stage serves regional and local tokens; the authors store it twice (`proj`,
 `proj_cls`), here it has one name. Every input size works, as there: images that are no multiple of 28 are padded and
 masked, with all of the authors' rules (`_mask`, `_pad_image`), because the published function for such sizes depends on
-them. One choice is ours: where the last row of regions is padded and the last column is not, the corner has the mask of
-its row.
+them.
 """
 
 from typing import Any
@@ -359,9 +358,11 @@ def _mask(
         real = torch.ones(N, dtype=torch.bool, device=device)
         real[1:] = (torch.arange(M, device=device) < M - pad[1]).repeat(M)
         seen[:, -1] = real[:, None] & real[None, :]
-        if pad[0]:
-            # the authors write the rows' block over the columns' mask: padded columns are visible there
-            seen[-1, -1, :rows, :rows] = True
+    if any(pad):
+        # the authors write the corner anew, by its columns alone, and the rows' block of ones over that: nothing is
+        # hidden there where only rows or only columns are padded, nor the padded columns of the rows' block
+        seen[-1, -1] = (real[:, None] & real[None, :]) if pad[1] else True
+        seen[-1, -1, :rows, :rows] = True
     mask = torch.zeros(h * w, 1, N, N, device=device, dtype=dtype)
     return mask.masked_fill_(~seen.view(h * w, 1, N, N), torch.finfo(dtype).min / 2)
 

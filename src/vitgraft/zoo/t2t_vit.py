@@ -231,12 +231,14 @@ class T2TViT(VisionTransformer):
         modules = self._modules
         return modules["tokens_to_token"] if "tokens_to_token" in modules else modules["patch_embed"]
 
-    def fit_tensor(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """A checkpoint's tensor at this model's size: position embeddings of another grid are interpolated."""
-        if name != "pos_embed" or value.shape == self.pos_embed.shape:
-            return value
+    def fit_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A checkpoint's tensors at this model's size: position embeddings of another grid are interpolated."""
+        value = tensors.get("pos_embed")
+        if value is None or value.shape == self.pos_embed.shape:
+            return tensors
         grid = self.patch_embed.grid_size
-        return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=self.num_prefix_tokens)
+        value = resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=self.num_prefix_tokens)
+        return {**tensors, "pos_embed": value}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

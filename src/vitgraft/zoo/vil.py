@@ -34,7 +34,8 @@ class VisionLongformer(Pyramid):
     """ViL for images (B, in_chans, H, W) of `img_size`.
 
     Args:
-        img_size: A multiple of all patches together (32).
+        img_size: At least all patches together (32 pixels); as in the original, what is over a multiple of a patch on
+            the right and at the bottom is not seen.
         global_pool: Pooling of the last map.
         embed_dims, depths, num_heads, global_tokens: One value per stage; the last stage has no global tokens.
         windowed: Whether a stage attends in windows, or fully.
@@ -115,8 +116,8 @@ class VisionLongformer(Pyramid):
 
     def _checked(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
         img_size, patch = to_2tuple(img_size), self.feature_info[-1]["reduction"]
-        if min(img_size) < patch or any(side % patch for side in img_size):
-            raise ValueError(f"img_size={img_size}: ViL needs multiples of {patch}")
+        if min(img_size) < patch:
+            raise ValueError(f"img_size={img_size}: ViL needs {patch} pixels or more on each side")
         return img_size
 
     def _grid(self, i: int) -> tuple[int, int]:
@@ -126,6 +127,7 @@ class VisionLongformer(Pyramid):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Takes images of another size from now on; tables and positions are resized."""
         self.img_size = self._checked(img_size)
+        old = {name: m.window_size for name, m in self.named_modules() if isinstance(m, FullAttention)}
         for i in range(len(self.feature_info)):
             for block in getattr(self, f"layer{i + 1}"):
                 if isinstance(block, Embed):
@@ -133,13 +135,17 @@ class VisionLongformer(Pyramid):
                 elif isinstance(block, AttentionBlock):
                     block.attn.set_size(self._grid(i), block.norm.weight.device)
         for name, p in list(self.named_parameters()):
-            value = self.fit_tensor(name, p.detach())
+            value = self._fit(name, p.detach(), old.get(name.rpartition(".")[0]))
             if value.shape != p.shape:
                 owner, _, last = name.rpartition(".")
                 setattr(self.get_submodule(owner), last, nn.Parameter(value, requires_grad=p.requires_grad))
 
-    def fit_tensor(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Resizes absolute positions, and the tables of full attention, to this model's maps."""
+    def fit_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A checkpoint's tensors: absolute positions, and the tables of full attention for square maps, are resized."""
+        return {name: self._fit(name, value) for name, value in tensors.items()}
+
+    def _fit(self, name: str, value: torch.Tensor, old_window: tuple[int, int] | None = None) -> torch.Tensor:
+        """A parameter at this model's maps; `old_window` is the map that a table is for (None: a square)."""
         owner, _, last = name.rpartition(".")
         if last == "local_relative_position_bias_table" and ".attn" in name:
             attn = self.get_submodule(owner)
@@ -147,7 +153,15 @@ class VisionLongformer(Pyramid):
                 H, W = attn.window_size
                 shape = ((2 * H - 1) * (2 * W - 1), attn.num_heads)
                 if tuple(value.shape) != shape and value.shape[1] == shape[1]:
-                    return resize_rel_pos_bias_table(value, new_window_size=(H, W), new_bias_shape=shape)
+                    side = round(value.shape[0] ** 0.5)
+                    if old_window is None and side**2 != value.shape[0]:
+                        raise ValueError(
+                            f"{name} with {value.shape[0]} rows is not of a square map, and of which it is can't be "
+                            "told: make the model with the checkpoint's img_size, load, then set_input_size"
+                        )
+                    return resize_rel_pos_bias_table(
+                        value, new_window_size=(H, W), new_bias_shape=shape, old_window_size=old_window
+                    )
         elif last in ("x_pos_embed", "y_pos_embed"):
             length = self.get_submodule(owner).size[last == "y_pos_embed"]
             if value.shape[1] != length:
@@ -237,6 +251,6 @@ def vil_small_rpb(pretrained: bool = False, **kwargs: Any) -> VisionLongformer:
 
 @register_model
 def vil_medium_deep_rpb(pretrained: bool = False, **kwargs: Any) -> VisionLongformer:
-    """ViL-Medium-Deep with relative position bias, 39.7 M parameters."""
+    """ViL-Medium-Deep with relative position bias, 39.8 M parameters."""
     options = {**_WIDE, "depths": (1, 4, 16, 1), **kwargs}
     return build(VisionLongformer, "vil_medium_deep_rpb", pretrained, **options)
