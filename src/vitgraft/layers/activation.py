@@ -11,7 +11,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     """GELU of a tensor that nobody else holds, (...) -> (...): in eager inference it is written over its input.
 
     The hidden layer of an MLP is the largest tensor of a block. Two of them at a time make glibc give memory back to
-    the kernel after each block, and the next block pay for it in page faults: 13 % of the time of DeiT-T on a CPU.
+    the kernel after each block, and the next block pay for it in page faults.
     """
     if (
         torch.is_grad_enabled()
