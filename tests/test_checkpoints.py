@@ -143,6 +143,37 @@ def test_features_only(name, options, cut, grafted):
         load_official(features, {key: value for key, value in part.items() if not key.startswith("stem.")})
 
 
+def test_features_only_is_strict_about_the_rest():
+    """A part that is left but smaller, a deeper model, and tensors of something else are not "cut off"."""
+    swin_options = {"embed_dim": 16, "num_heads": (1, 1, 2, 2), "img_size": 224}
+    small, name = {**swin_options, "depths": (2, 2, 2, 2)}, "swin_tiny_patch4_window7_224"
+    source = timm.create_model(name, **{**swin_options, "depths": (2, 2, 4, 2)})
+    with pytest.raises(CheckpointError, match="have no place in the model"):
+        load_official(timm.create_model(name, features_only=True, **small), source.state_dict())
+    fitting = timm.create_model(name, **small).state_dict()
+    with pytest.raises(CheckpointError, match=r"neck.weight"):
+        load_official(timm.create_model(name, features_only=True, **small), {**fitting, "neck.weight": torch.ones(1)})
+    vit = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
+    deep = timm.create_model("vit_tiny_patch16_224", depth=4, **vit).state_dict()
+    with pytest.raises(CheckpointError, match="have no place in the model"):
+        load_official(timm.create_model("vit_tiny_patch16_224", features_only=True, depth=3, **vit), deep)
+
+
+def test_the_authors_swin_goes_into_features_only():
+    """Their merging is a stage earlier than timm's, whose flattened stages are called layers_1."""
+    options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+    source = timm.create_model("swin_tiny_patch4_window7_224", **options)
+    features = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, **options)
+    authors = {}
+    for name, value in source.state_dict().items():
+        name = re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name)
+        authors[name.replace("head.fc.", "head.")] = value
+    report = load_official(features, {"model": authors})
+    assert not report.missing and not report.unexpected
+    own = features.state_dict()
+    assert torch.equal(own["layers_1.downsample.reduction.weight"], source.layers[1].downsample.reduction.weight)
+
+
 def test_names_of_somebody_elses_wrapper():
     state = {f"student.{name}": value for name, value in swin(1).state_dict().items()}
     with pytest.raises(CheckpointError, match=r"its names begin with 'student.' and the model's do not"):

@@ -100,7 +100,7 @@ def load_official(
         FileNotFoundError: No such file.
     """
     content = read_checkpoint(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
-    model, cut = _inside(model)
+    model, levels = _inside(model)
     if hasattr(model, "heads"):  # a backbone with more around it
         from vitgraft._checkpoints_dense import load_whole
 
@@ -117,7 +117,7 @@ def load_official(
     if isinstance(model, FLATTENED):
         renamed = _flatten_names(renamed, model)
     _drop_second_names(renamed, own, model, looks, report)
-    _skip_what_has_no_place(renamed, own, report, cut)
+    _skip_what_has_no_place(renamed, own, report, levels)
     _fit_shapes(renamed, own, model, strict, looks, report)
 
     report.loaded = [name for name in own if name in renamed]
@@ -138,11 +138,13 @@ def load_official(
     return report
 
 
-def _inside(model: nn.Module) -> tuple[nn.Module, bool]:
-    """The model without what wraps it and puts a name before all others; and whether features_only cut it."""
-    cut = False
+def _inside(model: nn.Module) -> tuple[nn.Module, int]:
+    """The model without what wraps it and puts a name before all others; and how many levels it had before
+    features_only cut it, 0 where it did not."""
+    levels = 0
     while True:
-        cut = cut or isinstance(model, (FeatureGetterNet, *FLATTENED))
+        if isinstance(model, (FeatureGetterNet, *FLATTENED)):
+            levels = levels or len(model.feature_info.info)
         if isinstance(model, FeatureGetterNet):
             model = model.model
         elif isinstance(model, WRAPPED):
@@ -150,7 +152,21 @@ def _inside(model: nn.Module) -> tuple[nn.Module, bool]:
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
         else:
-            return model, cut
+            return model, levels
+
+
+def _is_cut(name: str, own: TensorDict, levels: int) -> bool:
+    """Whether features_only takes a part of that name off a model: a stage or block behind the last that is left, or
+    what comes after all of them."""
+    indexed = re.match(r"(\w*?[a-z])[._](\d+)\.", name)
+    if indexed is None:
+        return (
+            re.match(r"(norm|fc_norm|norm_head|head\w*|conv_head|bn2|final_\w+|attn_pool|pre_logits)\.", name)
+            is not None
+        )
+    stem, index = indexed[1], int(indexed[2])
+    left = [int(found[1]) for found in (re.match(rf"{stem}[._](\d+)\.", kept) for kept in own) if found]
+    return bool(left) and max(left) < index < levels
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -257,7 +273,8 @@ def _rename(source: TensorDict, own: TensorDict, model: nn.Module) -> TensorDict
     prefix = "backbone." if dense else ""
     # The authors merge at the end of a stage, timm at the start of the next.
     merge_at_end = any(re.match(r"layers\.0\.downsample\.", name) for name in source)
-    merge_at_start = any(name.startswith(f"{prefix}layers.1.downsample.") for name in own)
+    # (features_only writes layers_1)
+    merge_at_start = any(re.match(rf"{prefix}layers[._]1\.downsample\.", name) for name in own)
     # CSWin's segmentation backbone counts its norms from 1.
     from_one = "norm4.weight" in source and "norm0.weight" not in source
 
@@ -291,7 +308,7 @@ def _flatten_names(renamed: TensorDict, model: nn.Module) -> TensorDict:
     return flat
 
 
-def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadReport, cut: bool) -> None:
+def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadReport, levels: int) -> None:
     """Leaves out what a model without classifier, final norm or class token does not have."""
     headless = not any(name.startswith(HEADS) for name in own)
     dense = any(name.startswith("backbone.") for name in own)
@@ -303,7 +320,7 @@ def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadRe
             reason = "maps for dense tasks have norms of their own"
         elif bare == "cls_token" and name.replace("cls_token", "pos_embed") in own:
             reason = "the model has no class token"
-        elif cut and ".graft." not in bare:
+        elif levels and _is_cut(bare, own, levels):
             reason = "features_only cut it off"
         else:
             continue

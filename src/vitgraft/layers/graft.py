@@ -155,7 +155,7 @@ class GrafT(nn.Module):
         )
         self.ffn = None
         if ffn_ratio is not None and levels > 0:
-            hidden = int(dim * ffn_ratio)
+            hidden = max(1, int(dim * ffn_ratio))
             self.ffn = nn.Sequential(
                 nn.LayerNorm(dim, **dd), nn.Linear(dim, hidden, **dd), GELU(), nn.Linear(hidden, dim, **dd)
             )

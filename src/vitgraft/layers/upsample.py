@@ -35,7 +35,8 @@ def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int]) -> t
     bottom, right = -H % h, -W % w
     if bottom or right:
         # repeating the border makes the cut-off window's interpolation end at the border, then the rest is cropped
-        x = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate").permute(0, 2, 3, 1)
+        wide = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate").permute(0, 2, 3, 1)
+        x = wide.to(x.dtype)  # autocast pads in float32
     padded = x.shape[1], x.shape[2]
     x = window_partition(x, (h, w)).view(-1, h, w, C)
     x = bilinear_upsample(x).reshape(-1, 4 * h * w, C)

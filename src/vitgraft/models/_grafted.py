@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitgraft.errors import GraftError
 from vitgraft.layers.attention import attend, attend_qkv
 from vitgraft.layers.window import effective_window, pad_grid, window_partition, window_reverse
 from vitgraft.models._points import GraftPoint, GridSource, find_grid_source
@@ -35,8 +36,11 @@ Size = tuple[int, int]
 
 
 def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What a module was called with first; of a call by names, the first tensor."""
-    return args[0] if args else next((value for value in kwargs.values() if isinstance(value, torch.Tensor)), None)
+    """What a module was called with first; of a call by names, `x`, timm's name, or the first tensor."""
+    if args:
+        return args[0]
+    tensors = [value for value in kwargs.values() if isinstance(value, torch.Tensor)]
+    return kwargs.get("x", tensors[0] if tensors else None)
 
 
 class StandIn:
@@ -48,6 +52,10 @@ class StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_host"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # what a user's forward leaves on self, such as attention maps, is the host's
+        setattr(self.__dict__["_host"], name, value)
 
 
 class SuperStandIn(StandIn):
@@ -117,7 +125,13 @@ def _token_grid(block: nn.Module, tokens: int, grid: Size | None) -> tuple[Size,
                 f"and got {tokens} tokens; this family fixes the grid: use model.set_input_size(...) or graft it with "
                 "img_size="
             )
-    return grid, tokens - grid[0] * grid[1]
+    prefix = tokens - grid[0] * grid[1]
+    if not torch.compiler.is_compiling() and prefix != block._graft_prefix:
+        raise ValueError(
+            f"{type(block).__name__} got {tokens} tokens for a {grid[0]} x {grid[1]} grid, {prefix} more, where it was "
+            f"grafted with {block._graft_prefix} prefix tokens in front"
+        )
+    return grid, prefix
 
 
 def window_attention(attn: nn.Module, x: torch.Tensor, grid: Size, window_size: Size) -> torch.Tensor:
@@ -152,6 +166,7 @@ class GraftedBlock:
     _graft_point: GraftPoint
     _graft_feat_size: Size
     _graft_tokens: int | None
+    _graft_prefix: int
     _graft_window: Size | None
     _graft_fused_last: bool
     _graft_authors_padding: bool
@@ -168,6 +183,7 @@ class GraftedBlock:
     def _add(self, result: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """The attention's result plus the graft's (B, H, W, C), in the result's layout."""
         point = self._graft_point
+        g = g.to(result.dtype)  # autocast may have left another precision, and the sum would spread it
         if point.from_grid is not None:
             return result + point.from_grid(self, g, result)
         if result.dim() == 3:
@@ -233,15 +249,22 @@ class GraftedBlock:
         if point.reads:
             replaced[point.reads] = read
         replaced[point.adds] = add
-        return run(_stand_in(self, "forward", replaced), *args, **kwargs)
+        out = run(_stand_in(self, "forward", replaced), *args, **kwargs)
+        if not added:
+            raise GraftError(
+                f"{type(self).__name__}: its forward does not call self.{point.reads or point.adds} and then "
+                f"self.{point.adds} by itself, where the graft hangs"
+            )
+        return out
 
 
 def _run_with_grid(self: nn.Module, method: str, args: tuple, kwargs: dict) -> Any:
     source: GridSource = self._graft_grid_source
     grid = source.grid(self, first_argument(args, kwargs))
+    # a wrapper, of checkpointing or a compiler, hands the word on
     blocks = _Blocks(
-        functools.partial(block, graft_grid=grid) if isinstance(block, GraftedBlock) else block
-        for block in getattr(self, source.blocks)
+        functools.partial(block, graft_grid=grid) if i in self._graft_positions else block
+        for i, block in enumerate(getattr(self, source.blocks))
     )
     run = getattr(original_class(type(self)), method)
     return run(_stand_in(self, method, {source.blocks: blocks}), *args, **kwargs)
@@ -251,6 +274,7 @@ class GraftedGridSource:
     """A module that tells its grafted blocks the grid of their flat tokens."""
 
     _graft_grid_source: GridSource
+    _graft_positions: frozenset[int]  # of the children that hold a grafted block
 
 
 class GraftedForOneSize:

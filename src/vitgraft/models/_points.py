@@ -61,22 +61,24 @@ class GridSource:
     Args:
         blocks: Its child that holds the blocks (a Sequential or ModuleList).
         methods: Its methods that run them; their first argument is what `grid` reads.
-        grid: (module, first argument) -> (H, W).
+        grid: (module, first argument) -> (H, W), or None where this very module does not know it.
         varies: Whether this very module takes images of different sizes.
     """
 
     blocks: str
     methods: tuple[str, ...]
-    grid: Callable[[nn.Module, Any], Size]
+    grid: Callable[[nn.Module, Any], Size | None]
     varies: Callable[[nn.Module], bool] = _always
 
 
-def _patches(model: nn.Module, image: torch.Tensor) -> Size:
-    return tuple(model.patch_embed.dynamic_feat_size(tuple(image.shape[-2:])))
+def _patches(model: nn.Module, image: torch.Tensor) -> Size | None:
+    embed = model.patch_embed
+    # a user's stem may not tell
+    return tuple(embed.dynamic_feat_size(tuple(image.shape[-2:]))) if hasattr(embed, "dynamic_feat_size") else None
 
 
 def _is_dynamic(model: nn.Module) -> bool:
-    return bool(getattr(model, "dynamic_img_size", False))
+    return bool(getattr(model, "dynamic_img_size", False)) and hasattr(model.patch_embed, "dynamic_feat_size")
 
 
 def _strided(conv: nn.Conv2d | None, x: torch.Tensor) -> Size:

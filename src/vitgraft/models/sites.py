@@ -16,7 +16,7 @@ from vitgraft.errors import GraftError
 from vitgraft.models._grafted import first_argument
 from vitgraft.models._points import GraftPoint, find_grid_source, find_point
 
-__all__ = ["GraftSite", "ImageReader", "find_sites", "grid_like"]
+__all__ = ["GraftSite", "ImageReader", "find_sites", "grid_like", "run_once"]
 
 Size = tuple[int, int]
 
@@ -34,6 +34,7 @@ class GraftSite:
         num_heads: The block's own heads.
         tokens: Flat tokens, prefix tokens included; None where the block runs on a map.
         stage: Counts the changes of the grid, from 0.
+        prefix: Prefix tokens in front of the grid's.
         reader: Where images of other shapes could have as many tokens and the model does not tell the grid: what read
             the image by which the grid was worked out.
     """
@@ -46,6 +47,7 @@ class GraftSite:
     num_heads: int
     tokens: int | None
     stage: int = 0
+    prefix: int = 0
     reader: "ImageReader | None" = None
 
 
@@ -179,7 +181,7 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts) - 1, -1, -1)]
 
 
-def _run_once(model: nn.Module, img_size: int | Size | None) -> "_Watch":
+def run_once(model: nn.Module, img_size: int | Size | None) -> "_Watch":
     """Runs one blank image in eval mode without gradients and gives back what the blocks met."""
     parameter = next(model.parameters())
     image = torch.zeros(1, *_input_size(model, img_size), device=parameter.device, dtype=parameter.dtype)
@@ -191,7 +193,8 @@ def _run_once(model: nn.Module, img_size: int | Size | None) -> "_Watch":
     except Exception as error:
         raise GraftError(
             f"{type(model).__name__} does not run on a blank image of {tuple(image.shape[1:])}: {error}. "
-            "Say a size that it takes with graft(model, img_size=...), or build it for this one"
+            "Say a size that it takes with graft(model, img_size=...), build it for this one, or graft the part of it "
+            "that reads images"
         ) from error
     finally:
         for module, mode in modes.items():
@@ -211,7 +214,7 @@ def find_sites(model: nn.Module, img_size: int | Size | None = None) -> list[Gra
     Raises:
         GraftError: The model does not run on such an image, or the grid of a block's tokens can't be told.
     """
-    watch = _run_once(model, img_size)
+    watch = run_once(model, img_size)
     order = [name for name in watch.seen if "args" in watch.seen[name]]
     points = {name: (block, point) for name, block, point in watch.blocks}
     sites: list[GraftSite] = []
@@ -240,6 +243,8 @@ def _site(model: nn.Module, watch: _Watch, name: str, block: nn.Module, point: G
     else:
         dim, tokens = x0.shape[2], x0.shape[1]
         size = point.grid(*args, **kwargs) if point.grid is not None else _source_grid(model, watch, name)
+        if size is not None and point.grid is None:
+            _check_prefix(model, name, tokens, size)
         if size is None:
             reader = watch.image_reader(name)
             size, told = _token_size(model, reader, name, tokens)
@@ -247,7 +252,24 @@ def _site(model: nn.Module, watch: _Watch, name: str, block: nn.Module, point: G
     windowed = point.from_grid is not None
     if not windowed and x0.numel() != result.numel():
         return None  # the block changes the resolution or the width: X0 and the attention's result do not match
-    return GraftSite(name, block, point, tuple(size), dim, _num_heads(block, dim), tokens, reader=reader)
+    prefix = 0 if tokens is None else tokens - size[0] * size[1]
+    return GraftSite(name, block, point, tuple(size), dim, _num_heads(block, dim), tokens, prefix=prefix, reader=reader)
+
+
+def _told_prefix(model: nn.Module, name: str) -> int | None:
+    """Number of prefix tokens by the word of the nearest module above block `name` that says it."""
+    said = (getattr(model.get_submodule(parent), "num_prefix_tokens", None) for parent in _above(name))
+    return next((number for number in said if number is not None), None)
+
+
+def _check_prefix(model: nn.Module, name: str, tokens: int, size: Size) -> None:
+    more, prefix = tokens - size[0] * size[1], _told_prefix(model, name)
+    if more < 0 or (more > 2 if prefix is None else more not in (prefix, 0)):
+        wanted = "" if prefix is None else f", and {prefix} prefix token(s)"
+        raise GraftError(
+            f"{name} gets {tokens} tokens, and its model says that they are a {size[0]} x {size[1]} grid{wanted}: "
+            "patches that overlap, or tokens added by hand, can't be grafted"
+        )
 
 
 def _source_grid(model: nn.Module, watch: _Watch, name: str) -> Size | None:
@@ -275,14 +297,7 @@ def _token_size(model: nn.Module, reader: ImageReader, name: str, tokens: int) -
     owner = model.get_submodule(reader.owner)
     embed = getattr(owner, "patch_embed", None)
     grid = getattr(embed, "grid_size", None)
-    prefix = next(
-        (
-            n
-            for n in (getattr(model.get_submodule(n), "num_prefix_tokens", None) for n in _above(name))
-            if n is not None
-        ),
-        None,
-    )
+    prefix = _told_prefix(model, name)
     built = grid is not None and _pair(getattr(embed, "img_size", None)) == reader.image_size
     if built and 0 <= tokens - grid[0] * grid[1] <= max(prefix or 0, 2):
         return tuple(grid), bool(getattr(embed, "strict_img_size", False))

@@ -23,7 +23,7 @@ from vitgraft.models._grafted import (
     original_class,
 )
 from vitgraft.models._points import find_grid_source, find_point
-from vitgraft.models.sites import GraftSite, find_sites
+from vitgraft.models.sites import GraftSite, find_sites, run_once
 
 __all__ = ["TrainReport", "graft", "grafts", "is_grafted", "strip", "train_grafts_only"]
 
@@ -137,6 +137,17 @@ def _check_swin(sites: list[GraftSite]) -> None:
             )
 
 
+def _check_blocks(sites: list[GraftSite]) -> None:
+    for site in sites:
+        if "forward" in site.block.__dict__:
+            raise GraftError(
+                f"{site.name} has a forward of its own (set on the instance), which a graft can't run: graft the model "
+                "before patching it, or make it a method of the block's class"
+            )
+        if hasattr(site.block, "graft"):
+            raise GraftError(f"{site.name} has a child or attribute called 'graft' already, the name that grafts take")
+
+
 def _check_window_attention(model: nn.Module, sites: list[GraftSite]) -> None:
     from timm.layers import Attention
 
@@ -183,8 +194,9 @@ def graft(
 ) -> nn.Module:
     """Grafts a vision transformer, in place, and returns it.
 
-    Every check comes before the first change. The backbone's parameters keep their names and values; what is new
-    stands under `<block>.graft`. Modules are made on the device and in the dtype of their block.
+    A model that cannot be grafted is left as it was. To see its grids, and that its grafts are reached, the model runs
+    twice on a blank image (forward hooks of yours fire). The backbone's parameters keep their names and values; what
+    is new stands under `<block>.graft`. Modules are made on the device and in the dtype of their block.
 
     Args:
         model: A timm model, or any module built of timm's blocks; pretrained or not.
@@ -213,6 +225,7 @@ def graft(
     chosen = _choose(config, sites, levels) if sites else []
     if not sites or (not chosen and not windows_only):
         raise NoGraftPointError(_why_nothing(model, sites, config))
+    _check_blocks(sites)
     if config.backbone_attention == "window":
         _check_window_attention(model, sites)
     if config.swin_padding == "authors":
@@ -229,11 +242,15 @@ def graft(
                     "maps several tensors at once: use ffn='shared'"
                 )
     made = {i: _make(config, sites[i], levels[i]) for i in chosen}
-    # from here on the model changes, and nothing can fail
     for i, site in enumerate(sites):
         if i in made or _changes_backbone(config):
             _attach(site, made.get(i), config)
     _attach_model(model, config, sites)
+    try:  # that every graft is reached shows when it runs
+        run_once(model, img_size)
+    except GraftError as error:
+        strip(model)
+        raise GraftError(f"{type(model).__name__} can't be grafted: {error.__cause__ or error}") from error
     return model
 
 
@@ -262,6 +279,7 @@ def _attach(site: GraftSite, module: GrafT | None, config: GraftConfig) -> None:
     block._graft_point = site.point
     block._graft_feat_size = site.feat_size
     block._graft_tokens = site.tokens
+    block._graft_prefix = site.prefix
     side = config.backbone_window_size or config.window_size
     block._graft_window = (side, side) if config.backbone_attention == "window" else None
     block._graft_fused_last = config.ffn == "separate"
@@ -276,11 +294,13 @@ def _attach_model(model: nn.Module, config: GraftConfig, sites: list[GraftSite])
     for name, module in model.named_modules():
         source = find_grid_source(module)
         blocks = getattr(module, source.blocks, None) if source is not None else None
-        grafted = [b for b in blocks.children() if isinstance(b, GraftedBlock)] if blocks is not None else []
-        if grafted:
+        children = list(blocks.children()) if blocks is not None else []
+        inside = [[m for m in child.modules() if isinstance(m, GraftedBlock)] for child in children]
+        if any(inside):
             roles.setdefault(name, []).append("grid")
             module._graft_grid_source = source
-            for block in grafted:
+            module._graft_positions = frozenset(i for i, found in enumerate(inside) if found)
+            for block in (block for found in inside for block in found):
                 block._graft_grid_varies = source.varies(module)
         if hasattr(module, "set_input_size") and (module is model or hasattr(module, "patch_embed")):
             roles.setdefault(name, []).append("resizable")
@@ -310,6 +330,7 @@ def refresh_grids(model: nn.Module, img_size: int | Size | None) -> None:
         if not isinstance(site.block, GraftedBlock):
             continue
         site.block._graft_feat_size, site.block._graft_tokens = site.feat_size, site.tokens
+        site.block._graft_prefix = site.prefix
         if site.reader is not None:
             model.get_submodule(site.reader.name)._graft_image_size = site.reader.image_size
 
@@ -383,7 +404,10 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
     if not grafts(model):
         raise GraftError(f"{type(model).__name__} carries no graft to train; vitgraft.graft(model) adds them")
     kinds = {"grafts": 0, "norms": 0, "head": 0, "frozen": 0}
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    inner = model
+    while isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = inner.module
+    classifier = inner.get_classifier() if hasattr(inner, "get_classifier") else None
     heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
     head_ids = {id(p) for h in heads if isinstance(h, nn.Module) for p in h.parameters()}
     norm_ids = {id(p) for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
