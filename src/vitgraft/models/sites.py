@@ -16,7 +16,7 @@ from vitgraft.errors import GraftError
 from vitgraft.models._grafted import first_argument
 from vitgraft.models._points import GraftPoint, find_grid_source, find_point
 
-__all__ = ["GraftSite", "ImageReader", "find_sites", "grid_like", "run_once"]
+__all__ = ["GraftSite", "ImageReader", "above", "find_sites", "grid_like", "run_once"]
 
 Size = tuple[int, int]
 
@@ -158,7 +158,7 @@ class _Watch:
 
     def image_reader(self, block: str) -> ImageReader:
         """What read the image whose tokens block `block` got."""
-        for owner in _above(block):
+        for owner in above(block):
             inside = self.images_inside(owner, block)
             if inside:
                 # of all that saw an image, the last that ran: a model may resize or crop first
@@ -175,7 +175,7 @@ class _Watch:
             handle.remove()
 
 
-def _above(name: str) -> list[str]:
+def above(name: str) -> list[str]:
     """Names of the modules that hold module `name`, the nearest first, the model's own ("") last."""
     parts = name.split(".")
     return [".".join(parts[:depth]) for depth in range(len(parts) - 1, -1, -1)]
@@ -258,7 +258,7 @@ def _site(model: nn.Module, watch: _Watch, name: str, block: nn.Module, point: G
 
 def _told_prefix(model: nn.Module, name: str) -> int | None:
     """Number of prefix tokens by the word of the nearest module above block `name` that says it."""
-    said = (getattr(model.get_submodule(parent), "num_prefix_tokens", None) for parent in _above(name))
+    said = (getattr(model.get_submodule(parent), "num_prefix_tokens", None) for parent in above(name))
     return next((number for number in said if number is not None), None)
 
 
@@ -274,7 +274,7 @@ def _check_prefix(model: nn.Module, name: str, tokens: int, size: Size) -> None:
 
 def _source_grid(model: nn.Module, watch: _Watch, name: str) -> Size | None:
     """Grid by the word of the nearest module above block `name` that knows it."""
-    for parent_name in _above(name):
+    for parent_name in above(name):
         parent = model.get_submodule(parent_name)
         source = find_grid_source(parent)
         if source is None:

@@ -23,7 +23,7 @@ from vitgraft.models._grafted import (
     original_class,
 )
 from vitgraft.models._points import find_grid_source, find_point
-from vitgraft.models.sites import GraftSite, find_sites, run_once
+from vitgraft.models.sites import GraftSite, above, find_sites, run_once
 
 __all__ = ["TrainReport", "graft", "grafts", "is_grafted", "strip", "train_grafts_only"]
 
@@ -194,9 +194,10 @@ def graft(
 ) -> nn.Module:
     """Grafts a vision transformer, in place, and returns it.
 
-    A model that cannot be grafted is left as it was. To see its grids, and that its grafts are reached, the model runs
-    twice on a blank image (forward hooks of yours fire). The backbone's parameters keep their names and values; what
-    is new stands under `<block>.graft`. Modules are made on the device and in the dtype of their block.
+    A model that cannot be grafted is left as it was. To see its grids the model runs on a blank image, and again to see
+    that its grafts are reached if there is code in it that is not timm's (forward hooks of yours fire). The backbone's
+    parameters keep their names and values; what is new stands under `<block>.graft`. Modules are made on the device and
+    in the dtype of their block.
 
     Args:
         model: A timm model, or any module built of timm's blocks; pretrained or not.
@@ -246,12 +247,21 @@ def graft(
         if i in made or _changes_backbone(config):
             _attach(site, made.get(i), config)
     _attach_model(model, config, sites)
-    try:  # that every graft is reached shows when it runs
-        run_once(model, img_size)
-    except GraftError as error:
-        strip(model)
-        raise GraftError(f"{type(model).__name__} can't be grafted: {error.__cause__ or error}") from error
+    if not _is_known(model, sites):  # that every graft is reached shows when it runs
+        try:
+            run_once(model, img_size)
+        except GraftError as error:
+            strip(model)
+            raise GraftError(f"{type(model).__name__} can't be grafted: {error.__cause__ or error}") from error
     return model
+
+
+def _is_known(model: nn.Module, sites: list[GraftSite]) -> bool:
+    """Whether all that runs the blocks is timm's code, of which `vitgraft families` knows that it reaches grafts."""
+    names = {name for site in sites for name in (site.name, *above(site.name))}
+    modules = [model.get_submodule(name) for name in names]
+    ours = ("timm.", "vitgraft.", "torch.nn.modules.")
+    return all(type(m).__module__.startswith(ours) and "forward" not in m.__dict__ for m in modules)
 
 
 def _make(config: GraftConfig, site: GraftSite, levels: int) -> GrafT:
