@@ -4,13 +4,13 @@ from vitgraft._version import __version__
 from vitgraft.checkpoints import LoadReport, load_official
 from vitgraft.config import GraftConfig
 from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError
+from vitgraft.grafting import graft, grafts, is_grafted, register_block, strip, train_grafts_only
 from vitgraft.layers.graft import GrafT
 from vitgraft.models import cswin as _cswin  # noqa: F401  importing registers the models with timm
 from vitgraft.models import grafted as _grafted  # noqa: F401
 from vitgraft.models import swin as _swin  # noqa: F401
 from vitgraft.models import vit as _vit  # noqa: F401
 from vitgraft.models.dense import DenseFeatures
-from vitgraft.models.surgery import graft, grafts, is_grafted, strip, train_grafts_only
 from vitgraft.zoo import pvt as _pvt  # noqa: F401
 from vitgraft.zoo import regionvit as _regionvit  # noqa: F401
 from vitgraft.zoo import t2t_vit as _t2t_vit  # noqa: F401
@@ -30,6 +30,7 @@ __all__ = [
     "grafts",
     "is_grafted",
     "load_official",
+    "register_block",
     "strip",
     "train_grafts_only",
 ]

@@ -9,7 +9,7 @@ from zoo import assert_unchanged, backbone, snapshot
 import vitgraft
 from vitgraft import GraftError, NoGraftPointError
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:timm")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def refuse(model: nn.Module, kind: type = GraftError, **options) -> str:
@@ -74,10 +74,16 @@ def test_window_attention_is_for_plain_vits(key):
 
 
 @pytest.mark.parametrize(
-    "name,options", [("mvitv2_tiny", {}), ("tnt_s_legacy_patch16_224", {"depth": 2})], ids=["mvitv2", "tnt"]
+    "name,options",
+    [("xcit_nano_12_p8_224", {"depth": 2}), ("tnt_s_legacy_patch16_224", {"depth": 3})],
+    ids=["xcit", "tnt"],
 )
-def test_a_separate_ffn_needs_plain_blocks(name, options):
-    assert "ffn='separate'" in refuse(timm.create_model(name, **options), ffn="separate")
+def test_a_separate_ffn_needs_blocks_of_one_tensor(name, options):
+    model = timm.create_model(name, **options)
+    if name.startswith("tnt"):
+        assert "ffn='separate'" in refuse(model, ffn="separate")
+    else:
+        vitgraft.graft(model, ffn="separate")
 
 
 def test_dropped_patches():
@@ -142,9 +148,12 @@ def test_nothing_to_strip_or_train(call):
 
 
 def test_tokens_of_another_grid():
-    """A block that is called alone has nobody to tell it the grid of its flat tokens."""
+    """A block that is called alone has the grid of the last image, and no other."""
     model = vitgraft.graft(backbone("vit class token"), window_size=2)
-    with pytest.raises(ValueError, match=r"4 x 4 grid.*set_input_size"):
+    with pytest.raises(ValueError, match="no image was read in this thread"):
+        model.blocks[1](torch.randn(1, 17, 24))
+    model(torch.randn(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="10 tokens for a 4 x 4 grid with 1 prefix tokens"):
         model.blocks[1](torch.randn(1, 10, 24))
 
 
@@ -156,14 +165,16 @@ def test_a_model_that_fails_is_left_in_its_mode(mode):
 
 
 def test_a_block_is_not_run_with_a_guessed_grid():
-    """14 x 14 and 7 x 28 have the same number of tokens: where the size varies, the model has to say it."""
+    """14 x 14 and 7 x 28 have the same number of tokens: the patch projection knows which."""
     options = {"dynamic_img_size": True, "class_token": False, "global_pool": "avg"}
     model = timm.create_model("vit_tiny_patch16_224", depth=2, **options)
     vitgraft.graft(model)
+    grids = []
+    model.blocks[1].graft.register_forward_pre_hook(lambda _m, args: grids.append(tuple(args[0].shape[1:3])))
+    model(torch.zeros(1, 3, 224, 224))
     tokens = model._pos_embed(model.patch_embed(torch.zeros(1, 3, 112, 448)))
-    with pytest.raises(ValueError, match="without its grid"):
-        model.blocks[1](tokens)
-    assert model.blocks[1](tokens, graft_grid=(7, 28)).shape == tokens.shape
+    assert model.blocks[1](tokens).shape == tokens.shape
+    assert grids == [(14, 14), (7, 28)]
 
 
 def test_window_attention_refuses_a_mask_and_keeps_dropout():

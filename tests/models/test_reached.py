@@ -1,5 +1,6 @@
-"""Models of users' own: a graft that would not be reached, or would see another grid, is an error and never silent."""
+"""Models of users' own: a graft that would not be used, or would get another grid, is an error and never silent."""
 
+import copy
 import types
 
 import pytest
@@ -20,7 +21,7 @@ GRAFT = {"window_size": 2, "init": "identity"}
 
 
 class Helper(Block):
-    """Calls its children from another method, where no stand-in can be."""
+    """Calls its children from another method."""
 
     def mix(self, x):
         return x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
@@ -33,6 +34,12 @@ class Helper(Block):
 class NoDropPath(Block):
     def forward(self, x, **_):
         x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class NoNorm(Block):
+    def forward(self, x, **_):
+        x = x + self.drop_path1(self.ls1(self.attn(x)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -63,6 +70,17 @@ def overlapping(model):
     return model
 
 
+class OtherNames(Block):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.before = self.norm1
+        del self.norm1
+
+    def forward(self, x, **_):
+        x = x + self.drop_path1(self.ls1(self.attn(self.before(x))))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
 def named(model):
     model.blocks[1].graft = nn.Identity()
     return model
@@ -71,11 +89,9 @@ def named(model):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: VisionTransformer(**SMALL, block_fn=Helper), "does not call self.norm1 and then self.drop_path1"),
-        (lambda: VisionTransformer(**SMALL, block_fn=NoDropPath), "does not call self.norm1 and then self.drop_path1"),
-        (lambda: patched(VisionTransformer(**SMALL)), "has a forward of its own"),
-        (lambda: adapted(VisionTransformer(**SMALL, dynamic_img_size=True)), "unexpected keyword argument"),
-        (lambda: overlapping(VisionTransformer(**SMALL)), "101 tokens, and its model says that they are a 8 x 8 grid"),
+        (lambda: VisionTransformer(**SMALL, block_fn=NoDropPath), "calls norm1 and never calls drop_path1 afterwards"),
+        (lambda: VisionTransformer(**SMALL, block_fn=NoNorm), "does not call norm1, where X0 is read"),
+        (lambda: VisionTransformer(**SMALL, block_fn=OtherNames), r"blocks.0 \(OtherNames\) has no child 'norm1'"),
         (lambda: named(VisionTransformer(**SMALL)), "attribute called 'graft' already"),
     ],
 )
@@ -91,6 +107,58 @@ def test_what_can_not_be_grafted_says_so_and_stays_as_it_was(make, reason):
     assert_unchanged(before, snapshot(model))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VisionTransformer(**SMALL, block_fn=Helper),
+        lambda: patched(VisionTransformer(**SMALL)),
+        lambda: adapted(VisionTransformer(**SMALL, dynamic_img_size=True)),
+        lambda: overlapping(VisionTransformer(**SMALL)),
+    ],
+    ids=["another method", "patched forward", "wrapped", "patches that overlap"],
+)
+def test_forwards_of_other_kinds_are_grafted(make):
+    torch.manual_seed(0)
+    model, image = make().eval(), images(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(image)
+        vitgraft.graft(model, **GRAFT)
+        assert torch.equal(model(image), expected)
+        assert not torch.equal(wake(model)(image), expected)
+
+
+def test_a_child_that_is_replaced_after_grafting_is_an_error():
+    model, image = vitgraft.graft(VisionTransformer(**SMALL).eval(), **GRAFT), images(1, 3, 64, 64)
+    model.blocks[1].norm1 = nn.LayerNorm(32)
+    with pytest.raises(GraftError, match="its graft was not used.*replaced after grafting"):
+        model(image)
+
+
+class Raises(nn.Module):
+    def forward(self, x, **_):
+        raise RuntimeError("on purpose")
+
+
+def test_nothing_is_left_of_a_block_that_raised():
+    model, image = vitgraft.graft(VisionTransformer(**SMALL).eval(), **GRAFT), images(1, 3, 64, 64)
+    expected = model(image)
+    attn, model.blocks[1].attn = model.blocks[1].attn, Raises()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        model(image)
+    model.blocks[1].attn = attn
+    model.blocks[1].drop_path1(torch.zeros(1, 65, 32))  # adds nothing: X0 of the failed call is gone
+    assert torch.equal(model(image), expected)
+
+
+def test_children_may_be_called_by_themselves():
+    """As scripts that draw attention do."""
+    model, image = vitgraft.graft(VisionTransformer(**SMALL).eval(), **GRAFT), images(1, 3, 64, 64)
+    expected = model(image)
+    x = model._pos_embed(model.patch_embed(image))
+    model.blocks[1].attn.qkv(model.blocks[1].norm1(x))
+    assert torch.equal(model(image), expected)
+
+
 def seen(model, image):
     found = set()
     for graft in vitgraft.grafts(model).values():
@@ -101,23 +169,30 @@ def seen(model, image):
 
 
 @pytest.mark.parametrize("first", ["wrap", "graft"])
-@pytest.mark.parametrize("wrap", [checkpoint_wrapper, lambda block: torch.compile(block, backend="eager")])
-def test_wrapped_blocks_are_told_their_grid(wrap, first):
+@pytest.mark.parametrize(
+    "wrap", [checkpoint_wrapper, lambda block: torch.compile(block, backend="eager", fullgraph=True)]
+)
+def test_wrapped_blocks_get_their_grid(wrap, first):
+    torch.manual_seed(0)
     model = VisionTransformer(**SMALL, dynamic_img_size=True).eval()
+    whole = wake(vitgraft.graft(copy.deepcopy(model), img_size=(64, 128), **GRAFT))
     if first == "graft":
         vitgraft.graft(model, img_size=(64, 128), **GRAFT)
     for i, block in enumerate(model.blocks):
         model.blocks[i] = wrap(block)
     if first == "wrap":
         vitgraft.graft(model, img_size=(64, 128), **GRAFT)
-    for size in ((64, 128), (128, 64)):  # as many tokens
-        assert seen(model, images(1, 3, *size)) == {(size[0] // 8, size[1] // 8)}
+    wake(model)
+    with torch.no_grad():
+        for size in ((64, 128), (128, 64)):  # as many tokens
+            torch.testing.assert_close(model(images(1, 3, *size)), whole(images(1, 3, *size)))
 
 
 def test_tokens_that_are_added_later_are_an_error():
     model = vitgraft.graft(VisionTransformer(**SMALL).eval(), **GRAFT)
-    with pytest.raises(ValueError, match="70 tokens for a 8 x 8 grid, 6 more, where it was grafted with 1 prefix"):
-        model.blocks[1](torch.randn(1, 70, 32), graft_grid=(8, 8))
+    model(images(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="70 tokens for a 8 x 8 grid with 1 prefix tokens"):
+        model.blocks[1](torch.randn(1, 70, 32))
 
 
 class Remembers(VisionTransformer):

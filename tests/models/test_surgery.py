@@ -15,7 +15,7 @@ from zoo import BACKBONES, TINY, assert_unchanged, backbone, image, images, snap
 import vitgraft
 from vitgraft import GrafT
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:timm")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,9 @@ def test_where_the_graft_is_added(vit):
     attended = plain.attn(plain.norm1(x))
     expected = attended + torch.cat((torch.zeros(2, 1, 24), g), dim=1)
     seen = []
-    block.drop_path1 = nn.Identity()
     block.drop_path1.register_forward_hook(lambda _m, args, _out: seen.append(args[0]))
-    out = block(x, graft_grid=(4, 4))
+    model.patch_embed(image("vit class token"))  # a block alone has the grid of the last image
+    out = block(x)
     torch.testing.assert_close(seen[0], expected)
     y = x + expected
     torch.testing.assert_close(out, y + plain.mlp(plain.norm2(y)))
@@ -272,7 +272,7 @@ def test_a_users_own_subclasses(way):
         vitgraft.graft(model, init="identity", window_size=2)
         if way == "pickle":
             model = pickle.loads(pickle.dumps(model))
-        assert isinstance(model, LoudViT) and isinstance(model.blocks[1], LoudBlock)
+        assert type(model) is LoudViT and type(model.blocks[1]) is LoudBlock
         assert torch.equal(model(x), expected)
         assert not torch.equal(wake(model)(x), expected)
         vitgraft.strip(model)
@@ -397,12 +397,31 @@ def test_train_grafts_only_again_with_other_choices():
     assert all((".graft." in n) == p.requires_grad for n, p in model.named_parameters())
 
 
-def test_every_graft_point_can_be_pickled():
-    import pickle
+def test_every_block_spec_can_be_pickled():
+    from vitgraft.grafting.blocks import BLOCKS
 
-    from vitgraft.models._points import GRIDS, POINTS
+    for spec in BLOCKS.values():
+        assert pickle.loads(pickle.dumps(spec)) == spec
 
-    for point in POINTS.values():
-        assert pickle.loads(pickle.dumps(point)) is point or pickle.loads(pickle.dumps(point)) == point
-    for source in GRIDS.values():
-        assert pickle.loads(pickle.dumps(source)) == source
+
+def test_classes_and_forwards_stay_as_they_are():
+    model = backbone("vit class token")
+    before = [(type(m), type(m).forward) for m in model.modules()]
+    vitgraft.graft(model, window_size=2)
+    assert [(type(m), type(m).forward) for n, m in model.named_modules() if ".graft" not in n] == before
+    assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+def test_a_block_whose_tokens_nobody_reads_gets_no_graft_unless_it_is_named():
+    """Under a class token the last block's patch tokens are not read: a graft there would get no gradient."""
+    with pytest.warns(UserWarning, match="blocks.2 gets no graft, since nothing reads the patch tokens"):
+        model = vitgraft.graft(backbone("vit class token"), window_size=2).train()
+    model(image("vit class token")).sum().backward()
+    assert list(vitgraft.grafts(model)) == ["blocks.1"]
+    assert all(
+        p.grad.abs().sum() > 0 for n, p in model.named_parameters() if n.endswith("graft.levels.0.up.proj.weight")
+    )
+    named = vitgraft.graft(backbone("vit class token"), window_size=2, blocks=(1, 2))
+    meta = vitgraft.graft(timm.create_model("vit_tiny_patch16_224", depth=3, device="meta"))
+    assert list(vitgraft.grafts(named)) == ["blocks.1", "blocks.2"] and list(vitgraft.grafts(meta)) == ["blocks.1"]
+    assert len(vitgraft.grafts(vitgraft.graft(backbone("vit average pooling"), window_size=2))) == 2

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
-from vitgraft.models.surgery import graft
+from vitgraft.grafting import graft
 
 __all__ = ["build_grafted", "grafted_cfgs"]
 

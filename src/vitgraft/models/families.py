@@ -109,8 +109,8 @@ def try_family(family: str) -> FamilyResult:
     """
     import timm
 
-    from vitgraft.models.sites import find_sites
-    from vitgraft.models.surgery import graft, grafts
+    from vitgraft.grafting import graft, grafts
+    from vitgraft.grafting.trace import find_targets
 
     start = time.perf_counter()
     if family in NOT_GRAFTABLE:
@@ -126,7 +126,7 @@ def try_family(family: str) -> FamilyResult:
             size = run_size or options.get("img_size", model.pretrained_cfg["input_size"][-1])
             image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
             before, names = model(image), set(model.state_dict())
-            sites = find_sites(model, size)
+            sites = find_targets(model, size)
             graft(model, init="identity", img_size=size, **graft_options)
             after = model(image)
             made = grafts(model)

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
-from vitgraft.models.surgery import graft as add_grafts
+from vitgraft.grafting import graft as add_grafts
 
 __all__ = ["grafted"]
 

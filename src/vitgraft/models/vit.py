@@ -40,12 +40,11 @@ class GraftDeiT(VisionTransformer):
 
     def forward_features(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         one_graph_per_size(x)
-        # not super(): a stand-in may be self here, and torch.compile does not trace super() of one (_grafted.py)
-        return VisionTransformer.forward_features(self, x, *args, **kwargs)
+        return super().forward_features(x, *args, **kwargs)
 
     def forward_intermediates(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         one_graph_per_size(x)
-        return VisionTransformer.forward_intermediates(self, x, *args, **kwargs)
+        return super().forward_intermediates(x, *args, **kwargs)
 
     def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
         return super()._pos_embed(x).contiguous()

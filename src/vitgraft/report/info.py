@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vitgraft.grafting import grafts
 from vitgraft.layers.graft import level_sizes
-from vitgraft.models.surgery import grafts
 from vitgraft.report.count import count_macs_by_module, count_params
 from vitgraft.report.terminal import print_whole
 

@@ -1,0 +1,387 @@
+"""How a graft is attached to a block: by forward hooks, which leave the class and the `forward` of the block alone.
+
+One hook notes X0 where the block reads it, another adds graft(X0) to the attention's result before the residual sum.
+What is noted lives for one call of one block in one thread, so that threads may share a model; while a compiler traces,
+it is a plain attribute, which the compiler follows. Under activation checkpointing a block may run again in another
+thread, long after the image that it belongs to: its grid then comes with X0 itself.
+
+B batch, P prefix tokens, H x W token grid, C channels.
+"""
+
+import copy
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitgraft.errors import GraftError
+from vitgraft.grafting.blocks import BlockSpec, first_argument
+
+__all__ = ["BlockHooks", "GraftHooks", "GridSource", "TokenGrid", "detach_hooks"]
+
+Size = tuple[int, int]
+
+_thread = threading.local()
+
+
+def _of_this_thread(name: str) -> dict:
+    """A dictionary that belongs to the running thread."""
+    return _thread.__dict__.setdefault(name, {})
+
+
+def _backward_task() -> int:
+    """The backward pass that runs in this thread; -1 outside of any. torch.utils.checkpoint asks the same way."""
+    return torch._C._current_graph_task_id()
+
+
+# A checkpointed block gets the very tensor again that it got first (unless torch.utils.checkpoint is reentrant).
+_TAG = "_graft_grid"
+_REENTRANT = (
+    "Activation checkpointing runs a block again without its image: call torch.utils.checkpoint.checkpoint(block, ..., "
+    "use_reentrant=False) for single blocks, which keeps the grid"
+)
+
+
+def _tag(x: torch.Tensor, source: object, size: Size) -> None:
+    if torch.is_grad_enabled():
+        setattr(x, _TAG, (id(source), size))  # plain numbers: a tensor is saved with its attributes
+
+
+def _tagged(x: torch.Tensor, source: object) -> Size | None:
+    tag = getattr(x, _TAG, None)
+    return tag[1] if tag is not None and tag[0] == id(source) else None
+
+
+class _Attached:
+    """Hooks that can be copied, pickled and removed with the modules that carry them."""
+
+    def __init__(self) -> None:
+        self.handles: list = []
+
+    def _keep(self, carrier: nn.Module, *handles: Any) -> None:
+        self.handles += handles
+        carrier.__dict__.setdefault("_graft_hooks", []).append(self)
+
+
+def detach_hooks(module: nn.Module) -> None:
+    """Removes all hooks that this file has attached to a module and its children."""
+    for hooks in module.__dict__.pop("_graft_hooks", ()):
+        for handle in hooks.handles:
+            handle.remove()
+
+
+class GridSource(_Attached):
+    """Notes the grid of each image at the module that makes the patches, or the one that receives the image.
+
+    Args:
+        patch: Side of a patch in pixels where the grid is worked out from the image that `module` receives; None where
+            it is that of the map (B, C, H, W) that `module` returns.
+    """
+
+    def __init__(self, patch: int | None = None):
+        super().__init__()
+        self.patch = patch
+        self.size: Size | None = None  # of the last image, for compiled blocks
+        self.traced: Size | None = None  # the same, where it was noted by compiled code
+        self.trained: set[Size] = set()  # sizes that a backward pass may ask for
+
+    def attach(self, module: nn.Module) -> None:
+        """Attaches the hook to the module that makes the patches."""
+        if self.patch is None:
+            self._keep(module, module.register_forward_hook(self.note_output))
+        else:
+            self._keep(module, module.register_forward_pre_hook(self.note_image, with_kwargs=True))
+
+    def note_output(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self._note((output.shape[-2], output.shape[-1]))
+
+    def note_image(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        image = first_argument(args, kwargs)
+        self._note((image.shape[-2] // self.patch, image.shape[-1] // self.patch))
+
+    def _note(self, size: Size) -> None:
+        if torch.compiler.is_compiling():
+            self.traced = size
+            return
+        self.size, self.traced = size, None
+        if torch.is_grad_enabled():
+            self.trained.add(size)
+        sizes, task = _of_this_thread("sizes"), _backward_task()
+        noted_in, noted, used = sizes.get(self, (task, (), False))
+        # several images may be read before the first block runs, such as crops of two sizes
+        earlier = () if used or noted_in != task else noted
+        sizes[self] = (task, tuple(dict.fromkeys((*earlier, size))), False)
+
+    def sizes(self) -> tuple[Size, ...]:
+        """Sizes of the map that the tokens of a block may belong to which runs now."""
+        if torch.compiler.is_compiling():
+            size = self.size if self.traced is None else self.traced
+            return () if size is None else (size,)
+        if self.traced is not None:
+            return (self.traced,)
+        task = _backward_task()
+        noted_in, noted, _ = _of_this_thread("sizes").get(self, (None, (), True))
+        if noted_in == task:
+            _of_this_thread("sizes")[self] = (task, noted, True)
+            return noted
+        return tuple(self.trained) if task != -1 else ()  # a checkpointed block runs again without its image
+
+    def recall(self, size: Size) -> None:
+        """Notes again the size that a checkpointed block ran with."""
+        _of_this_thread("sizes")[self] = (_backward_task(), (size,), True)
+
+
+class TokenGrid:
+    """The grid of a block's flat tokens (B, P + H * W, C), at each call.
+
+    Args:
+        source: Where the size of each image's map is noted.
+        ratio: Side of a token in cells of that map; grids are rounded up.
+        prefix: Number P of prefix tokens.
+    """
+
+    def __init__(self, source: GridSource, ratio: int = 1, prefix: int = 0):
+        self.source = source
+        self.ratio = ratio
+        self.prefix = prefix
+
+    def _cells(self, size: Size) -> Size:
+        return -(-size[0] // self.ratio), -(-size[1] // self.ratio)
+
+    def of(self, x: torch.Tensor, tokens: int, block: nn.Module) -> Size:
+        """The grid (H, W) of so many tokens of the block's input x.
+
+        Raises:
+            GraftError: No image was read before, its map has another number of tokens, or several maps have this one.
+        """
+        if torch.compiler.is_compiling():
+            sizes = self.source.sizes()
+            return self._cells(sizes[-1]) if sizes else self._fail(tokens, block, sizes)
+        size = _tagged(x, self.source)
+        if size is not None:
+            self.source.recall(size)
+            return self._cells(size)
+        sizes = self.source.sizes()
+        fitting = [size for size in sizes if self._fits(size, tokens)]
+        if len(fitting) != 1:
+            self._fail(tokens, block, sizes)
+        _tag(x, self.source, fitting[0])
+        return self._cells(fitting[0])
+
+    def _fits(self, size: Size, tokens: int) -> bool:
+        H, W = self._cells(size)
+        return H * W + self.prefix == tokens
+
+    def _fail(self, tokens: int, block: nn.Module, sizes: tuple[Size, ...]) -> Any:
+        name = type(block).__name__
+        grids = " or ".join(dict.fromkeys(f"{h} x {w}" for h, w in map(self._cells, sizes)))
+        if not sizes:
+            raise GraftError(
+                f"{name} got {tokens} tokens, and the grid of their image is unknown, since no image was read in this "
+                "thread: run the model, or its patch projection first"
+            )
+        if any(self._fits(size, tokens) for size in sizes):
+            hint = _REENTRANT if _backward_task() != -1 else "Run the model on one image size at a time"
+            raise GraftError(f"{name} got {tokens} tokens, which may be a {grids} grid. {hint}")
+        raise GraftError(
+            f"{name} got {tokens} tokens for a {grids} grid with {self.prefix} prefix tokens: a graft needs the whole "
+            "grid, and tokens that are added or dropped after grafting are none of it"
+        )
+
+
+class _Call:
+    """One call of a block."""
+
+    def __init__(self, block: nn.Module, grid: Size | None = None):
+        self.block = block  # under nn.DataParallel a copy of the one that was grafted
+        self.grid = grid
+        self.x0: torch.Tensor | None = None
+        self.added = False
+
+
+class BlockHooks(_Attached):
+    """The hooks of one block: X0 is noted, then `combine` gives what replaces the attention's result.
+
+    Args:
+        block: The block.
+        spec: Where X0 is read and the result passes.
+    """
+
+    def __init__(self, block: nn.Module, spec: BlockSpec):
+        super().__init__()
+        self.block = block
+        self.spec = spec
+        self.call: _Call | None = None  # while a compiler traces
+
+    def __deepcopy__(self, memo: dict) -> "BlockHooks":
+        # a copy of one child alone, as PEFT makes of it, stays a child of this block
+        if id(self.block) not in memo:
+            return self
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
+
+    def combine(self, call: _Call, result: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def attach(self) -> None:
+        """Attaches the hooks to the block and its children."""
+        block, spec = self.block, self.spec
+        handles = [block.register_forward_pre_hook(self.begin, with_kwargs=True)]
+        if spec.input_from:
+            child = block.get_submodule(spec.input_from)
+            handles.append(child.register_forward_pre_hook(self.note, with_kwargs=True))
+        if spec.output_to:
+            child = block.get_submodule(spec.output_to)
+            handles.append(child.register_forward_pre_hook(self.add_to_input, with_kwargs=True))
+        elif spec.output_of:
+            handles.append(block.get_submodule(spec.output_of).register_forward_hook(self.add_to_output))
+        # also after an error: nothing may be left of the call
+        handles.append(block.register_forward_hook(self.end, always_call=True))
+        self._keep(block, *handles)
+
+    def _open(self, call: _Call) -> _Call:
+        if torch.compiler.is_compiling():
+            self.call = call
+        else:
+            _of_this_thread("calls")[self] = call
+        return call
+
+    def _current(self) -> _Call | None:
+        if torch.compiler.is_compiling():
+            return self.call
+        return _of_this_thread("calls").get(self) or self.call
+
+    def begin(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before the block."""
+        x = first_argument(args, kwargs)
+        if isinstance(x, torch.fx.Proxy):
+            raise GraftError(
+                "torch.fx's symbolic tracing (torchvision's create_feature_extractor) runs no hooks, by which grafts are "
+                "attached: use timm.create_model(..., features_only=True), forward_intermediates, vitgraft.DenseFeatures, "
+                "or torch.export"
+            )
+        grid = self.spec.grid(args, kwargs) if self.spec.grid is not None else None
+        call = self._open(_Call(block, grid))
+        if not self.spec.input_from:
+            self._note(call, x)
+
+    def note(self, child: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before the child that X0 is read by. Without a call: `block.forward` runs by itself, as transformers does in
+        activation checkpointing."""
+        self._note(self._current() or self._open(_Call(self.block)), first_argument(args, kwargs))
+
+    def _note(self, call: _Call, x0: torch.Tensor) -> None:
+        call.x0 = x0
+
+    def add_to_input(self, child: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Before the child that the attention's result is passed to."""
+        call = self._pending()
+        if call is None:
+            return None
+        if args:
+            return (self._combine(call, args[0]), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
+        return args, {**kwargs, name: self._combine(call, kwargs[name])}
+
+    def add_to_output(self, child: nn.Module, args: tuple, output: Any) -> Any:
+        """After the child that returns the attention's result."""
+        call = self._pending()
+        if call is None:
+            return output
+        if isinstance(output, (tuple, list)):
+            return type(output)((self._combine(call, output[0]), *output[1:]))
+        return self._combine(call, output)
+
+    def _pending(self) -> _Call | None:
+        """The call whose X0 is noted and not yet used."""
+        call = self._current()
+        return None if call is None or call.x0 is None else call
+
+    def _combine(self, call: _Call, result: torch.Tensor) -> torch.Tensor:
+        result = self.combine(call, result)
+        call.x0, call.added = None, True
+        return result
+
+    def end(self, block: nn.Module, args: tuple, output: Any) -> Any:
+        """After the block, also where it raised an error (then `output` is None)."""
+        if output is not None and self.spec.output_of == "":
+            output = self.add_to_output(block, args, output)
+        # parts of a block that a compiler gave up on run as they are, beside parts that are compiled
+        calls = [self.call]
+        self.call = None
+        if not torch.compiler.is_compiling():
+            calls.append(_of_this_thread("calls").pop(self, None))
+        if output is not None and not any(call is not None and call.added and call.x0 is None for call in calls):
+            self.fail(calls[-1] or calls[0])
+        return output
+
+    def fail(self, call: _Call | None) -> None:
+        """Raises the error of a block that ran without its graft."""
+        if "graft" in self.block._modules:
+            raise GraftError(f"{type(self.block).__name__}: its graft was not used. {self.reason(call)}")
+
+    def reason(self, call: _Call | None) -> str:
+        """Why the attention's result was not met."""
+        start, spec = self.spec.input_from or "the block's input", self.spec
+        target = f"calls {spec.output_to}" if spec.output_of is None else f"calls {spec.output_of}"
+        if call is None or (call.x0 is None and not call.added):
+            return (
+                f"Its forward does not call {start}, where X0 is read. A child that was replaced after grafting has lost "
+                "its hooks (replace it first, then graft), as has code that was compiled before (torch.compiler.reset())"
+            )
+        again = " again" if call.added else ""
+        return f"Its forward calls {start}{again} and never {target} afterwards, where the graft is added"
+
+
+class GraftHooks(BlockHooks):
+    """Adds the child `graft` of a block, if it has one, to its attention's result.
+
+    Blocks without a graft get the hooks too: torch.compile does not look whether the children of a module have hooks when
+    it takes code that it compiled for another module of the class. (Nor would a checkpointed first block keep its grid.)
+
+    Args:
+        grid: Grid of flat tokens where the block is not given it.
+    """
+
+    def __init__(self, block: nn.Module, spec: BlockSpec, grid: TokenGrid | None = None):
+        super().__init__(block, spec)
+        self.grid = grid
+
+    def _note(self, call: _Call, x0: torch.Tensor) -> None:
+        call.x0 = x0
+        if self.grid is not None:
+            call.grid = self.grid.of(x0, x0.shape[1] if x0.dim() == 3 else x0.shape[-1], call.block)
+        elif self.spec.grid is not None and not torch.compiler.is_compiling():
+            call.grid = call.grid or _tagged(x0, self)
+            if call.grid is None:
+                raise GraftError(f"{type(call.block).__name__} ran without the size of its grid. {_REENTRANT}")
+            _tag(x0, self, call.grid)
+
+    def combine(self, call: _Call, result: torch.Tensor) -> torch.Tensor:
+        x, spec = call.x0, self.spec
+        if "graft" not in call.block._modules:
+            return result
+        if spec.to_grid is not None:
+            x = spec.to_grid(call.block, x)
+        if x.dim() == 3:
+            H, W = call.grid
+            x = x[:, x.shape[1] - H * W :].reshape(x.shape[0], H, W, x.shape[2])
+        elif spec.layout == "nchw" and spec.to_grid is None:
+            x = x.permute(0, 2, 3, 1)
+        # autocast may leave another precision, which the sum would spread
+        return self._add(call.block, call.block.graft(x).to(result.dtype), result)
+
+    def _add(self, block: nn.Module, g: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """The attention's result plus the graft's (B, H, W, C), in the result's layout."""
+        spec = self.spec
+        if spec.from_grid is not None:
+            return result + spec.from_grid(block, g, result)
+        if result.dim() == 3:
+            g = g.reshape(g.shape[0], g.shape[1] * g.shape[2], g.shape[3])
+            prefix = result.shape[1] - g.shape[1]
+            if prefix:
+                return torch.cat((result[:, :prefix], result[:, prefix:] + g), dim=1)
+            return result + g
+        return result + (g.permute(0, 3, 1, 2) if spec.layout == "nchw" else g)

@@ -1,0 +1,182 @@
+"""What a graft notes lives for one call of one block in one thread: threads, activation checkpointing, replicas."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from zoo import BACKBONES, backbone, images, wake
+
+import vitgraft
+from vitgraft import GraftError
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+SIZES = [(64, 64), (32, 128), (128, 32), (64, 96), (96, 64), (96, 96), (64, 144), (144, 64)]
+
+
+@pytest.mark.parametrize("key", ["vit class token", "swin", "pvt v2"])
+def test_threads_share_a_model(key):
+    """8 threads, 40 forwards each, 8 sizes, some of them with equal numbers of tokens."""
+    options = {"vit class token": {"dynamic_img_size": True}, "swin": {"strict_img_size": False}}.get(key, {})
+    model = wake(vitgraft.graft(backbone(key, **options), window_size=2, blocks=(0, 1)))
+    batches = [images(1, 3, *size, seed=i) for i, size in enumerate(SIZES)]
+    with torch.no_grad():
+        expected = [model(x) for x in batches]
+    wrong, start = [], threading.Barrier(len(batches))
+
+    def run(i: int) -> None:
+        start.wait()
+        with torch.no_grad():
+            wrong.extend(i for _ in range(40) if not torch.equal(model(batches[i]), expected[i]))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def vit() -> nn.Module:
+    return wake(
+        vitgraft.graft(backbone("vit class token", dynamic_img_size=True), window_size=2, blocks=(0, 1))
+    ).train()
+
+
+def gradients(model: nn.Module, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    outs = [model(x) for x in batches]
+    sum(out.square().sum() for out in outs).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_two_sizes_of_as_many_tokens_before_one_backward(every):
+    """8 x 16 and 16 x 8 tokens: checkpointed blocks run again after both, each with its own grid."""
+    from timm.models import checkpoint_seq
+
+    batches = [images(2, 3, 128, 256), images(2, 3, 256, 128, seed=1)]
+    model = vit()
+    expected = gradients(model, batches)
+    blocks = model.blocks
+
+    class Segments(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = blocks
+
+        def forward(self, x):
+            return checkpoint_seq(self.parts, x, every=every)
+
+    model.blocks = nn.Sequential(Segments())
+    actual = gradients(model, batches)
+    torch.testing.assert_close({n.replace(".0.parts", ""): g for n, g in actual.items()}, expected)
+
+
+def test_reentrant_checkpoints_give_the_gradient_or_an_error():
+    """They lose what belongs to a tensor: right with one size of so many tokens, an error with two."""
+    model = vit()
+    batches = [images(2, 3, 128, 256), images(2, 3, 256, 128, seed=1)]
+    one, two = gradients(model, batches[:1]), copy.deepcopy(model)
+    for each in (model, two):
+        for i, block in enumerate(each.blocks):
+            run = block.forward
+            each.blocks[i].forward = lambda x, run=run, **_: checkpoint(run, x, use_reentrant=True)
+    torch.testing.assert_close(gradients(model, batches[:1]), one)
+    with pytest.raises(GraftError, match=r"8 x 16 or 16 x 8|16 x 8 or 8 x 16"):
+        gradients(two, batches)
+
+
+def test_a_forward_that_is_checkpointed_without_its_hooks():
+    """As transformers does it."""
+    model = vit()
+    batches = [images(2, 3, 128, 256), images(2, 3, 256, 128, seed=1)]
+    expected = gradients(model, batches)
+    for block in model.blocks:
+        run = block.forward
+        block.forward = lambda x, run=run, **_: checkpoint(run, x, use_reentrant=False)
+    torch.testing.assert_close(gradients(model, batches), expected)
+
+
+def test_crops_of_two_sizes_are_read_before_the_blocks_run():
+    """As self-distillation does it."""
+    model = vit().eval()
+    crops = [images(1, 3, 64, 64), images(1, 3, 32, 48, seed=1)]
+    with torch.no_grad():
+        expected = [model.blocks(model._pos_embed(model.patch_embed(x))) for x in crops]
+        tokens = [model._pos_embed(model.patch_embed(x)) for x in crops]
+        for x, same in zip(tokens, expected, strict=True):
+            assert torch.equal(model.blocks(x), same)
+        ambiguous = [model._pos_embed(model.patch_embed(images(1, 3, *size))) for size in ((32, 128), (128, 32))]
+        with pytest.raises(GraftError, match="Run the model on one image size at a time"):
+            model.blocks(ambiguous[0])
+
+
+def test_a_replica_uses_its_own_graft():
+    """nn.DataParallel copies modules shallowly: hooks and all, with other parameters."""
+    model = vit().eval()
+    x = images(1, 3, 64, 64)
+    model.patch_embed(x)
+    block, tokens = model.blocks[1], images(1, 17, 24)
+    expected = block(tokens)
+    replica = block._replicate_for_data_parallel()
+    replica._modules["graft"] = nn.Identity()
+    assert not torch.equal(replica(tokens), expected) and torch.equal(block(tokens), expected)
+
+
+def test_a_copied_child_stays_a_child_of_its_block():
+    """PEFT's modules_to_save copies a norm and runs the copy instead."""
+    model, x = vit().eval(), images(1, 3, 64, 64)
+    expected = model(x)
+    model.blocks[1].norm1 = copy.deepcopy(model.blocks[1].norm1)
+    assert torch.equal(model(x), expected)
+
+
+def test_grafts_that_peft_has_wrapped_keep_their_names():
+    class ModulesToSave(nn.Module):  # its layout
+        def __init__(self, module):
+            super().__init__()
+            self.original_module = module
+            self.modules_to_save = nn.ModuleDict({"default": copy.deepcopy(module)})
+
+        def forward(self, x):
+            return self.modules_to_save["default"](x)
+
+    model, x = vit().eval(), images(1, 3, 64, 64)
+    names, expected = list(vitgraft.grafts(model)), model(x)
+    for name in names:
+        block = model.get_submodule(name)
+        block.graft = ModulesToSave(block.graft)
+    assert list(vitgraft.grafts(model)) == names and torch.equal(model(x), expected)
+    assert vitgraft.grafts(model)[names[0]] is model.blocks[0].graft.modules_to_save["default"]
+
+
+def test_symbolic_tracing_names_what_to_use_instead():
+    from torchvision.models.feature_extraction import create_feature_extractor
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(64, 16, 3, 2, 24, 48).eval()
+    vitgraft.graft(model, window_size=2, blocks=(1,))
+    with pytest.raises(GraftError, match="features_only"):
+        create_feature_extractor(model, ["encoder"])
+
+
+def test_trace_equals_the_model():
+    model = wake(vitgraft.graft(backbone("vit class token"), window_size=2)).eval()
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x)
+        torch.testing.assert_close(traced(images(2, 3, 64, 64, seed=1)), model(images(2, 3, 64, 64, seed=1)))
+
+
+@pytest.mark.parametrize("key", sorted(BACKBONES))
+def test_no_images_are_a_batch_too(key):
+    try:
+        backbone(key)(torch.zeros(0, 3, BACKBONES[key][2], BACKBONES[key][2]))
+    except RuntimeError:
+        pytest.skip("the backbone itself takes no batch of 0")
+    model = vitgraft.graft(backbone(key), window_size=2)
+    assert model(torch.zeros(0, 3, BACKBONES[key][2], BACKBONES[key][2])).shape == (0, 5)
