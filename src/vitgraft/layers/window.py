@@ -14,6 +14,7 @@ __all__ = [
     "out_of_windows",
     "pad_grid",
     "relative_position_index",
+    "shift_mask",
     "window_partition",
     "window_reverse",
 ]
@@ -43,7 +44,8 @@ def window_partition(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
     if (h, w) == (H, W):
         return x.reshape(B, H * W, C)
     x = x.reshape(B, H // h, h, W // w, w, C)
-    return x.transpose(2, 3).reshape(-1, h * w, C)
+    # no -1: it has no value for an empty batch
+    return x.transpose(2, 3).reshape(B * (H // h) * (W // w), h * w, C)
 
 
 def window_reverse(windows: torch.Tensor, window: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
@@ -52,9 +54,10 @@ def window_reverse(windows: torch.Tensor, window: tuple[int, int], size: tuple[i
     H, W = size
     C = windows.shape[-1]
     if (h, w) == (H, W):
-        return windows.reshape(-1, H, W, C)
-    x = windows.reshape(-1, H // h, W // w, h, w, C)
-    return x.transpose(2, 3).reshape(-1, H, W, C)
+        return windows.reshape(windows.shape[0], H, W, C)
+    B = windows.shape[0] // ((H // h) * (W // w))
+    x = windows.reshape(B, H // h, W // w, h, w, C)
+    return x.transpose(2, 3).reshape(B, H, W, C)
 
 
 def relative_position_index(window_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
@@ -121,7 +124,8 @@ def into_windows(x: torch.Tensor, window: tuple[int, int], shift: tuple[int, int
     if _permutes(x, shift):
         B, H, W, C = x.shape
         order, inverse = _window_order((H, W), window, shift, x.device)
-        return _Permute.apply(x.reshape(B, H * W, C), order, inverse).view(-1, window[0] * window[1], C)
+        x = _Permute.apply(x.reshape(B, H * W, C), order, inverse)
+        return x.view(B * (H // window[0]) * (W // window[1]), window[0] * window[1], C)
     return window_partition(torch.roll(x, (-shift[0], -shift[1]), (1, 2)), window)
 
 
@@ -133,6 +137,60 @@ def out_of_windows(
         return window_reverse(windows, window, size)
     if _permutes(windows, shift):
         C = windows.shape[-1]
+        B = windows.shape[0] // ((size[0] // window[0]) * (size[1] // window[1]))
         order, inverse = _window_order(size, window, shift, windows.device)
-        return _Permute.apply(windows.reshape(-1, size[0] * size[1], C), inverse, order).view(-1, *size, C)
+        return _Permute.apply(windows.reshape(B, size[0] * size[1], C), inverse, order).view(B, *size, C)
     return torch.roll(window_reverse(windows, window, size), shift, (1, 2))
+
+
+def _shift_mask(
+    windows_h: int,
+    windows_w: int,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    regions = []
+    for windows, window, shift in zip((windows_h, windows_w), window_size, shift_size, strict=True):
+        # Only the last window of an axis holds tokens that the shift has made neighbours: its last `shift` ones came
+        # from the other end of the map.
+        last = torch.arange(windows, device=device) == windows - 1
+        wrapped = torch.arange(window, device=device) >= window - shift
+        regions.append((last[:, None] & wrapped).long())  # (windows, window)
+    rows, cols = regions
+    regions = rows[:, None, :, None] * 2 + cols[None, :, None, :]  # (windows_h, windows_w, M, M)
+    regions = regions.reshape(windows_h * windows_w, -1)
+    apart = regions[:, None, :] != regions[:, :, None]
+    return apart.to(dtype) * -100.0  # the authors' value; an infinite one would change nothing that can be seen
+
+
+# 16 masks are those of 4 image sizes; the largest of an 800 x 1333 image takes 13 MB in float32.
+@lru_cache(maxsize=16)
+def _cached_shift_mask(*key) -> torch.Tensor:
+    # A tensor made in inference mode could never be used in training again.
+    with torch.inference_mode(False), torch.no_grad():
+        return _shift_mask(*key)
+
+
+def shift_mask(
+    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], windows: tuple[int, int]
+) -> torch.Tensor:
+    """Mask that keeps tokens apart which only the cyclic shift has brought into one window.
+
+    Kept by size for plain tensors. Under torch.compile and torch.export it is part of the graph (a few comparisons of
+    indices), since a graph that closes over a cached tensor could not be saved or moved.
+
+    Args:
+        x: Any tensor of the wanted device and dtype.
+        window_size: Window (height, width) M.
+        shift_size: Shift (down, right); 0 in a direction leaves that direction alone.
+        windows: Number of windows down and across the padded map.
+
+    Returns:
+        (N, L, L), 0 or -100, for the N windows in row-major order, of L = M * M tokens each.
+    """
+    args = (*windows, window_size, shift_size, x.device, x.dtype)
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
+        return _shift_mask(*args)
+    return _cached_shift_mask(*args)
