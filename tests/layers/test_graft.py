@@ -5,7 +5,8 @@ import torch
 from helpers import assert_same, grid, randomized
 from reference import operators
 
-from vitgraft.layers import GrafT, level_sizes
+from vitgraft.layers import GrafT
+from vitgraft.layers.levels import nominal_sizes
 
 DOWN = ["avg_pool", "linear", "cross_attention"]
 UP = ["w_bilinear", "bilinear", "nearest", "cross_attention"]
@@ -20,8 +21,8 @@ UP = ["w_bilinear", "bilinear", "nearest", "cross_attention"]
         ((7, 7), 0, []),
     ],
 )
-def test_level_sizes(size, levels, expected):
-    assert level_sizes(size, levels) == expected
+def test_halved_sizes(size, levels, expected):
+    assert nominal_sizes(size, levels) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (8, 9), (15, 22)], ids=str)
