@@ -187,7 +187,7 @@ class GraftedBlock:
         if point.from_grid is not None:
             return result + point.from_grid(self, g, result)
         if result.dim() == 3:
-            g = g.reshape(g.shape[0], -1, g.shape[3])
+            g = g.flatten(1, 2)
             prefix = result.shape[1] - g.shape[1]
             if prefix:
                 return torch.cat((result[:, :prefix], result[:, prefix:] + g), dim=1)

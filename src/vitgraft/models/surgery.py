@@ -12,7 +12,7 @@ from torch import nn
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError, NoGraftPointError
-from vitgraft.layers.graft import GrafT
+from vitgraft.layers.graft import GrafT, max_levels, plan_levels
 from vitgraft.models._grafted import (
     GraftedBlock,
     GraftedForOneSize,
@@ -42,14 +42,6 @@ def grafts(model: nn.Module) -> dict[str, GrafT]:
     return {name.removesuffix(".graft"): m for name, m in model.named_modules() if isinstance(m, GrafT)}
 
 
-def auto_levels(feat_size: Size, window_size: int) -> int:
-    """How often a grid of `feat_size` (H, W) is halved until one window covers it: "global at the coarsest"."""
-    levels, side = 0, max(feat_size)
-    while side > window_size:
-        levels, side = levels + 1, -(-side // 2)
-    return levels
-
-
 def _levels(config: GraftConfig, sites: list[GraftSite]) -> list[int]:
     """Levels of each site; raises where a tuple does not fit."""
     wanted = config.levels
@@ -63,7 +55,7 @@ def _levels(config: GraftConfig, sites: list[GraftSite]) -> list[int]:
                 f"give {stages}, a single number, or 'auto'"
             )
         for site in sites:
-            most = auto_levels(site.feat_size, 1)
+            most = max_levels(site.feat_size, config.level_sizes)
             if wanted[site.stage] > most:
                 h, w = site.feat_size
                 raise GraftError(
@@ -71,8 +63,8 @@ def _levels(config: GraftConfig, sites: list[GraftSite]) -> list[int]:
                     f"halved {most} times until one token is left"
                 )
         return [wanted[site.stage] for site in sites]
-    auto = [auto_levels(site.feat_size, config.window_size) for site in sites]
-    return [min(n, wanted) for n in auto] if isinstance(wanted, int) else auto
+    wanted = "auto" if wanted == "nominal" else wanted
+    return [len(plan_levels(site.feat_size, config.window_size, wanted, config.level_sizes)) for site in sites]
 
 
 def _choose(config: GraftConfig, sites: list[GraftSite], levels: list[int]) -> list[int]:
@@ -233,16 +225,16 @@ def graft(
         _check_swin(sites)
     for i in chosen:
         heads = config.num_heads
-        if heads is not None and sites[i].dim % heads:
+        if heads is not None and config.width is None and sites[i].dim % heads:
             raise GraftError(f"num_heads={heads} does not divide the {sites[i].dim} channels of {sites[i].name}")
-    if config.ffn == "separate":
+    if config.ffn != "shared":
         for i in chosen:
             if not sites[i].point.plain:
                 raise GraftError(
-                    f"ffn='separate' is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) "
+                    f"ffn={config.ffn!r} is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) "
                     "maps several tensors at once: use ffn='shared'"
                 )
-    made = {i: _make(config, sites[i], levels[i]) for i in chosen}
+    made = {i: _make(config, sites[i], levels[i], n % 2 == 1) for n, i in enumerate(chosen)}
     for i, site in enumerate(sites):
         if i in made or _changes_backbone(config):
             _attach(site, made.get(i), config)
@@ -264,7 +256,7 @@ def _is_known(model: nn.Module, sites: list[GraftSite]) -> bool:
     return all(type(m).__module__.startswith(ours) and "forward" not in m.__dict__ for m in modules)
 
 
-def _make(config: GraftConfig, site: GraftSite, levels: int) -> GrafT:
+def _make(config: GraftConfig, site: GraftSite, levels: int, odd: bool) -> GrafT:
     parameter = next(site.block.parameters())
     module = GrafT(
         site.dim,
@@ -275,7 +267,14 @@ def _make(config: GraftConfig, site: GraftSite, levels: int) -> GrafT:
         downsample=config.downsample,
         upsample=config.upsample,
         left_levels=config.left_levels,
-        ffn_ratio=config.ffn_ratio if config.ffn == "separate" else None,
+        ffn_ratio=config.ffn_ratio,
+        level_sizes=config.level_sizes,
+        width=config.width,
+        gate=config.gate,
+        relative_position_bias=config.relative_position_bias,
+        attention=config.attention,
+        shift=config.shifted_windows and odd,
+        ffn=config.ffn,
         device=parameter.device,
         dtype=parameter.dtype,
     )
@@ -292,7 +291,7 @@ def _attach(site: GraftSite, module: GrafT | None, config: GraftConfig) -> None:
     block._graft_prefix = site.prefix
     side = config.backbone_window_size or config.window_size
     block._graft_window = (side, side) if config.backbone_attention == "window" else None
-    block._graft_fused_last = config.ffn == "separate"
+    block._graft_fused_last = config.ffn != "shared"
     block._graft_authors_padding = config.swin_padding == "authors"
     if module is not None:
         block.graft = module
