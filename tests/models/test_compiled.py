@@ -112,6 +112,40 @@ def test_torch_export(key):
             torch.testing.assert_close(exported(other), model(other), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("key", MODELS)
+def test_trace(key):
+    """With PyTorch's own check of the trace. Another batch size works where the backbone's own code lets it."""
+    model = make(key)
+    traced = torch.jit.trace(model, images(2, 3, 64, 64))
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    traced = torch.jit.load(file)
+    with torch.no_grad():
+        for x in (images(2, 3, 64, 64, seed=1), images(5, 3, 64, 64, seed=2)):
+            torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_script_is_refused(key):
+    with pytest.raises(vitgraft.GraftError, match=r"torch\.jit\.script is not supported"):
+        torch.jit.script(make(key))
+
+
+@pytest.mark.parametrize("key", MODELS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_empty_batch(key, grad):
+    model = make(key).train(grad)
+    sizes = [(64, 64)] if key == "user's vit" else [(64, 64), (48, 80)]
+    for size in sizes:
+        with torch.set_grad_enabled(grad):
+            out = model(torch.zeros(0, 3, *size))
+        assert out.shape == (0, 5)
+        if grad:
+            out.sum().backward()
+            assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("key", FAMILIES)
 def test_onnx(key, tmp_path):

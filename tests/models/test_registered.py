@@ -272,11 +272,11 @@ def test_grafts_strip_to_the_backbone(name):
 
 
 @pytest.mark.parametrize("name", GRAFTED_TINY)
-def test_levels_are_those_of_224_whatever_the_image_size(name):
+def test_nominal_levels_are_those_of_224_whatever_the_image_size(name):
     shapes = {n: t.shape for n, t in make(name, img_size=224).state_dict().items() if ".graft." in n}
-    other = {n: t.shape for n, t in make(name, img_size=448).state_dict().items() if ".graft." in n}
-    assert shapes == other
-    deeper = make(name, img_size=448, graft={"levels": "global"})
+    nominal = make(name, img_size=448, graft={"levels": "nominal"})
+    assert shapes == {n: t.shape for n, t in nominal.state_dict().items() if ".graft." in n}
+    deeper = make(name, img_size=448)
     assert len(next(iter(vitgraft.grafts(deeper).values())).levels) > len(
         next(iter(vitgraft.grafts(make(name)).values())).levels
     )

@@ -26,8 +26,9 @@ def _fused(x: torch.Tensor) -> bool:
     """Whether `scaled_dot_product_attention` is the faster way.
 
     On a CPU its kernel wins while no gradient is wanted, and loses where a bias needs one (it then takes a slow path).
+    A traced graph is the same in both modes, which torch.jit.trace checks.
     """
-    return use_fused_attn() and (x.device.type != "cpu" or not torch.is_grad_enabled())
+    return use_fused_attn() and (x.device.type != "cpu" or not torch.is_grad_enabled() or torch.jit.is_tracing())
 
 
 def attend(
@@ -234,7 +235,7 @@ class WindowCrossAttention(nn.Module):
         if context_size != (rows * context_unit[0], cols * context_unit[1]):
             inside = whole(context.new_ones(1, *context_size, 1), context_unit)
             inside = window_partition(inside, context_unit)[..., 0]  # (num_windows, L)
-            mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(x.dtype).min)
+            mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(inside.dtype).min)
             mask = mask[:, None, None, :]  # (num_windows, 1, 1, L)
         x = whole(x, x_unit)
         padded = x.shape[1], x.shape[2]

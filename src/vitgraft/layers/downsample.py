@@ -25,7 +25,8 @@ def pool_grid(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
         return x
     # without a gradient there is nothing to keep, and a compiler decides by itself
     keeps = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-    return _Pool.apply(x, factor) if keeps and type(x) is torch.Tensor else _pool(x, factor)
+    keeps = keeps and type(x) is torch.Tensor and not torch.jit.is_tracing()
+    return _Pool.apply(x, factor) if keeps else _pool(x, factor)
 
 
 def _pool(x: torch.Tensor, factor: int) -> torch.Tensor:

@@ -114,7 +114,8 @@ def _window_order(
 def _permutes(x: torch.Tensor, shift: tuple[int, int]) -> bool:
     # In eager mode on a CPU a roll costs several times one gather. A compiler fuses the roll, and a graph should not
     # close over a cached tensor.
-    return any(shift) and x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
+    eager = type(x) is torch.Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return any(shift) and x.device.type == "cpu" and eager
 
 
 def into_windows(x: torch.Tensor, window: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> torch.Tensor:
