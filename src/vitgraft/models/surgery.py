@@ -231,7 +231,8 @@ def graft(
         for i in chosen:
             if not sites[i].point.plain:
                 raise GraftError(
-                    f"ffn={config.ffn!r} is fused after the block, and {type(sites[i].block).__name__} ({sites[i].name}) "
+                    f"ffn={config.ffn!r} is fused after the block, and {type(sites[i].block).__name__} "
+                    f"({sites[i].name}) "
                     "maps several tensors at once: use ffn='shared'"
                 )
     made = {i: _make(config, sites[i], levels[i], n % 2 == 1) for n, i in enumerate(chosen)}
