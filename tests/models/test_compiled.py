@@ -132,20 +132,6 @@ def test_script_is_refused(key):
         torch.jit.script(make(key))
 
 
-@pytest.mark.parametrize("key", MODELS)
-@pytest.mark.parametrize("grad", [True, False])
-def test_an_empty_batch(key, grad):
-    model = make(key).train(grad)
-    sizes = [(64, 64)] if key == "user's vit" else [(64, 64), (48, 80)]
-    for size in sizes:
-        with torch.set_grad_enabled(grad):
-            out = model(torch.zeros(0, 3, *size))
-        assert out.shape == (0, 5)
-        if grad:
-            out.sum().backward()
-            assert all(p.grad is not None for p in model.parameters())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("key", FAMILIES)
 def test_onnx(key, tmp_path):

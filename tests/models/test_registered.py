@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm_interface import (
+    check_empty_batch,
     check_features_only,
     check_forward_and_backward,
     check_gradient_checkpointing,
@@ -86,6 +87,11 @@ def test_default_cfg(name):
     modules = dict(model.named_modules())
     assert isinstance(modules[cfg.first_conv], nn.Conv2d)
     assert isinstance(modules[cfg.classifier], nn.Linear)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)], ids=str)
+def test_an_empty_batch(name, size):
+    check_empty_batch(make(name), images(2, 3, *size))
 
 
 def test_forward_and_backward(name):

@@ -51,7 +51,7 @@ def attend(
         (B, h, N, d)
     """
     B, h, N, d = q.shape
-    L = k.shape[2]
+    L = k.shape[2]  # not -1, which has no value in an empty batch
     if bias is not None and bias.shape[0] > 1:
         bias = bias.expand(B // bias.shape[0], *bias.shape).flatten(0, 1)
     drops = drop is not None and drop.training and drop.p > 0

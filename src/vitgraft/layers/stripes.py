@@ -83,7 +83,7 @@ class StripeAttention(nn.Module):
         q, k, v = x.transpose(1, 3).unbind(2)  # (N, heads, L, head_dim) each
 
         # Stripes as images in channels_last memory: no copy between the layouts of attention and convolution.
-        images = x[:, :, 2].reshape(B * stripes_h * stripes_w, rows, cols, C).permute(0, 3, 1, 2)
+        images = x[:, :, 2].reshape(-1, rows, cols, C).permute(0, 3, 1, 2)
         lepe = self.get_v(images).permute(0, 2, 3, 1)  # (N, rows, cols, C)
         x = self._attend(q, k, v).transpose(1, 2).reshape(lepe.shape) + lepe
 

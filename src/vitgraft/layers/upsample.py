@@ -41,9 +41,9 @@ def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int], fact
         wide = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate").permute(0, 2, 3, 1)
         x = wide.to(x.dtype)  # autocast pads in float32
     padded = x.shape[1], x.shape[2]
-    x = window_partition(x, (h, w))
-    n, f = x.shape[0], factor
-    x = bilinear_upsample(x.view(n, h, w, C), f).reshape(n, f * f * h * w, C)
+    f = factor
+    x = window_partition(x, (h, w)).view(-1, h, w, C)
+    x = bilinear_upsample(x, f).reshape(-1, f * f * h * w, C)
     x = window_reverse(x, (f * h, f * w), (f * padded[0], f * padded[1]))
     return x[:, : f * H, : f * W] if bottom or right else x
 

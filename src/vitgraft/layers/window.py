@@ -44,8 +44,7 @@ def window_partition(x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
     if (h, w) == (H, W):
         return x.reshape(B, H * W, C)
     x = x.reshape(B, H // h, h, W // w, w, C)
-    # no -1: it has no value for an empty batch
-    return x.transpose(2, 3).reshape(B * (H // h) * (W // w), h * w, C)
+    return x.transpose(2, 3).reshape(-1, h * w, C)
 
 
 def window_reverse(windows: torch.Tensor, window: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
@@ -54,10 +53,9 @@ def window_reverse(windows: torch.Tensor, window: tuple[int, int], size: tuple[i
     H, W = size
     C = windows.shape[-1]
     if (h, w) == (H, W):
-        return windows.reshape(windows.shape[0], H, W, C)
-    B = windows.shape[0] // ((H // h) * (W // w))
-    x = windows.reshape(B, H // h, W // w, h, w, C)
-    return x.transpose(2, 3).reshape(B, H, W, C)
+        return windows.reshape(-1, H, W, C)
+    x = windows.reshape(-1, H // h, W // w, h, w, C)
+    return x.transpose(2, 3).reshape(-1, H, W, C)
 
 
 def relative_position_index(window_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
@@ -125,8 +123,7 @@ def into_windows(x: torch.Tensor, window: tuple[int, int], shift: tuple[int, int
     if _permutes(x, shift):
         B, H, W, C = x.shape
         order, inverse = _window_order((H, W), window, shift, x.device)
-        x = _Permute.apply(x.reshape(B, H * W, C), order, inverse)
-        return x.view(B * (H // window[0]) * (W // window[1]), window[0] * window[1], C)
+        return _Permute.apply(x.reshape(B, H * W, C), order, inverse).view(-1, window[0] * window[1], C)
     return window_partition(torch.roll(x, (-shift[0], -shift[1]), (1, 2)), window)
 
 
@@ -138,9 +135,8 @@ def out_of_windows(
         return window_reverse(windows, window, size)
     if _permutes(windows, shift):
         C = windows.shape[-1]
-        B = windows.shape[0] // ((size[0] // window[0]) * (size[1] // window[1]))
         order, inverse = _window_order(size, window, shift, windows.device)
-        return _Permute.apply(windows.reshape(B, size[0] * size[1], C), inverse, order).view(B, *size, C)
+        return _Permute.apply(windows.reshape(-1, size[0] * size[1], C), inverse, order).view(-1, *size, C)
     return torch.roll(window_reverse(windows, window, size), shift, (1, 2))
 
 
