@@ -9,9 +9,12 @@ from vitgraft import GraftConfig, GraftError
 CONFIGS = [
     GraftConfig(),
     GraftConfig(levels=(3, 2, 1, 0), blocks=(1, 4), num_heads=4, window_size=8),
-    GraftConfig(levels="global", blocks=5, downsample="linear", upsample="nearest", ffn="separate", ffn_ratio=0.5),
+    GraftConfig(levels="nominal", blocks=5, downsample="linear", upsample="nearest", ffn="separate", ffn_ratio=0.5),
     GraftConfig(levels=2, left_levels=1, backbone_attention="window", backbone_window_size=14, init="identity"),
     GraftConfig(blocks=(), backbone_attention="window", downsample="cross_attention", upsample="cross_attention"),
+    GraftConfig(level_sizes=4, width=96, attention="cross_shaped", downsample="cross_attention_x0"),
+    GraftConfig(level_sizes=(7, 2), gate=False, shifted_windows=True, relative_position_bias=False),
+    GraftConfig(level_sizes=((28, 14), 7), gate=True, upsample="nearest", ffn="separate_full"),
 ]
 
 
@@ -30,11 +33,17 @@ def test_to_dict_names_every_option():
 def test_defaults_are_the_papers_final_model():
     assert GraftConfig().to_dict() == {
         "levels": "auto",
+        "level_sizes": "halve",
+        "width": None,
         "window_size": 7,
+        "attention": "window",
+        "shifted_windows": False,
+        "relative_position_bias": True,
         "blocks": "all_but_first",
         "num_heads": None,
         "downsample": "avg_pool",
         "upsample": "w_bilinear",
+        "gate": None,
         "ffn": "shared",
         "ffn_ratio": 0.375,
         "left_levels": 0,
@@ -53,6 +62,10 @@ def test_frozen():
 def test_lists_become_tuples():
     config = GraftConfig(levels=[1, 0], blocks=[2, 1])
     assert (config.levels, config.blocks) == ((1, 0), (2, 1))
+    config = GraftConfig(level_sizes=[[14, 7], [7, 4], 2])
+    assert config.level_sizes == ((14, 7), (7, 4), 2)
+    assert config.to_dict()["level_sizes"] == [[14, 7], [7, 4], 2]
+    assert GraftConfig(level_sizes=np.array([7, 2])) == GraftConfig(level_sizes=(7, 2))
 
 
 def test_numbers_of_other_libraries_become_plain():
@@ -85,6 +98,26 @@ BAD = [
     ("levels", ()),
     ("levels", (1, -1)),
     ("levels", ("a",)),
+    ("levels", "global"),
+    ("level_sizes", "half"),
+    ("level_sizes", 0),
+    ("level_sizes", 2.0),
+    ("level_sizes", True),
+    ("level_sizes", None),
+    ("level_sizes", ()),
+    ("level_sizes", (7, 0)),
+    ("level_sizes", ((7, 7, 7),)),
+    ("level_sizes", ((7, "a"),)),
+    ("level_sizes", (2, 7)),
+    ("level_sizes", (7, 7)),
+    ("level_sizes", ((7, 7), (7, 8))),
+    ("width", 0),
+    ("width", 96.5),
+    ("gate", "on"),
+    ("gate", 1),
+    ("relative_position_bias", None),
+    ("shifted_windows", "yes"),
+    ("attention", "keep"),
     ("window_size", 0),
     ("window_size", -7),
     ("window_size", 7.0),
@@ -123,6 +156,16 @@ def test_a_bad_value_is_named(name, value):
     with pytest.raises(GraftError) as error:
         GraftConfig(**{name: value})
     assert f"{name}={value!r}" in str(error.value)
+
+
+def test_global_levels_are_called_auto():
+    with pytest.raises(GraftError, match="use 'auto'"):
+        GraftConfig(levels="global")
+
+
+def test_stripes_are_not_shifted():
+    with pytest.raises(GraftError, match="shifted_windows=True"):
+        GraftConfig(attention="cross_shaped", shifted_windows=True)
 
 
 def test_choices_are_listed():

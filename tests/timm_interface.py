@@ -22,6 +22,16 @@ def check_forward_and_backward(model: nn.Module, x: torch.Tensor) -> None:
             assert p.grad is not None and p.grad.isfinite().all(), name
 
 
+def check_empty_batch(model: nn.Module, x: torch.Tensor) -> None:
+    """No images pass with and without gradients; leaves the model in train mode."""
+    with torch.no_grad():
+        assert model(x[:0]).shape == (0, 5)
+    out = model.train()(x[:0])
+    assert out.shape == (0, 5)
+    out.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
 def check_sizes_change_from_batch_to_batch(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:
     """One size after the other, and back: nothing of a size stays behind."""
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """GraftConfig: what is grafted where, as one frozen value that goes to JSON and back."""
 
 import dataclasses
+import itertools
 import json
 import math
 import numbers
@@ -13,12 +14,13 @@ from vitgraft.errors import GraftError
 
 __all__ = ["GraftConfig"]
 
-Downsampling = Literal["avg_pool", "linear", "cross_attention"]
+Downsampling = Literal["avg_pool", "linear", "cross_attention", "cross_attention_x0"]
 Upsampling = Literal["w_bilinear", "bilinear", "nearest", "cross_attention"]
-Attention = Literal["keep", "window"]
+Attention = Literal["window", "cross_shaped"]
+BackboneAttention = Literal["keep", "window"]
 Init = Literal["paper", "identity"]
 Padding = Literal["timm", "authors"]
-Ffn = Literal["shared", "separate"]
+Ffn = Literal["shared", "separate", "separate_full"]
 
 
 def _choice(name: str, value: Any, kind: Any) -> list[str]:
@@ -37,6 +39,31 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def _tuples(value: Any) -> Any:
+    """Lists, ranges and arrays as tuples, those inside too."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple, range)) else value
+
+
+def _lists(value: Any) -> Any:
+    return list(map(_lists, value)) if isinstance(value, tuple) else value
+
+
+def _level_sizes(value: Any) -> list[str]:
+    named = f"level_sizes={value!r}"
+    if value == "halve" or _is_count(value, 1):
+        return []
+    if not isinstance(value, tuple):
+        return [f"{named} is not 'halve', a factor >= 1 or a tuple of sizes"]
+    pairs = [entry if isinstance(entry, tuple) else (entry,) for entry in value]
+    if not value or not all(len(p) <= 2 and p and all(_is_count(n, 1) for n in p) for p in pairs):
+        return [f"{named} must hold sizes, each a whole number >= 1 or a pair of them (height, width)"]
+    alike = (p for p in itertools.pairwise(pairs) if len(p[0]) == len(p[1]))
+    if any(fine == coarse or any(c > f for f, c in zip(fine, coarse, strict=True)) for fine, coarse in alike):
+        return [f"{named} has sizes that do not fall: give the finest level first"]
+    return []
+
+
 def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -46,20 +73,37 @@ class GraftConfig:
     """How to graft. The defaults are the paper's final model (average pooling, W-Bilinear, shared FFN).
 
     Args:
-        levels: Levels below a block's resolution. "auto": halve until the map is one window (the paper's 3, 2, 1, 0
-            for Swin at 224); registered models resolve it at 224 whatever `img_size` is, as the paper's dense-task
-            models do. "global": the same at the actual `img_size`. An integer: at most that many (table 6 a). A
-            tuple: exactly that many, one entry per stage (a stage is a run of blocks with one map size).
+        levels: Levels below a block's resolution. "auto": halve until the map is one window, at the model's actual
+            image size (the paper's 3, 2, 1, 0 for Swin at 224). "nominal": levels and E_aa of the paper's 224 x 224
+            model, whatever the image size is, as in the paper's dense-task models: weights of that model need it. An
+            integer: at most that many (table 6 a). A tuple: exactly that many, one entry per stage (a stage is a run
+            of blocks with one map size).
+        level_sizes: Sizes of the levels. "halve" (paper): half of the next finer one, rounded up. An integer f >= 1:
+            the next finer one divided by f, rounded up; 1 is a parallel branch without another scale. A tuple: the
+            sizes, finest first, each an integer (the longer side) or (height, width), of which a block uses those
+            smaller than its map. On other maps than the nominal ones given sizes change in proportion, rounded up.
+            Sizes that differ by no whole factor need "avg_pool", or "cross_attention_x0" from a map that they divide;
+            and "bilinear", "nearest", or "w_bilinear" from a level of one window.
+        width: Channels in which the graft works, between a linear layer in and one out; a multiple of the heads. None
+            (paper): the block's own, without these layers.
         window_size: Side of the attention window on every level, in tokens.
+        attention: Attention on the levels. "window" (paper): Swin's. "cross_shaped": CSWin's, half of the heads in
+            horizontal and half in vertical stripes as wide as the window, with LePE; an even number of heads.
+        shifted_windows: Whether the windows of every second graft are shifted by half a window, on levels of several.
+        relative_position_bias: Whether window attention on the levels has one.
         blocks: "all_but_first" (table 6 b), an integer for the last that many blocks that can carry a graft, or a
             tuple of block indices in the order in which the model runs them. An empty tuple grafts nothing: the
             backbone of a registered name, or with `backbone_attention="window"` one of windows alone.
         num_heads: Heads on every level; None takes each block's own.
-        downsample: "avg_pool", "linear", "cross_attention" (table 5).
+        downsample: "avg_pool", "linear", "cross_attention" (table 5: pooled tokens attend to the next finer level), or
+            "cross_attention_x0": they attend to the block's own map.
         upsample: "w_bilinear", "bilinear", "nearest", "cross_attention" (table 5).
+        gate: Whether the anti-aliasing gate E_aa acts before the upsampling; None: in the two bilinear modes, as in the
+            paper.
         ffn: "shared": the graft is fused before the block's feed-forward network. "separate": it has a small one of
-            its own and is fused after both (table 7).
-        ffn_ratio: Hidden width of the separate network as a multiple of the channels.
+            its own, on its finest level, and is fused after both (table 7). "separate_full": the same after the last
+            upsampling, at the block's full resolution.
+        ffn_ratio: Hidden width of the separate network as a multiple of the channels (or of `width`).
         left_levels: Levels above the backbone's resolution (table A, "left").
         backbone_attention: "keep" the backbone's own, or replace it by "window" attention without shift, as the paper
             does in DeiT (plain ViTs only).
@@ -73,26 +117,30 @@ class GraftConfig:
         GraftError: A value is not possible; the message names all of them.
     """
 
-    levels: int | Literal["auto", "global"] | tuple[int, ...] = "auto"
+    levels: int | Literal["auto", "nominal"] | tuple[int, ...] = "auto"
+    level_sizes: int | Literal["halve"] | tuple[int | tuple[int, int], ...] = "halve"
+    width: int | None = None
     window_size: int = 7
+    attention: Attention = "window"
+    shifted_windows: bool = False
+    relative_position_bias: bool = True
     blocks: int | Literal["all_but_first"] | tuple[int, ...] = "all_but_first"
     num_heads: int | None = None
     downsample: Downsampling = "avg_pool"
     upsample: Upsampling = "w_bilinear"
+    gate: bool | None = None
     ffn: Ffn = "shared"
     ffn_ratio: float = 0.375
     left_levels: int = 0
-    backbone_attention: Attention = "keep"
+    backbone_attention: BackboneAttention = "keep"
     backbone_window_size: int | None = None
     swin_padding: Padding = "timm"
     init: Init = "paper"
 
     def __post_init__(self) -> None:
         # JSON has no tuples, arrays and numbers of NumPy
-        for name in ("levels", "blocks"):
-            value = getattr(self, name)
-            value = value.tolist() if hasattr(value, "tolist") else value
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list | range) else value)
+        for name in ("levels", "level_sizes", "blocks"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         errors = []
@@ -100,14 +148,17 @@ class GraftConfig:
         if isinstance(levels, tuple):
             if not levels or not all(_is_count(n, 0) for n in levels):
                 errors.append(f"levels={levels!r} must hold one whole number >= 0 per stage")
-        elif levels not in ("auto", "global") and not _is_count(levels, 0):
-            errors.append(f"levels={levels!r} is not 'auto', 'global', a number >= 0 or a tuple of numbers")
+        elif levels == "global":
+            errors.append("levels='global' has become levels='auto': use 'auto'")
+        elif levels not in ("auto", "nominal") and not _is_count(levels, 0):
+            errors.append(f"levels={levels!r} is not 'auto', 'nominal', a number >= 0 or a tuple of numbers")
+        errors += _level_sizes(self.level_sizes)
         if isinstance(blocks, tuple):
             if not all(_is_count(n, 0) for n in blocks) or len(set(blocks)) != len(blocks):
                 errors.append(f"blocks={blocks!r} must hold different block indices >= 0")
         elif blocks != "all_but_first" and not _is_count(blocks, 1):
             errors.append(f"blocks={blocks!r} is not 'all_but_first', a number >= 1 or a tuple of block indices")
-        for name in ("window_size", "backbone_window_size", "num_heads"):
+        for name in ("window_size", "backbone_window_size", "num_heads", "width"):
             value = getattr(self, name)
             optional = name != "window_size" and value is None
             if not optional and not _is_count(value, 1):
@@ -117,10 +168,19 @@ class GraftConfig:
         ratio = self.ffn_ratio
         if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio < math.inf:
             errors.append(f"ffn_ratio={ratio!r} must be a finite number above 0")
+        for name in ("gate", "relative_position_bias", "shifted_windows"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "gate" and value is None):
+                errors.append(f"{name}={value!r} is not True{', False or None' if name == 'gate' else ' or False'}")
+        if self.shifted_windows is True and self.attention == "cross_shaped":
+            errors.append(
+                "shifted_windows=True shifts windows, and attention='cross_shaped' has stripes: use one of them"
+            )
+        errors += _choice("attention", self.attention, Attention)
         errors += _choice("downsample", self.downsample, Downsampling)
         errors += _choice("upsample", self.upsample, Upsampling)
         errors += _choice("ffn", self.ffn, Ffn)
-        errors += _choice("backbone_attention", self.backbone_attention, Attention)
+        errors += _choice("backbone_attention", self.backbone_attention, BackboneAttention)
         errors += _choice("swin_padding", self.swin_padding, Padding)
         errors += _choice("init", self.init, Init)
         if errors:
@@ -128,7 +188,7 @@ class GraftConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values (tuples as lists)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {f.name: _lists(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def to_json(self) -> str:
         """One JSON object with every option."""

@@ -46,6 +46,35 @@ def test_without_bias_and_without_relative_position():
     assert_same(module(x).detach(), operators.window_attention(x, p, 2, (3, 3)))
 
 
+@pytest.mark.parametrize("rel_pos", [True, False])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_shifted_windows_equal_the_loops(size, window, grad, rel_pos):
+    module = randomized(WindowAttention(6, 2, window, rel_pos=rel_pos, shift=True))
+    x = grid(2, *size, 6)
+    with torch.set_grad_enabled(grad):
+        actual = module(x)
+    assert_same(actual.detach(), operators.shifted_window_attention(x, module.state_dict(), 2, window))
+
+
+def test_the_shift_is_that_of_the_swin_authors():
+    """On a map of several windows in both directions, with Swin's own block as the witness."""
+    from vitgraft.models.swin import SwinBlock
+
+    block = SwinBlock(8, (16, 16), num_heads=2, window_size=4, shift_size=2)
+    module = WindowAttention(8, 2, (4, 4), shift=True)
+    module.load_state_dict({name: t for name, t in block.attn.state_dict().items() if name in module.state_dict()})
+    x = torch.randn(2, 10, 13, 8)
+    torch.testing.assert_close(module(x), block._attn(x))
+
+
+def test_one_window_is_not_shifted():
+    plain, shifted = (randomized(WindowAttention(6, 2, (3, 4), shift=shift)) for shift in (False, True))
+    assert_same(shifted(grid(1, 3, 4, 6)), plain(grid(1, 3, 4, 6)))
+    assert not torch.allclose(shifted(grid(1, 4, 4, 6)), plain(grid(1, 4, 4, 6)))
+
+
 def test_window_attention_gradcheck():
     module = randomized(WindowAttention(4, 2, (2, 2)))
     x = grid(1, 3, 2, 4).requires_grad_()
@@ -60,12 +89,13 @@ def test_window_attention_gradcheck():
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
-def test_cross_attention_equals_the_loops(size, window, up):
-    module = randomized(WindowCrossAttention(4, 2, window, out_proj=not up))
+@pytest.mark.parametrize("factor", [2, 1, 3, 8])
+def test_cross_attention_equals_the_loops(size, window, up, factor):
+    module = randomized(WindowCrossAttention(4, 2, window, out_proj=not up, factor=factor))
     fine = grid(2, *size, 4)
-    coarse = grid(2, -(-size[0] // 2), -(-size[1] // 2), 4, seed=2)
+    coarse = grid(2, -(-size[0] // factor), -(-size[1] // factor), 4, seed=2)
     x, context = (fine, coarse) if up else (coarse, fine)
-    expected = operators.cross_attention(x, context, module.state_dict(), 2, window, x_is_fine=up)
+    expected = operators.cross_attention(x, context, module.state_dict(), 2, window, x_is_fine=up, factor=factor)
     assert_same(module(x, context).detach(), expected)
 
 

@@ -33,6 +33,34 @@ def test_upsample_equals_the_loops(size, mode):
     assert_same(module(z, fine).detach(), expected)
 
 
+@pytest.mark.parametrize("factor", [1, 3, 8])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 9), (13, 6)], ids=str)
+def test_whole_factors_equal_the_loops(size, mode, factor):
+    module = randomized(Upsample(4, 2, (3, 4), (2, 2), mode, factor))
+    fine = grid(2, *size, 4)
+    z = grid(2, -(-size[0] // factor), -(-size[1] // factor), 4, seed=2)
+    expected = operators.upsample(z, fine, module.state_dict(), mode, 2, (2, 2), factor)
+    assert_same(module(z, fine).detach(), expected)
+
+
+@pytest.mark.parametrize("mode", ["w_bilinear", "bilinear", "nearest"])
+@pytest.mark.parametrize("size", [(4, 5), (7, 11), (3, 9)], ids=str)
+def test_other_sizes_equal_the_loops(size, mode):
+    module = randomized(Upsample(4, 2, (3, 4), (7, 7), mode, factor=None))
+    z, fine = grid(2, 3, 4, 4), grid(2, *size, 4)
+    assert_same(module(z, fine).detach(), operators.upsample(z, fine, module.state_dict(), mode, 2, (7, 7), None))
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gate_apart_from_the_interpolation(mode, gate):
+    module = randomized(Upsample(4, 2, (2, 3), (2, 2), mode, gate=gate))
+    assert ("anti_alias" in module.state_dict()) == gate
+    z, fine = grid(2, 2, 3, 4), grid(2, 3, 6, 4, seed=2)
+    assert_same(module(z, fine).detach(), operators.upsample(z, fine, module.state_dict(), mode, 2, (2, 2)))
+
+
 @pytest.mark.parametrize("size", [(7, 7), (8, 9), (3, 5)], ids=str)
 def test_a_constant_stays_constant(size):
     x = torch.full((1, *size, 2), 2.5, dtype=torch.float64)

@@ -50,7 +50,7 @@ def make(key: str) -> nn.Module:
     name, options = MODELS[key]
     model = timm.create_model(name, num_classes=5, **options).eval()
     if not name.startswith("graft_"):
-        vitgraft.graft(model, window_size=2)
+        vitgraft.graft(model, window_size=2, blocks=(0,))
     return wake(model)
 
 
@@ -110,6 +110,26 @@ def test_torch_export(key):
     with torch.no_grad():
         for other in (x, images(5, 3, 64, 64, seed=1)):
             torch.testing.assert_close(exported(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_trace(key):
+    """With PyTorch's own check of the trace. Another batch size works where the backbone's own code lets it."""
+    model = make(key)
+    traced = torch.jit.trace(model, images(2, 3, 64, 64))
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    traced = torch.jit.load(file)
+    with torch.no_grad():
+        for x in (images(2, 3, 64, 64, seed=1), images(5, 3, 64, 64, seed=2)):
+            torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_script_is_refused(key):
+    with pytest.raises(vitgraft.GraftError, match=r"torch\.jit\.script is not supported"):
+        torch.jit.script(make(key))
 
 
 @pytest.mark.slow

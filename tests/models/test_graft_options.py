@@ -24,7 +24,10 @@ def levels(model) -> dict[str, int]:
     "options,expected",
     [
         ({}, [3, 2, 2, 1]),
-        ({"levels": "global"}, [3, 2, 2, 1]),
+        ({"level_sizes": 4}, [2, 1, 1, 1]),
+        ({"level_sizes": 1}, [1, 1, 1, 1]),
+        ({"level_sizes": (8, 2)}, [2, 1, 1, 1]),
+        ({"level_sizes": (8, 3, 1), "levels": (2, 2, 1), "upsample": "bilinear"}, [2, 2, 2, 1]),
         ({"levels": 1}, [1, 1, 1, 1]),
         ({"levels": 2}, [2, 2, 2, 1]),
         ({"levels": (1, 0, 2)}, [1, 2]),
@@ -80,6 +83,17 @@ def test_grids_that_are_not_square():
         {"left_levels": 1},
         {"left_levels": 2, "levels": 0},
         {"num_heads": 8},
+        {"width": 12, "num_heads": 3},
+        {"gate": False},
+        {"gate": True, "upsample": "nearest"},
+        {"relative_position_bias": False},
+        {"attention": "cross_shaped", "num_heads": 2},
+        {"shifted_windows": True},
+        {"level_sizes": 1},
+        {"level_sizes": 4},
+        {"level_sizes": (3, 2), "upsample": "bilinear"},
+        {"downsample": "cross_attention_x0"},
+        {"ffn": "separate_full"},
     ],
     ids=str,
 )
@@ -104,6 +118,29 @@ def test_a_separate_ffn_is_fused_after_the_block():
     x = images(2, 8, 8, 32)
     expected = type(backbone("swin").layers[1].blocks[0]).forward(block, x) + block.graft(x)
     torch.testing.assert_close(block(x), expected)
+
+
+def test_every_second_graft_is_shifted():
+    model = grow(shifted_windows=True)
+    assert [g.levels[0].attn.shift for g in vitgraft.grafts(model).values()] == [False, True, False, True]
+    assert not any(g.levels[0].attn.shift for g in vitgraft.grafts(grow()).values())
+
+
+@pytest.mark.parametrize(
+    "options,said",
+    [
+        ({"width": 10}, "width=10 is no multiple of num_heads=4: the nearest that are: 8 or 12"),
+        ({"attention": "cross_shaped"}, "num_heads=1 is odd"),
+        ({"level_sizes": (5, 3)}, "several windows"),
+        ({"level_sizes": (5, 3), "levels": (2, 2, 2)}, r"levels=\(2, 2, 2\) wants 2 levels below a 4 x 4 map"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_leave_the_model_alone(options, said):
+    model = backbone("swin")
+    with pytest.raises(vitgraft.GraftError, match=said):
+        vitgraft.graft(model, window_size=2, **options)
+    assert not vitgraft.is_grafted(model)
 
 
 def test_heads_are_the_blocks_own():

@@ -197,8 +197,6 @@ class Words(nn.Module):
 def test_tokens_that_are_no_grid_are_an_error_that_says_so():
     model = Words()
     for call in (find_targets, vitgraft.graft):
-        with pytest.raises(
-            GraftError, match=r"blocks.0: the grid of its 12 tokens cannot be inferred from an image of"
-        ):
+        with pytest.raises(GraftError, match=r"blocks.0: the grid of its 12 tokens cannot be inferred"):
             call(model, img_size=64)
     assert not vitgraft.is_grafted(model)

@@ -130,7 +130,7 @@ def test_forwards_of_other_kinds_are_grafted(make):
 def test_a_child_that_is_replaced_after_grafting_is_an_error():
     model, image = vitgraft.graft(VisionTransformer(**SMALL).eval(), **GRAFT), images(1, 3, 64, 64)
     model.blocks[1].norm1 = nn.LayerNorm(32)
-    with pytest.raises(GraftError, match="its graft was not used.*replaced after grafting"):
+    with pytest.raises(GraftError, match=r"its graft was not used.*replaced after grafting"):
         model(image)
 
 

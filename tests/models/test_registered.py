@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm_interface import (
+    check_empty_batch,
     check_features_only,
     check_forward_and_backward,
     check_gradient_checkpointing,
@@ -86,6 +87,11 @@ def test_default_cfg(name):
     modules = dict(model.named_modules())
     assert isinstance(modules[cfg.first_conv], nn.Conv2d)
     assert isinstance(modules[cfg.classifier], nn.Linear)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)], ids=str)
+def test_an_empty_batch(name, size):
+    check_empty_batch(make(name), images(2, 3, *size))
 
 
 def test_forward_and_backward(name):
@@ -272,11 +278,11 @@ def test_grafts_strip_to_the_backbone(name):
 
 
 @pytest.mark.parametrize("name", GRAFTED_TINY)
-def test_levels_are_those_of_224_whatever_the_image_size(name):
+def test_nominal_levels_are_those_of_224_whatever_the_image_size(name):
     shapes = {n: t.shape for n, t in make(name, img_size=224).state_dict().items() if ".graft." in n}
-    other = {n: t.shape for n, t in make(name, img_size=448).state_dict().items() if ".graft." in n}
-    assert shapes == other
-    deeper = make(name, img_size=448, graft={"levels": "global"})
+    nominal = make(name, img_size=448, graft={"levels": "nominal"})
+    assert shapes == {n: t.shape for n, t in nominal.state_dict().items() if ".graft." in n}
+    deeper = make(name, img_size=448)
     assert len(next(iter(vitgraft.grafts(deeper).values())).levels) > len(
         next(iter(vitgraft.grafts(make(name)).values())).levels
     )

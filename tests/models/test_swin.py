@@ -10,7 +10,7 @@ from reference.swin_attention import swin_attention
 from torch import nn
 
 from vitgraft import checkpoints
-from vitgraft.models import swin
+from vitgraft.layers import window
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.swin import SwinBlock, SwinTransformer, create_swin
 
@@ -105,13 +105,13 @@ def test_features_only_are_nchw():
 
 
 def test_a_mask_made_in_inference_mode_serves_training():
-    swin._cached_shift_mask.cache_clear()
+    window._cached_shift_mask.cache_clear()
     model, x = small(), torch.randn(1, 3, 40, 52)
     with torch.inference_mode():
         model(x)
-    misses = swin._cached_shift_mask.cache_info().misses
+    misses = window._cached_shift_mask.cache_info().misses
     model.train()(x).sum().backward()
-    assert swin._cached_shift_mask.cache_info().misses == misses > 0
+    assert window._cached_shift_mask.cache_info().misses == misses > 0
     assert model.layers[0].blocks[1].attn.qkv.weight.grad.abs().sum() > 0
 
 
@@ -119,7 +119,7 @@ def test_no_fake_tensor_is_kept():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = small()
-    swin._cached_shift_mask.cache_clear()
+    window._cached_shift_mask.cache_clear()
     model, x = small(), torch.randn(1, 3, 40, 52)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert model(mode.from_tensor(x)).shape == (1, 7)

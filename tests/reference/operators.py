@@ -7,6 +7,7 @@ Written from the paper's equations and the conventions that `layers/graft.py` st
 import math
 
 import torch
+from reference.stripe_attention import stripe_attention
 
 
 def linear(x, p, name):
@@ -74,15 +75,83 @@ def window_attention(x, p, num_heads, window_size):
     return out
 
 
-def cross_attention(x, context, p, num_heads, window_size, x_is_fine):
-    """Each token of x asks the tokens of the context that lie in the same window of the coarse grid."""
+def shifted_window_attention(x, p, num_heads, window_size):
+    """The same with windows shifted by half a window, in the directions in which the padded grid has several.
+
+    A token at y lies in window (y - s) // h, where the first s rows, wrapped round, are windows of their own: tokens
+    attend to each other where they share window and part.
+    """
+    B, H, W, C = x.shape
+    window = min(H, window_size[0]), min(W, window_size[1])
+    padded_size = [math.ceil(n / m) * m for n, m in zip((H, W), window, strict=True)]
+    shift = [m // 2 if n > m else 0 for n, m in zip(padded_size, window, strict=True)]
+    padded = x.new_zeros(B, *padded_size, C)
+    padded[:, :H, :W] = x
+    table = p.get("relative_position_bias_table")
+    groups = {}
+    for y in range(padded_size[0]):
+        for x_ in range(padded_size[1]):
+            moved = [(t - s) % n for t, s, n in zip((y, x_), shift, padded_size, strict=True)]
+            key = (moved[0] // window[0], moved[1] // window[1], y < shift[0], x_ < shift[1])
+            groups.setdefault(key, []).append((y, x_, moved[0] % window[0], moved[1] % window[1]))
+    out = torch.zeros_like(padded)
+    d = C // num_heads
+    for tokens in groups.values():
+        rows, cols = [t[0] for t in tokens], [t[1] for t in tokens]
+        offset = torch.tensor(
+            [
+                [
+                    (q[2] - k[2] + window_size[0] - 1) * (2 * window_size[1] - 1) + (q[3] - k[3] + window_size[1] - 1)
+                    for k in tokens
+                ]
+                for q in tokens
+            ]
+        )
+        for b in range(B):
+            qkv = linear(padded[b, rows, cols], p, "qkv")
+            heads = []
+            for head in range(num_heads):
+                q, k, v = (qkv[:, part * C + head * d : part * C + (head + 1) * d] for part in range(3))
+                heads.append(softmax_attention(q, k, v, 0.0 if table is None else table[:, head][offset]))
+            out[b, rows, cols] = linear(torch.cat(heads, dim=1), p, "proj")
+    return out[:, :H, :W]
+
+
+def cross_shaped_attention(x, p, num_heads, window_size):
+    """Half of the heads in vertical stripes, half in horizontal ones; a stripe is at most as wide as the grid."""
+    B, H, W, C = x.shape
+    qkv = linear(x, p, "qkv").reshape(B, H, W, 3, C)
+    parts = []
+    for i, (direction, stripe) in enumerate(
+        (("vertical", min(W, window_size[1])), ("horizontal", min(H, window_size[0])))
+    ):
+        half = qkv[..., i * C // 2 : (i + 1) * C // 2]
+        weight, bias = p[f"attns.{i}.get_v.weight"], p[f"attns.{i}.get_v.bias"]
+        parts.append(stripe_attention(half, weight, bias, num_heads // 2, stripe, direction))
+    return linear(torch.cat(parts, dim=-1), p, "proj")
+
+
+def level_attention(x, p, num_heads, window_size, kind="window", shift=False):
+    if kind == "cross_shaped":
+        return cross_shaped_attention(x, p, num_heads, window_size)
+    if shift or "relative_position_bias_table" not in p:
+        if not shift:  # no bias is a bias of zeros
+            rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
+            p = {**p, "relative_position_bias_table": x.new_zeros(rows, num_heads)}
+            return window_attention(x, p, num_heads, window_size)
+        return shifted_window_attention(x, p, num_heads, window_size)
+    return window_attention(x, p, num_heads, window_size)
+
+
+def cross_attention(x, context, p, num_heads, window_size, x_is_fine, factor=2):
+    """Each token of x attends to the tokens of the context that lie in the same window of the coarse grid."""
     B, H, W, C = x.shape
     coarse = context if x_is_fine else x
     h, w = min(coarse.shape[1], window_size[0]), min(coarse.shape[2], window_size[1])
     d = C // num_heads
 
     def window_of(y, x_, fine):
-        return (y // 2 // h, x_ // 2 // w) if fine else (y // h, x_ // w)
+        return (y // factor // h, x_ // factor // w) if fine else (y // h, x_ // w)
 
     out = torch.zeros_like(x)
     for b in range(B):
@@ -103,26 +172,37 @@ def cross_attention(x, context, p, num_heads, window_size, x_is_fine):
     return out
 
 
-def pool(x):
-    """Mean of the tokens that exist in each 2 x 2 square; sizes are halved, rounded up."""
+def pool(x, factor=2, size=None):
+    """Mean of the tokens that exist in each square of `factor`; sizes are divided by it, rounded up.
+
+    With a factor of None: to `size`, each mean over all tokens of which a part lies in the region of the new one.
+    """
     B, H, W, C = x.shape
-    out = x.new_zeros(B, math.ceil(H / 2), math.ceil(W / 2), C)
-    for y in range(out.shape[1]):
-        for x_ in range(out.shape[2]):
-            out[:, y, x_] = x[:, 2 * y : min(2 * y + 2, H), 2 * x_ : min(2 * x_ + 2, W)].mean(dim=(1, 2))
+    h, w = size if factor is None else (math.ceil(H / factor), math.ceil(W / factor))
+    out = x.new_zeros(B, h, w, C)
+    for y in range(h):
+        for x_ in range(w):
+            if factor is None:
+                rows = slice(y * H // h, math.ceil((y + 1) * H / h))
+                cols = slice(x_ * W // w, math.ceil((x_ + 1) * W / w))
+            else:
+                rows = slice(factor * y, min(factor * (y + 1), H))
+                cols = slice(factor * x_, min(factor * (x_ + 1), W))
+            out[:, y, x_] = x[:, rows, cols].mean(dim=(1, 2))
     return out
 
 
-def linear_down(x, p):
-    """The 2 x 2 tokens of a square side by side (zeros where there is none), projected from 4C to C."""
+def linear_down(x, p, factor=2):
+    """The tokens of a square side by side (zeros where there is none), projected from f * f * C to C."""
     B, H, W, C = x.shape
-    out = x.new_zeros(B, math.ceil(H / 2), math.ceil(W / 2), C)
+    f = factor
+    out = x.new_zeros(B, math.ceil(H / f), math.ceil(W / f), C)
     for y in range(out.shape[1]):
         for x_ in range(out.shape[2]):
             square = [
-                x[:, 2 * y + dy, 2 * x_ + dx] if 2 * y + dy < H and 2 * x_ + dx < W else x.new_zeros(B, C)
-                for dy in (0, 1)
-                for dx in (0, 1)
+                x[:, f * y + dy, f * x_ + dx] if f * y + dy < H and f * x_ + dx < W else x.new_zeros(B, C)
+                for dy in range(f)
+                for dx in range(f)
             ]
             out[:, y, x_] = linear(torch.cat(square, dim=1), p, "proj")
     return out
@@ -143,31 +223,48 @@ def interpolate_at(x, y, x_, rows, cols):
     return top * (1 - fy) + bottom * fy
 
 
-def window_bilinear(x, window_size):
-    """Phi of equation 2: to double size, pixel centres at half (align_corners False), each window by itself."""
+def window_bilinear(x, window_size, factor=2):
+    """Phi of equation 2: to `factor` times the size, pixel centres at half (align_corners False), window by window."""
     B, H, W, C = x.shape
     h, w = min(H, window_size[0]), min(W, window_size[1])
-    out = x.new_zeros(B, 2 * H, 2 * W, C)
-    for y in range(2 * H):
-        for x_ in range(2 * W):
-            top, left = y // 2 // h * h, x_ // 2 // w * w
+    f = factor
+    out = x.new_zeros(B, f * H, f * W, C)
+    for y in range(f * H):
+        for x_ in range(f * W):
+            top, left = y // f // h * h, x_ // f // w * w
             rows, cols = range(top, min(top + h, H)), range(left, min(left + w, W))
-            out[:, y, x_] = interpolate_at(x, (y + 0.5) / 2 - 0.5, (x_ + 0.5) / 2 - 0.5, rows, cols)
+            out[:, y, x_] = interpolate_at(x, (y + 0.5) / f - 0.5, (x_ + 0.5) / f - 0.5, rows, cols)
     return out
 
 
-def bilinear(x):
+def bilinear(x, factor=2):
     """The same over the whole grid."""
-    return window_bilinear(x, (x.shape[1], x.shape[2]))
+    return window_bilinear(x, (x.shape[1], x.shape[2]), factor)
 
 
-def nearest(x):
+def bilinear_to(x, size):
+    """The whole grid to any size, edges repeated."""
     B, H, W, C = x.shape
-    out = x.new_zeros(B, 2 * H, 2 * W, C)
-    for y in range(2 * H):
-        for x_ in range(2 * W):
-            out[:, y, x_] = x[:, y // 2, x_ // 2]
+    out = x.new_zeros(B, *size, C)
+    for y in range(size[0]):
+        for x_ in range(size[1]):
+            at = (y + 0.5) * H / size[0] - 0.5, (x_ + 0.5) * W / size[1] - 0.5
+            out[:, y, x_] = interpolate_at(x, *at, range(H), range(W))
     return out
+
+
+def nearest_to(x, size):
+    """Each token of the result is that of x in whose region its upper left corner lies."""
+    B, H, W, C = x.shape
+    out = x.new_zeros(B, *size, C)
+    for y in range(size[0]):
+        for x_ in range(size[1]):
+            out[:, y, x_] = x[:, y * H // size[0], x_ * W // size[1]]
+    return out
+
+
+def nearest(x, factor=2):
+    return nearest_to(x, (factor * x.shape[1], factor * x.shape[2]))
 
 
 def gate(logits, size):
@@ -182,43 +279,72 @@ def gate(logits, size):
     return 1 / (1 + (-out).exp())
 
 
-def upsample(z, fine, p, mode, num_heads, window_size):
+def upsample(z, fine, p, mode, num_heads, window_size, factor=2):
     """Equation 2: from level output z to the size of the finer grid."""
     z = linear(gelu(layer_norm(z, p, "norm")), p, "proj")
-    if mode == "cross_attention":
-        return cross_attention(layer_norm(fine, p, "fine_norm"), z, sub(p, "attn"), num_heads, window_size, True)
-    if mode == "nearest":
-        z = nearest(z)
-    else:
+    if "anti_alias" in p:
         z = z * gate(p["anti_alias"], z.shape[1:3])
-        z = window_bilinear(z, window_size) if mode == "w_bilinear" else bilinear(z)
+    if mode == "cross_attention":
+        fine = layer_norm(fine, p, "fine_norm")
+        return cross_attention(fine, z, sub(p, "attn"), num_heads, window_size, True, factor)
+    if factor is None:
+        return (nearest_to if mode == "nearest" else bilinear_to)(z, fine.shape[1:3])
+    if mode == "nearest":
+        z = nearest(z, factor)
+    else:
+        z = window_bilinear(z, window_size, factor) if mode == "w_bilinear" else bilinear(z, factor)
     return z[:, : fine.shape[1], : fine.shape[2]]
 
 
-def downsample(x, p, mode, num_heads=1, window_size=(7, 7)):
+def downsample(x, p, mode, num_heads=1, window_size=(7, 7), factor=2, size=None, x0=None, x0_factor=None):
     """Equation 1."""
     x = gelu(layer_norm(x, p, "norm"))
     if mode == "cross_attention":
-        return cross_attention(pool(x), x, sub(p, "attn"), num_heads, window_size, False)
-    return linear_down(x, p) if mode == "linear" else pool(x)
+        return cross_attention(pool(x, factor), x, sub(p, "attn"), num_heads, window_size, False, factor)
+    if mode == "cross_attention_x0":
+        context = gelu(layer_norm(x0, p, "x0_norm"))
+        return cross_attention(pool(x, factor, size), context, sub(p, "attn"), num_heads, window_size, False, x0_factor)
+    return linear_down(x, p, factor) if mode == "linear" else pool(x, factor, size)
 
 
-def graft(x, p, levels, num_heads, window_size, down="avg_pool", up="w_bilinear", upsampled=True):
-    """Equations 1 to 3: Z1, and, if `upsampled`, the term up(Z1) of equation 4."""
+def graft(
+    x,
+    p,
+    levels,
+    num_heads,
+    window_size,
+    down="avg_pool",
+    up="w_bilinear",
+    upsampled=True,
+    factors=None,
+    x0_factors=None,
+    sizes=None,
+    attention="window",
+    shift=False,
+):
+    """Equations 1 to 3: Z1, and, if `upsampled`, the term up(Z1) of equation 4.
+
+    `factors`, `x0_factors` and `sizes` are those of each level; by default each halves the one before.
+    """
+    factors = factors or [2] * levels
+    x0_factors = x0_factors or [2 ** (b + 1) for b in range(levels)]
+    sizes = sizes or [None] * levels
     grids = [x]
     for b in range(levels):
-        grids.append(downsample(grids[-1], sub(p, f"levels.{b}.down"), down, num_heads, window_size))
+        q = sub(p, f"levels.{b}.down")
+        more = {"factor": factors[b], "size": sizes[b], "x0": x, "x0_factor": x0_factors[b]}
+        grids.append(downsample(grids[-1], q, down, num_heads, window_size, **more))
     above = None
     for b in range(levels, 0, -1):
         q = sub(p, f"levels.{b - 1}")
         normed = layer_norm(grids[b], q, "norm")
-        attended = window_attention(normed, sub(q, "attn"), num_heads, window_size)
+        attended = level_attention(normed, sub(q, "attn"), num_heads, window_size, attention, shift)
         z = grids[b] + attended
         if above is not None:
             z = z + above
         if b == 1 and not upsampled:
             return z
-        above = upsample(z, grids[b - 1], sub(q, "up"), up, num_heads, window_size)
+        above = upsample(z, grids[b - 1], sub(q, "up"), up, num_heads, window_size, factors[b - 1])
     return above
 
 

@@ -11,6 +11,7 @@ import torch
 from reference.zoo_plain import plain
 from timm.optim import param_groups_layer_decay
 from timm_interface import (
+    check_empty_batch,
     check_features_only,
     check_forward_and_backward,
     check_gradient_checkpointing,
@@ -122,6 +123,10 @@ def test_default_cfg(name):
 
 def test_forward_and_backward(name):
     check_forward_and_backward(make(name), images(name))
+
+
+def test_an_empty_batch(name):
+    check_empty_batch(make(name), images(name))
 
 
 def test_sizes_change_from_batch_to_batch(name, model):

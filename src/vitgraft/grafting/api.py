@@ -17,7 +17,7 @@ from vitgraft.grafting.blocks import class_path
 from vitgraft.grafting.inject import GraftHooks, GridSource, TokenGrid, detach_hooks
 from vitgraft.grafting.replace import WindowedAttention, replace_child, restore_children
 from vitgraft.grafting.trace import GraftTarget, find_targets
-from vitgraft.layers.graft import GrafT
+from vitgraft.layers.graft import GrafT, max_levels, plan_levels
 
 __all__ = ["NOT_GRAFTABLE", "TrainReport", "graft", "grafts", "is_grafted", "strip", "train_grafts_only"]
 
@@ -68,44 +68,40 @@ def grafts(model: nn.Module) -> dict[str, GrafT]:
     return found
 
 
-def auto_levels(feat_size: Size, window_size: int) -> int:
-    """How often a grid of `feat_size` (H, W) is halved until one window covers it: "global at the coarsest"."""
-    levels, side = 0, max(feat_size)
-    while side > window_size:
-        levels, side = levels + 1, -(-side // 2)
-    return levels
-
-
-def _levels(config: GraftConfig, sites: list[GraftTarget]) -> list[int]:
-    """Levels of each target; raises where a tuple does not fit."""
+def _levels(config: GraftConfig, targets: list[GraftTarget]) -> list[int]:
+    """Number of levels of each target; raises where what is wanted does not fit."""
     wanted = config.levels
     if isinstance(wanted, tuple):
-        stages = sites[-1].stage + 1
+        stages = targets[-1].stage + 1
         if len(wanted) != stages:
-            sizes = list(dict.fromkeys((s.stage, s.feat_size) for s in sites))
+            sizes = list(dict.fromkeys((t.stage, t.feat_size) for t in targets))
             maps = ", ".join(f"{h} x {w}" for _, (h, w) in sizes)
             raise GraftError(
                 f"levels={wanted} has {len(wanted)} entries, the model has {stages} stages (maps of {maps} tokens): "
                 f"give {stages}, a single number, or 'auto'"
             )
-        for site in sites:
-            most = auto_levels(site.feat_size, 1)
-            if wanted[site.stage] > most:
-                h, w = site.feat_size
+        for target in targets:
+            most = max_levels(target.feat_size, config.level_sizes)
+            if wanted[target.stage] > most:
+                h, w = target.feat_size
                 raise GraftError(
-                    f"levels={wanted} wants {wanted[site.stage]} levels below a {h} x {w} map ({site.name}); it can be "
-                    f"halved {most} times until one token is left"
+                    f"levels={wanted} wants {wanted[target.stage]} levels below a {h} x {w} map ({target.name}); it "
+                    f"can be halved {most} times until one token is left"
                 )
-        return [wanted[site.stage] for site in sites]
-    auto = [auto_levels(site.feat_size, config.window_size) for site in sites]
-    if isinstance(wanted, int):
-        if wanted > max(auto) > 0:
-            raise GraftError(
-                f"levels={wanted}: with window_size={config.window_size} no block of this model gets more than "
-                f"{max(auto)}, where one window covers the level; a tuple, one entry per stage, sets more"
-            )
-        return [min(n, wanted) for n in auto]
-    return auto
+        return [wanted[target.stage] for target in targets]
+
+    def plan(levels: Any) -> list[int]:
+        return [len(plan_levels(t.feat_size, config.window_size, levels, config.level_sizes)) for t in targets]
+
+    auto = plan("auto")
+    if not isinstance(wanted, int):
+        return auto
+    if wanted > max(auto) > 0 and config.level_sizes == "halve":
+        raise GraftError(
+            f"levels={wanted}: with window_size={config.window_size} no block of this model gets more than "
+            f"{max(auto)}, where one window covers the level; a tuple, one entry per stage, sets more"
+        )
+    return plan(wanted)
 
 
 def _choose(config: GraftConfig, targets: list[GraftTarget], levels: list[int]) -> list[int]:
@@ -132,8 +128,8 @@ def _choose(config: GraftConfig, targets: list[GraftTarget], levels: list[int]) 
     able = [i for i in able if targets[i].is_read]
     for i in unread:
         warnings.warn(
-            f"{targets[i].name} gets no graft, since nothing reads the patch tokens that it returns (only its class token "
-            f"is used); blocks=(..., {i}) adds it for dense features",
+            f"{targets[i].name} gets no graft, since nothing reads the patch tokens that it returns (only its class "
+            f"token is used); blocks=(..., {i}) adds it for dense features",
             stacklevel=3,
         )
     if config.blocks == "all_but_first":
@@ -148,6 +144,11 @@ def _choose(config: GraftConfig, targets: list[GraftTarget], levels: list[int]) 
 def _why_nothing(model: nn.Module, targets: list[GraftTarget], config: GraftConfig) -> str:
     name = type(model).__name__
     if targets:
+        if not targets[-1].is_read and config.blocks == "all_but_first":
+            return (
+                f"{name}: blocks='all_but_first' leaves nothing to graft. The first block is left alone, and nothing "
+                f"reads the patch tokens of the last one ({targets[-1].name}); blocks=(...) names blocks"
+            )
         if len(targets) == 1 and config.blocks == "all_but_first":
             return f"{name}: blocks='all_but_first' leaves its only block without a graft; blocks=(0,) gives it one"
         sizes = ", ".join(dict.fromkeys(f"{h} x {w}" for h, w in (t.feat_size for t in targets)))
@@ -228,11 +229,11 @@ def _check_targets(config: GraftConfig, targets: list[GraftTarget], chosen: list
     if config.swin_padding == "authors":
         _check_swin(targets)
     for target in (targets[i] for i in chosen):
-        if config.num_heads is not None and target.dim % config.num_heads:
+        if config.num_heads is not None and config.width is None and target.dim % config.num_heads:
             raise GraftError(f"num_heads={config.num_heads} does not divide the {target.dim} channels of {target.name}")
-        if config.ffn == "separate" and not target.whole:
+        if config.ffn != "shared" and not target.whole:
             raise GraftError(
-                f"ffn='separate' is fused after the block, and {type(target.block).__name__} ({target.name}) "
+                f"ffn={config.ffn!r} is fused after the block, and {type(target.block).__name__} ({target.name}) "
                 "does not return a tensor of X0's shape for one: use ffn='shared'"
             )
 
@@ -252,8 +253,8 @@ def graft(
     block.
 
     Args:
-        model: A model of timm, torchvision, transformers or open_clip, or any module built of their blocks, or of blocks
-            made known by `register_block`; pretrained or not.
+        model: A model of timm, torchvision, transformers or open_clip, or any module built of their blocks, or of
+            blocks made known by `register_block`; pretrained or not.
         config: A `GraftConfig` or a mapping of its options; None is the paper's final model.
         img_size: Image height and width that fix the grids and so the number of levels; None takes the model's own.
         **options: Single options of `GraftConfig`, on top of `config`.
@@ -277,12 +278,12 @@ def graft(
     if not targets or not (chosen or (config.blocks == () and _changes_backbone(config))):
         raise NoGraftPointError(_why_nothing(model, targets, config))
     _check_targets(config, targets, chosen)
-    made = {i: _make(config, targets[i], levels[i]) for i in chosen}
+    made = {i: _make(config, targets[i], levels[i], n % 2 == 1) for n, i in enumerate(chosen)}
     _attach(model, config, targets, made)
     return model
 
 
-def _make(config: GraftConfig, target: GraftTarget, levels: int) -> GrafT:
+def _make(config: GraftConfig, target: GraftTarget, levels: int, odd: bool) -> GrafT:
     parameter = next(target.block.parameters())
     module = GrafT(
         target.dim,
@@ -293,7 +294,14 @@ def _make(config: GraftConfig, target: GraftTarget, levels: int) -> GrafT:
         downsample=config.downsample,
         upsample=config.upsample,
         left_levels=config.left_levels,
-        ffn_ratio=config.ffn_ratio if config.ffn == "separate" else None,
+        ffn_ratio=config.ffn_ratio,
+        level_sizes=config.level_sizes,
+        width=config.width,
+        gate=config.gate,
+        relative_position_bias=config.relative_position_bias,
+        attention=config.attention,
+        shift=config.shifted_windows and odd,
+        ffn=config.ffn,
         device=parameter.device,
         dtype=parameter.dtype,
     )

@@ -346,8 +346,8 @@ def register_block(
         raise GraftError(f"{class_path(cls)} is registered already, {known.path}; a subclass can be registered anew")
     if (output_to is None) == (output_of is None):
         raise GraftError(
-            f"output_to={output_to!r}, output_of={output_of!r}: give one of them, the child that the attention's result "
-            "is passed to, or the child that returns it"
+            f"output_to={output_to!r}, output_of={output_of!r}: give one of them, the child that the attention's "
+            "result is passed to, or the child that returns it"
         )
     if output_to == "":
         raise GraftError("output_to='': give a child, or output_of='' for the block's own output")

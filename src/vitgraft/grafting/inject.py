@@ -258,9 +258,9 @@ class BlockHooks(_Attached):
         x = first_argument(args, kwargs)
         if isinstance(x, torch.fx.Proxy):
             raise GraftError(
-                "torch.fx's symbolic tracing (torchvision's create_feature_extractor) runs no hooks, by which grafts are "
-                "attached: use timm.create_model(..., features_only=True), forward_intermediates, vitgraft.DenseFeatures, "
-                "or torch.export"
+                "torch.fx's symbolic tracing (torchvision's create_feature_extractor) runs no hooks, by which grafts "
+                "are attached: use timm.create_model(..., features_only=True), forward_intermediates, "
+                "vitgraft.DenseFeatures or torch.export"
             )
         grid = self.spec.grid(args, kwargs) if self.spec.grid is not None else None
         call = self._open(_Call(block, grid))
@@ -328,8 +328,9 @@ class BlockHooks(_Attached):
         target = f"calls {spec.output_to}" if spec.output_of is None else f"calls {spec.output_of}"
         if call is None or (call.x0 is None and not call.added):
             return (
-                f"Its forward does not call {start}, where X0 is read. A child that was replaced after grafting has lost "
-                "its hooks (replace it first, then graft), as has code that was compiled before (torch.compiler.reset())"
+                f"Its forward does not call {start}, where X0 is read. A child that was replaced after grafting has "
+                "lost its hooks (replace it first, then graft), as has code that was compiled before grafting "
+                "(torch.compiler.reset())"
             )
         again = " again" if call.added else ""
         return f"Its forward calls {start}{again} and never {target} afterwards, where the graft is added"
@@ -338,8 +339,9 @@ class BlockHooks(_Attached):
 class GraftHooks(BlockHooks):
     """Adds the child `graft` of a block, if it has one, to its attention's result.
 
-    Blocks without a graft get the hooks too: torch.compile does not look whether the children of a module have hooks when
-    it takes code that it compiled for another module of the class. (Nor would a checkpointed first block keep its grid.)
+    Blocks without a graft get the hooks too: torch.compile does not look whether the children of a module have hooks
+    when it takes code that it compiled for another module of the class. (Nor would a checkpointed first block keep its
+    grid.)
 
     Args:
         grid: Grid of flat tokens where the block is not given it.
@@ -379,7 +381,7 @@ class GraftHooks(BlockHooks):
         if spec.from_grid is not None:
             return result + spec.from_grid(block, g, result)
         if result.dim() == 3:
-            g = g.reshape(g.shape[0], g.shape[1] * g.shape[2], g.shape[3])
+            g = g.flatten(1, 2)
             prefix = result.shape[1] - g.shape[1]
             if prefix:
                 return torch.cat((result[:, :prefix], result[:, prefix:] + g), dim=1)

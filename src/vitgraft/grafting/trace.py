@@ -62,8 +62,8 @@ def _config_value(model: nn.Module, name: str) -> Any:
     for module in model.modules():
         for cfg in ("pretrained_cfg", "default_cfg", "config"):
             cfg = getattr(module, cfg, None)
-            values = cfg if isinstance(cfg, Mapping) else getattr(cfg, "__dict__", {})
-            for values in (values, getattr(values.get("backbone_config"), "__dict__", {})):
+            outer = cfg if isinstance(cfg, Mapping) else getattr(cfg, "__dict__", {})
+            for values in (outer, getattr(outer.get("backbone_config"), "__dict__", {})):
                 if values.get(name) is not None:
                     return values[name]
     return None
@@ -306,9 +306,9 @@ def _source(model: nn.Module, name: str, probe: _Probe, tokens: int) -> tuple[tu
                 return (module, side, 1), size
     images = dict.fromkeys(f"{h} x {w}" for _, patch, (h, w) in maps if patch)
     raise GraftError(
-        f"{name}: the grid of its {tokens} tokens cannot be inferred from an image of {' or '.join(images) or '?'}. Give "
-        "img_size=(height, width) of images as the model takes them; of a model with several inputs, graft the part that "
-        "receives images; or name the number of its prefix tokens with register_block(..., prefix_tokens=N)"
+        f"{name}: the grid of its {tokens} tokens cannot be inferred from an image of {' or '.join(images) or '?'}. "
+        "Give img_size=(height, width) of images as the model takes them; of a model with several inputs, graft the "
+        "part that receives images; a block of your own may need register_block(..., grid=... or prefix_tokens=...)"
     )
 
 

@@ -2,18 +2,22 @@
 
 from vitgraft.layers.attention import WindowAttention, WindowCrossAttention
 from vitgraft.layers.downsample import Downsample, pool_grid
-from vitgraft.layers.graft import GrafT, level_sizes
+from vitgraft.layers.graft import GrafT, max_levels, plan_levels
+from vitgraft.layers.stripes import CrossShapedAttention, StripeAttention
 from vitgraft.layers.upsample import Upsample, bilinear_upsample, window_bilinear_upsample
 from vitgraft.layers.window import window_partition, window_reverse
 
 __all__ = [
+    "CrossShapedAttention",
     "Downsample",
     "GrafT",
+    "StripeAttention",
     "Upsample",
     "WindowAttention",
     "WindowCrossAttention",
     "bilinear_upsample",
-    "level_sizes",
+    "max_levels",
+    "plan_levels",
     "pool_grid",
     "window_bilinear_upsample",
     "window_partition",

@@ -10,8 +10,11 @@ from torch import nn
 
 from vitgraft.layers.window import (
     effective_window,
+    into_windows,
+    out_of_windows,
     pad_grid,
     relative_position_index,
+    shift_mask,
     window_partition,
     window_reverse,
 )
@@ -23,8 +26,9 @@ def _fused(x: torch.Tensor) -> bool:
     """Whether `scaled_dot_product_attention` is the faster way.
 
     On a CPU its kernel wins while no gradient is wanted, and loses where a bias needs one (it then takes a slow path).
+    A traced graph is the same in both modes, which torch.jit.trace checks.
     """
-    return use_fused_attn() and (x.device.type != "cpu" or not torch.is_grad_enabled())
+    return use_fused_attn() and (x.device.type != "cpu" or not torch.is_grad_enabled() or torch.jit.is_tracing())
 
 
 def attend(
@@ -47,17 +51,18 @@ def attend(
         (B, h, N, d)
     """
     B, h, N, d = q.shape
+    L = k.shape[2]  # not -1, which has no value in an empty batch
     if bias is not None and bias.shape[0] > 1:
         bias = bias.expand(B // bias.shape[0], *bias.shape).flatten(0, 1)
     drops = drop is not None and drop.training and drop.p > 0
     if _fused(q) and not drops:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
     # the scale inside the product saves a pass over q; products of three dimensions save copies
-    q, k, v = q.reshape(B * h, N, d), k.reshape(B * h, -1, d), v.reshape(B * h, -1, d)
+    q, k, v = q.reshape(B * h, N, d), k.reshape(B * h, L, d), v.reshape(B * h, L, d)
     weights = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=d**-0.5)
     if bias is not None:
-        weights = weights.view(B, h, N, -1).add_(bias)
-    weights = weights.softmax(dim=-1).view(B * h, N, -1)
+        weights = weights.view(B, h, N, L).add_(bias)
+    weights = weights.softmax(dim=-1).view(B * h, N, L)
     if drops:
         weights = drop(weights)
     return torch.bmm(weights.to(v.dtype), v).view(B, h, N, d)
@@ -75,7 +80,7 @@ def attend_qkv(
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows: Swin's L-MSA without the shift (section 2.2, equation 3).
+    """Multi-head self-attention inside windows: Swin's L-MSA (section 2.2, equation 3), by default without the shift.
 
     A grid under the window is one window of its own size; other grids are zero-padded right and bottom to a
     multiple of the window, and the padded tokens take part, as in the Swin authors' dense-task code.
@@ -86,6 +91,8 @@ class WindowAttention(nn.Module):
         window_size: Window (height, width) in tokens.
         qkv_bias: Whether the query-key-value projection has a bias.
         rel_pos: Whether a learned relative position bias is added to the attention weights.
+        shift: Whether the windows are shifted by half a window down and right, in the directions in which the grid has
+            several. It is padded before the shift and masked after it, as in the Swin authors' dense-task code.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class WindowAttention(nn.Module):
         window_size: tuple[int, int],
         qkv_bias: bool = True,
         rel_pos: bool = True,
+        shift: bool = False,
         device=None,
         dtype=None,
     ):
@@ -102,6 +110,7 @@ class WindowAttention(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.window_size = window_size
+        self.shift = shift
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         if rel_pos:
@@ -146,25 +155,33 @@ class WindowAttention(nn.Module):
         window = effective_window((H, W), self.window_size)
         x = pad_grid(x, window)
         padded = x.shape[1], x.shape[2]
-        x = window_partition(x, window)  # (B * num_windows, N, C)
-        x = self.proj(attend_qkv(self.qkv(x), self.num_heads, self.bias(window)))
-        x = window_reverse(x, window, padded)
+        bias, shift = self.bias(window), (0, 0)
+        if self.shift:
+            windows = padded[0] // window[0], padded[1] // window[1]
+            shift = tuple(side // 2 if n > 1 else 0 for side, n in zip(window, windows, strict=True))
+        if any(shift):
+            mask = shift_mask(x, window, shift, windows)[:, None]  # (num_windows, 1, N, N)
+            bias = mask if bias is None else bias + mask
+        x = into_windows(x, window, shift)  # (B * num_windows, N, C)
+        x = self.proj(attend_qkv(self.qkv(x), self.num_heads, bias))
+        x = out_of_windows(x, window, shift, padded)
         return x if padded == (H, W) else x[:, :H, :W]
 
 
 class WindowCrossAttention(nn.Module):
     """Attention of one level's windows to the windows of another level that cover the same region.
 
-    The paper's table 5 tries it for down- and upsampling. The two levels differ by a factor of 2: a window of M x M
-    tokens of the coarse level lies over 2M x 2M of the fine one. Both grids are zero-padded to whole windows, and
-    padded keys are masked. Only queries are projected; keys and values are the context itself: the reading that gives
-    table 5's parameters and cost.
+    The paper's table 5 tries it for down- and upsampling. The two levels differ by a whole factor f, in the paper 2: a
+    window of M x M tokens of the coarse level lies over fM x fM of the fine one. Both grids are zero-padded to whole
+    windows, and padded keys are masked. Only queries are projected; keys and values are the context itself: the reading
+    that gives table 5's parameters and cost.
 
     Args:
         dim: Channels C of both levels, a multiple of `num_heads`.
         num_heads: Heads.
         window_size: Window (height, width) on the coarse level.
         out_proj: Whether the result is projected too.
+        factor: Whole factor f between the sizes of the two levels.
     """
 
     def __init__(
@@ -173,6 +190,7 @@ class WindowCrossAttention(nn.Module):
         num_heads: int,
         window_size: tuple[int, int],
         out_proj: bool = False,
+        factor: int = 2,
         device=None,
         dtype=None,
     ):
@@ -180,6 +198,7 @@ class WindowCrossAttention(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.window_size = window_size
+        self.factor = factor
         self.q = nn.Linear(dim, dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd) if out_proj else None
         self.init_weights()
@@ -197,11 +216,11 @@ class WindowCrossAttention(nn.Module):
         return windows.view(B, N, self.num_heads, C // self.num_heads).transpose(1, 2)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Queries (B, H, W, C), context (B, H', W', C) one level finer or coarser -> (B, H, W, C)."""
+        """Queries (B, H, W, C), context (B, H', W', C), finer or coarser by the factor -> (B, H, W, C)."""
         fine_first = x.shape[1] > context.shape[1] or x.shape[2] > context.shape[2]
         coarse, fine = (context, x) if fine_first else (x, context)
         window = effective_window((coarse.shape[1], coarse.shape[2]), self.window_size)
-        double = 2 * window[0], 2 * window[1]
+        fine_window = self.factor * window[0], self.factor * window[1]
         rows = -(-coarse.shape[1] // window[0])
         cols = -(-coarse.shape[2] // window[1])
 
@@ -209,14 +228,14 @@ class WindowCrossAttention(nn.Module):
             bottom, right = rows * unit[0] - grid.shape[1], cols * unit[1] - grid.shape[2]
             return F.pad(grid, (0, 0, 0, right, 0, bottom)) if bottom or right else grid
 
-        x_unit, context_unit = (double, window) if fine is x else (window, double)
+        x_unit, context_unit = (fine_window, window) if fine is x else (window, fine_window)
         H, W = x.shape[1], x.shape[2]
         mask = None
         context_size = context.shape[1], context.shape[2]
         if context_size != (rows * context_unit[0], cols * context_unit[1]):
             inside = whole(context.new_ones(1, *context_size, 1), context_unit)
             inside = window_partition(inside, context_unit)[..., 0]  # (num_windows, L)
-            mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(x.dtype).min)
+            mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(inside.dtype).min)
             mask = mask[:, None, None, :]  # (num_windows, 1, 1, L)
         x = whole(x, x_unit)
         padded = x.shape[1], x.shape[2]

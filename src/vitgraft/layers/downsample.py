@@ -1,6 +1,7 @@
 """Left-right pathway (equation 1): from one level of the graft to the next coarser one.
 
-B batch, H x W token grid, C channels. Grids are (B, H, W, C); the coarser grid is (ceil(H / 2), ceil(W / 2)).
+B batch, H x W token grid, C channels, f whole factor between the sizes of two levels, in the paper 2. Grids are
+(B, H, W, C); the coarser grid is (ceil(H / f), ceil(W / f)).
 """
 
 import torch
@@ -15,20 +16,23 @@ from vitgraft.layers.window import pad_grid
 __all__ = ["Downsample", "pool_grid"]
 
 
-def pool_grid(x: torch.Tensor) -> torch.Tensor:
-    """Average over 2 x 2 tokens: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C).
+def pool_grid(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
+    """Average over f x f tokens: (B, H, W, C) -> (B, ceil(H / f), ceil(W / f), C).
 
-    The last row or column of an odd grid is averaged over the tokens that exist.
+    Where f does not divide the grid, the last row or column is averaged over the tokens that exist.
     """
+    if factor == 1:
+        return x
     # without a gradient there is nothing to keep, and a compiler decides by itself
     keeps = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-    return _Pool.apply(x) if keeps and type(x) is torch.Tensor else _pool(x)
+    keeps = keeps and type(x) is torch.Tensor and not torch.jit.is_tracing()
+    return _Pool.apply(x, factor) if keeps else _pool(x, factor)
 
 
-def _pool(x: torch.Tensor) -> torch.Tensor:
+def _pool(x: torch.Tensor, factor: int) -> torch.Tensor:
     # an NHWC grid seen as NCHW is in channels_last order, for which the kernel needs no copy
     x = x.permute(0, 3, 1, 2)
-    x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    x = F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
     return x.permute(0, 2, 3, 1)
 
 
@@ -38,25 +42,32 @@ class _Pool(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return _pool(x)
+    def forward(x: torch.Tensor, factor: int) -> torch.Tensor:
+        return _pool(x, factor)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
         ctx.size = inputs[0].shape[1], inputs[0].shape[2]
+        ctx.factor = inputs[1]
 
     @staticmethod
-    def jvp(ctx, tangent: torch.Tensor) -> torch.Tensor:
-        return _pool(tangent)
+    def jvp(ctx, tangent: torch.Tensor, _: None) -> torch.Tensor:
+        return _pool(tangent, ctx.factor)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        H, W = ctx.size
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (H, W), f = ctx.size, ctx.factor
         B, h, w, C = grad.shape
-        rows, cols = (grad.new_full((n,), 0.5) for n in (h, w))
-        rows[-1], cols[-1] = 1 / (2 - H % 2), 1 / (2 - W % 2)  # the last ones of an odd grid stand alone
+        rows, cols = (grad.new_full((n,), 1 / f) for n in (h, w))
+        rows[-1], cols[-1] = 1 / (H - f * (h - 1)), 1 / (W - f * (w - 1))  # the last ones are means of fewer tokens
         grad = grad * (rows[:, None, None] * cols[:, None])
-        return grad[:, :, None, :, None].expand(B, h, 2, w, 2, C).reshape(B, 2 * h, 2 * w, C)[:, :H, :W]
+        grad = grad[:, :, None, :, None].expand(B, h, f, w, f, C).reshape(B, f * h, f * w, C)
+        return grad[:, :H, :W], None
+
+
+def resize_grid(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Adaptive average pooling, for sizes that differ by no whole factor: (B, H, W, C) -> (B, *size, C)."""
+    return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
 
 class Downsample(nn.Module):
@@ -64,11 +75,14 @@ class Downsample(nn.Module):
 
     Args:
         dim: Channels C.
-        mode: "avg_pool", the paper's choice: rho averages 2 x 2 tokens, nothing learned. "linear": 2 x 2 tokens are
-            concatenated and projected from 4C to C. "cross_attention": the averaged tokens ask the finer ones
-            (table 5).
-        num_heads: Heads, for "cross_attention" only.
-        window_size: Window (height, width) on the coarser grid, for "cross_attention" only.
+        mode: "avg_pool", the paper's choice: rho averages f x f tokens, nothing learned. "linear": f x f tokens are
+            concatenated and projected from f * f * C to C. "cross_attention": the averaged tokens attend to the finer
+            ones (table 5). "cross_attention_x0": they attend to the block's own grid X0, after LayerNorm and GELU.
+        num_heads: Heads, for cross attention only.
+        window_size: Window (height, width) on the coarser grid, for cross attention only.
+        factor: Whole factor f; None for grids that differ by no whole one, between which the average is an adaptive
+            one. "linear" and "cross_attention" need a factor.
+        x0_factor: Whole factor between X0 and the coarser grid, for "cross_attention_x0" only; None takes `factor`.
     """
 
     def __init__(
@@ -77,35 +91,52 @@ class Downsample(nn.Module):
         mode: str = "avg_pool",
         num_heads: int = 1,
         window_size: tuple[int, int] = (7, 7),
+        factor: int | None = 2,
+        x0_factor: int | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
+        self.factor = factor
         self.norm = nn.LayerNorm(dim, **dd)
-        self.proj = nn.Linear(4 * dim, dim, **dd) if mode == "linear" else None
+        self.proj = nn.Linear(factor * factor * dim, dim, **dd) if mode == "linear" else None
+        self.x0_norm = nn.LayerNorm(dim, **dd) if mode == "cross_attention_x0" else None
         self.attn = None
-        if mode == "cross_attention":
-            self.attn = WindowCrossAttention(dim, num_heads, window_size, out_proj=True, **dd)
+        if mode.startswith("cross_attention"):
+            span = factor if self.x0_norm is None or x0_factor is None else x0_factor
+            self.attn = WindowCrossAttention(dim, num_heads, window_size, out_proj=True, factor=span, **dd)
         self.init_weights()
 
     def init_weights(self) -> None:
         """LayerNorm at one and zero; the projections as Swin's linear layers."""
         self.norm.reset_parameters()
+        if self.x0_norm is not None:
+            self.x0_norm.reset_parameters()
         if self.proj is not None:
             trunc_normal_(self.proj.weight, std=0.02)
             nn.init.zeros_(self.proj.bias)
         if self.attn is not None:
             self.attn.init_weights()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C)"""
+    def forward(
+        self, x: torch.Tensor, x0: torch.Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Next finer level (B, H, W, C) -> (B, ceil(H / f), ceil(W / f), C), or (B, *size, C) without a factor.
+
+        Args:
+            x: Next finer level.
+            x0: The block's own grid (B, H0, W0, C), which "cross_attention_x0" needs.
+            size: Size of the coarser grid, which a `factor` of None needs.
+        """
         x = gelu(self.norm(x))
-        if self.attn is not None:
-            return self.attn(pool_grid(x), x)
         if self.proj is None:
-            return pool_grid(x)
-        x = pad_grid(x, (2, 2))
+            pooled = resize_grid(x, size) if self.factor is None else pool_grid(x, self.factor)
+            if self.attn is None:
+                return pooled
+            return self.attn(pooled, x if self.x0_norm is None else gelu(self.x0_norm(x0)))
+        f = self.factor
+        x = pad_grid(x, (f, f))
         B, H, W, C = x.shape
-        x = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(2, 3).reshape(B, H // 2, W // 2, 4 * C)
+        x = x.reshape(B, H // f, f, W // f, f, C).transpose(2, 3).reshape(B, H // f, W // f, f * f * C)
         return self.proj(x)

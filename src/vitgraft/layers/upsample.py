@@ -1,6 +1,7 @@
 """Right-left pathway (equation 2): from one level of the graft to the next finer one.
 
-B batch, H x W token grid, C channels, M window side. Grids are (B, H, W, C).
+B batch, H x W token grid, C channels, M window side, f whole factor between the sizes of two levels, in the paper 2.
+Grids are (B, H, W, C).
 """
 
 import torch
@@ -15,33 +16,36 @@ from vitgraft.layers.window import effective_window, window_partition, window_re
 __all__ = ["Upsample", "bilinear_upsample", "window_bilinear_upsample"]
 
 
-def bilinear_upsample(x: torch.Tensor) -> torch.Tensor:
-    """Doubles a grid bilinearly (align_corners False, edges repeated): (B, H, W, C) -> (B, 2H, 2W, C)."""
+def bilinear_upsample(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
+    """Enlarges a grid bilinearly (align_corners False, edges repeated): (B, H, W, C) -> (B, fH, fW, C)."""
+    if factor == 1:
+        return x
     # an NHWC grid seen as NCHW is in channels_last order, for which the kernel needs no copy
-    x = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2.0, mode="bilinear", align_corners=False)
+    x = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=float(factor), mode="bilinear", align_corners=False)
     return x.permute(0, 2, 3, 1)
 
 
-def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
-    """W-Bilinear, Phi of equation 2: each window is doubled by itself and never reads its neighbour.
+def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int], factor: int = 2) -> torch.Tensor:
+    """W-Bilinear, Phi of equation 2: each window is enlarged by itself and never reads its neighbour.
 
-    (B, H, W, C) -> (B, 2H, 2W, C). Windows start at the top left; those cut off by the bottom or right border end
+    (B, H, W, C) -> (B, fH, fW, C). Windows start at the top left; those cut off by the bottom or right border end
     there.
     """
     _, H, W, C = x.shape
     h, w = effective_window((H, W), window_size)
-    if (h, w) == (H, W):
-        return bilinear_upsample(x)
+    if (h, w) == (H, W) or factor == 1:
+        return bilinear_upsample(x, factor)
     bottom, right = -H % h, -W % w
     if bottom or right:
         # repeating the border makes the cut-off window's interpolation end at the border, then the rest is cropped
         wide = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate").permute(0, 2, 3, 1)
         x = wide.to(x.dtype)  # autocast pads in float32
     padded = x.shape[1], x.shape[2]
+    f = factor
     x = window_partition(x, (h, w)).view(-1, h, w, C)
-    x = bilinear_upsample(x).reshape(-1, 4 * h * w, C)
-    x = window_reverse(x, (2 * h, 2 * w), (2 * padded[0], 2 * padded[1]))
-    return x[:, : 2 * H, : 2 * W] if bottom or right else x
+    x = bilinear_upsample(x, f).reshape(-1, f * f * h * w, C)
+    x = window_reverse(x, (f * h, f * w), (f * padded[0], f * padded[1]))
+    return x[:, : f * H, : f * W] if bottom or right else x
 
 
 class Upsample(nn.Module):
@@ -55,8 +59,11 @@ class Upsample(nn.Module):
         num_heads: Heads, for mode "cross_attention" only.
         feat_size: Grid (height, width) of the level that is upsampled, the shape of the embedding.
         window_size: Attention window (height, width) on that level.
-        mode: "w_bilinear", the paper's choice: inside each window. "bilinear": over the whole grid. "nearest": without
-            E_aa. "cross_attention": the finer grid asks the coarser one (table 5).
+        mode: "w_bilinear", the paper's choice: inside each window. "bilinear": over the whole grid. "nearest": copies.
+            "cross_attention": the finer grid attends to the coarser one (table 5).
+        factor: Whole factor f; None interpolates to sizes that differ by no whole one, "w_bilinear" then over the whole
+            grid. "cross_attention" needs a factor.
+        gate: Whether there is E_aa; None: in the two bilinear modes, as in the paper.
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class Upsample(nn.Module):
         feat_size: tuple[int, int],
         window_size: tuple[int, int],
         mode: str = "w_bilinear",
+        factor: int | None = 2,
+        gate: bool | None = None,
         device=None,
         dtype=None,
     ):
@@ -73,15 +82,16 @@ class Upsample(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.mode = mode
         self.window_size = window_size
+        self.factor = factor
         self.norm = nn.LayerNorm(dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.anti_alias = None
         self.fine_norm = self.attn = None
-        if mode in ("w_bilinear", "bilinear"):
+        if mode in ("w_bilinear", "bilinear") if gate is None else gate:
             self.anti_alias = nn.Parameter(torch.zeros(*feat_size, dim, **dd))
-        elif mode == "cross_attention":
+        if mode == "cross_attention":
             self.fine_norm = nn.LayerNorm(dim, **dd)
-            self.attn = WindowCrossAttention(dim, num_heads, window_size, **dd)
+            self.attn = WindowCrossAttention(dim, num_heads, window_size, factor=factor, **dd)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -111,15 +121,18 @@ class Upsample(nn.Module):
     def forward(self, z: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Level output z (B, h, w, C) and the next finer level's grid (B, H, W, C) -> (B, H, W, C)."""
         z = self.proj(gelu(self.norm(z)))
-        if self.attn is not None:
-            return self.attn(self.fine_norm(fine), z)
         if self.anti_alias is not None:
             z = z * self.gate((z.shape[1], z.shape[2])).to(z.dtype)
-        if self.mode == "w_bilinear":
-            z = window_bilinear_upsample(z, self.window_size)
-        elif self.mode == "bilinear":
-            z = bilinear_upsample(z)
-        else:
-            z = z.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+        if self.attn is not None:
+            return self.attn(self.fine_norm(fine), z)
         H, W = fine.shape[1], fine.shape[2]
+        if self.factor is None:
+            mode = {"mode": "nearest"} if self.mode == "nearest" else {"mode": "bilinear", "align_corners": False}
+            return F.interpolate(z.permute(0, 3, 1, 2), size=(H, W), **mode).permute(0, 2, 3, 1)
+        if self.mode == "w_bilinear":
+            z = window_bilinear_upsample(z, self.window_size, self.factor)
+        elif self.mode == "bilinear":
+            z = bilinear_upsample(z, self.factor)
+        elif self.factor > 1:
+            z = z.repeat_interleave(self.factor, dim=1).repeat_interleave(self.factor, dim=2)
         return z if (z.shape[1], z.shape[2]) == (H, W) else z[:, :H, :W]

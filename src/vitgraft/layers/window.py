@@ -14,6 +14,7 @@ __all__ = [
     "out_of_windows",
     "pad_grid",
     "relative_position_index",
+    "shift_mask",
     "window_partition",
     "window_reverse",
 ]
@@ -111,7 +112,8 @@ def _window_order(
 def _permutes(x: torch.Tensor, shift: tuple[int, int]) -> bool:
     # In eager mode on a CPU a roll costs several times one gather. A compiler fuses the roll, and a graph should not
     # close over a cached tensor.
-    return any(shift) and x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
+    eager = type(x) is torch.Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return any(shift) and x.device.type == "cpu" and eager
 
 
 def into_windows(x: torch.Tensor, window: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> torch.Tensor:
@@ -136,3 +138,56 @@ def out_of_windows(
         order, inverse = _window_order(size, window, shift, windows.device)
         return _Permute.apply(windows.reshape(-1, size[0] * size[1], C), inverse, order).view(-1, *size, C)
     return torch.roll(window_reverse(windows, window, size), shift, (1, 2))
+
+
+def _shift_mask(
+    windows_h: int,
+    windows_w: int,
+    window_size: tuple[int, int],
+    shift_size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    regions = []
+    for windows, window, shift in zip((windows_h, windows_w), window_size, shift_size, strict=True):
+        # Only the last window of an axis holds tokens that the shift has made neighbours: its last `shift` ones came
+        # from the other end of the map.
+        last = torch.arange(windows, device=device) == windows - 1
+        wrapped = torch.arange(window, device=device) >= window - shift
+        regions.append((last[:, None] & wrapped).long())  # (windows, window)
+    rows, cols = regions
+    regions = rows[:, None, :, None] * 2 + cols[None, :, None, :]  # (windows_h, windows_w, M, M)
+    regions = regions.reshape(windows_h * windows_w, -1)
+    apart = regions[:, None, :] != regions[:, :, None]
+    return apart.to(dtype) * -100.0  # the authors' value; an infinite one would change nothing that can be seen
+
+
+# 16 masks are those of 4 image sizes; the largest of an 800 x 1333 image takes 13 MB in float32.
+@lru_cache(maxsize=16)
+def _cached_shift_mask(*key) -> torch.Tensor:
+    # A tensor made in inference mode could never be used in training again.
+    with torch.inference_mode(False), torch.no_grad():
+        return _shift_mask(*key)
+
+
+def shift_mask(
+    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], windows: tuple[int, int]
+) -> torch.Tensor:
+    """Mask that keeps tokens apart which only the cyclic shift has brought into one window.
+
+    Kept by size for plain tensors. Under torch.compile and torch.export it is part of the graph (a few comparisons of
+    indices), since a graph that closes over a cached tensor could not be saved or moved.
+
+    Args:
+        x: Any tensor of the wanted device and dtype.
+        window_size: Window (height, width) M.
+        shift_size: Shift (down, right); 0 in a direction leaves that direction alone.
+        windows: Number of windows down and across the padded map.
+
+    Returns:
+        (N, L, L), 0 or -100, for the N windows in row-major order, of L = M * M tokens each.
+    """
+    args = (*windows, window_size, shift_size, x.device, x.dtype)
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
+        return _shift_mask(*args)
+    return _cached_shift_mask(*args)

@@ -95,8 +95,8 @@ def build_grafted(
         raise GraftError(f"graft={options!r} is no GraftConfig and no mapping of its options, such as {{'levels': 2}}")
 
     def make(**options: Any) -> nn.Module:
-        # "auto" levels are those of the ImageNet model at every img_size, so that its weights fit (section 3.2)
-        size = None if config.levels == "global" else NOMINAL_SIZE
+        # levels and E_aa of the ImageNet model at every img_size, so that its weights fit (section 3.2)
+        size = NOMINAL_SIZE if config.levels == "nominal" else None
         if config.blocks == () and config.backbone_attention == "keep":
             return model_cls(**options)
         return graft(model_cls(**options), config, img_size=size)

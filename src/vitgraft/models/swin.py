@@ -13,7 +13,6 @@ the map; where it does, they agree. This file is the authors' function in timm's
   bottom, as are odd maps before a merge.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,64 +24,13 @@ from torch import nn
 from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend_qkv
 from vitgraft.layers.slices import in_slices
-from vitgraft.layers.window import into_windows, out_of_windows, pad_grid
+from vitgraft.layers.window import into_windows, out_of_windows, pad_grid, shift_mask
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
 
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
 
 # B batch, H x W token grid, C channels, M window side, N windows, L = M * M tokens. Grids are (B, H, W, C).
-
-
-def _shift_mask(
-    windows_h: int,
-    windows_w: int,
-    window_size: tuple[int, int],
-    shift_size: tuple[int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    regions = []
-    for windows, window, shift in zip((windows_h, windows_w), window_size, shift_size, strict=True):
-        # Only the last window of an axis holds tokens that the shift has made neighbours: its last `shift` ones came
-        # from the other end of the map.
-        last = torch.arange(windows, device=device) == windows - 1
-        wrapped = torch.arange(window, device=device) >= window - shift
-        regions.append((last[:, None] & wrapped).long())  # (windows, window)
-    rows, cols = regions
-    regions = rows[:, None, :, None] * 2 + cols[None, :, None, :]  # (windows_h, windows_w, M, M)
-    regions = regions.reshape(windows_h * windows_w, -1)
-    apart = regions[:, None, :] != regions[:, :, None]
-    return apart.to(dtype) * -100.0  # the authors' value; an infinite one would change nothing that can be seen
-
-
-# 16 masks are those of 4 image sizes; the largest of an 800 x 1333 image takes 13 MB in float32.
-@lru_cache(maxsize=16)
-def _cached_shift_mask(*key) -> torch.Tensor:
-    # A tensor made in inference mode could never be used in training again.
-    with torch.inference_mode(False), torch.no_grad():
-        return _shift_mask(*key)
-
-
-def shift_mask(
-    x: torch.Tensor, window_size: tuple[int, int], shift_size: tuple[int, int], windows: tuple[int, int]
-) -> torch.Tensor:
-    """Mask that keeps tokens apart which only the cyclic shift has brought into one window.
-
-    Kept by size for plain tensors. Under torch.compile and torch.export it is part of the graph (a few comparisons of
-    indices), since a graph that closes over a cached tensor could not be saved or moved.
-
-    Args:
-        x: Any tensor of the wanted device and dtype.
-        windows: Number of windows down and across the padded map.
-
-    Returns:
-        (N, L, L), 0 or -100, for the N windows in row-major order.
-    """
-    args = (*windows, window_size, shift_size, x.device, x.dtype)
-    if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
-        return _shift_mask(*args)
-    return _cached_shift_mask(*args)
 
 
 class SwinBlock(timm_swin.SwinTransformerBlock):

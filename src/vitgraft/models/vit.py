@@ -47,6 +47,8 @@ class GraftDeiT(VisionTransformer):
         return super().forward_intermediates(x, *args, **kwargs)
 
     def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 0:  # timm cannot flatten an empty batch
+            return super()._pos_embed(torch.cat((x, x.new_zeros(1, *x.shape[1:]))))[:0]
         return super()._pos_embed(x).contiguous()
 
 

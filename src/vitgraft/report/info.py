@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitgraft.grafting import grafts
-from vitgraft.layers.graft import level_sizes
 from vitgraft.report.count import count_macs_by_module, count_params
 from vitgraft.report.terminal import print_whole
 
@@ -60,7 +59,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int]) -> ModelI
                 (H, W),
                 graft.dim,
                 [(H * 2**i, W * 2**i) for i in range(len(graft.left_levels), 0, -1)],
-                level_sizes((H, W), len(graft.levels)),
+                graft.nominal_sizes,
                 count_params(graft),
                 macs.get(f"{block}.graft", 0),
             )

@@ -149,7 +149,7 @@ class FullAttention(_Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, C) to (B, N, C)."""
         B, N, C = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = attend(q, k, v, self.bias(), self.attn_drop).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 
@@ -226,14 +226,14 @@ class WindowedAttention(_Attention):
             part = attend(q[:, :G].view(B, G, *heads).transpose(1, 2), k, v, bias, self.attn_drop)
             parts.append(part.transpose(1, 2).reshape(B, G, C))
         for number, (rows, columns) in enumerate(self.kinds):
-            windows = B * len(rows.starts) * len(columns.starts)
+            windows = len(rows.starts) * len(columns.starts)
             queries, keys = rows.queries * columns.queries, G + rows.keys * columns.keys
-            part = q.index_select(1, getattr(self, f"queries{number}")).view(windows, queries, *heads)
-            both = kv.index_select(1, getattr(self, f"keys{number}")).view(windows, keys, 2, *heads)
+            part = q.index_select(1, getattr(self, f"queries{number}")).view(B * windows, queries, *heads)
+            both = kv.index_select(1, getattr(self, f"keys{number}")).view(B * windows, keys, 2, *heads)
             bias = self._bias(local, rows, columns) if biased else None
-            k, v = both.permute(2, 0, 3, 1, 4).unbind(0)  # (windows, h, keys, d) each
+            k, v = both.permute(2, 0, 3, 1, 4).unbind(0)  # (B * windows, h, keys, d) each
             part = attend(part.transpose(1, 2), k, v, bias, self.attn_drop)
-            parts.append(part.transpose(1, 2).reshape(B, -1, C))
+            parts.append(part.transpose(1, 2).reshape(B, windows * queries, C))
         x = torch.cat(parts, dim=1).index_select(1, self.order)
         return self.proj_drop(self.proj(x))
 

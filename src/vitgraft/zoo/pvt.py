@@ -74,7 +74,7 @@ class SRAttention(nn.Module):
         q = self.q(x).view(B, N, *heads).transpose(1, 2)  # (B, h, N, d)
         if self.sr is not None:
             x = self.norm(self._reduce(x.view(B, *size, C)))
-        k, v = self.kv(x).view(B, -1, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = self.kv(x).view(B, x.shape[1], 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = attend(q, k, v, drop=self.attn_drop).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 

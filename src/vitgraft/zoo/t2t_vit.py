@@ -231,6 +231,11 @@ class T2TViT(VisionTransformer):
         modules = self._modules
         return modules["tokens_to_token"] if "tokens_to_token" in modules else modules["patch_embed"]
 
+    def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 0:  # timm cannot flatten an empty batch
+            return super()._pos_embed(torch.cat((x, x.new_zeros(1, *x.shape[1:]))))[:0]
+        return super()._pos_embed(x)
+
     def fit_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A checkpoint's tensors at this model's size: position embeddings of another grid are interpolated."""
         value = tensors.get("pos_embed")
