@@ -396,3 +396,19 @@ def test_meta_device_and_dtype():
     index = GrafT(4, 2, (14, 14), 1).levels[0].attn.relative_position_index
     assert torch.equal(module.levels[0].attn.relative_position_index, index)
     assert module(torch.randn(1, 14, 14, 4, dtype=torch.bfloat16)).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_compiles_and_exports(options):
+    """Without graph breaks, with gradients, and with any number of images."""
+    torch.compiler.reset()
+    module = build(**options)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=False)
+    for size in ((6, 7), (5, 9)):
+        x = torch.randn(2, *size, 4)
+        torch.testing.assert_close(compiled(x), module(x))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: batch},)).module()
+    x = torch.randn(5, 5, 9, 4)
+    torch.testing.assert_close(program(x), module(x), rtol=1e-4, atol=1e-5)
