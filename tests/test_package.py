@@ -21,6 +21,7 @@ PUBLIC = {
     "grafts",
     "is_grafted",
     "load_official",
+    "register_block",
     "strip",
     "train_grafts_only",
 }
