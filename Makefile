@@ -1,18 +1,22 @@
-# make demo   train three small ViTs on digits and write runs/demo/report.html (about five minutes after set-up)
-# make test   everything that CI checks
-# Both set up what they need in .venv, at the versions of constraints.txt. Nothing else has to be installed by hand.
+# make demo      train three small ViTs on digits and write runs/demo/report.html (about five minutes after set-up)
+# make test      run the tests
+# make quality   check style and format
+# All set up what they need in .venv, at the versions of constraints.txt. Nothing else has to be installed by hand.
+# CI runs .ci/run: all three, with a demo of two steps.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# options of the demo, such as --steps 2
+DEMO ?=
 
 .PHONY: demo test quality style docs clean
 
 demo: $(READY)
-	$(BIN)/vitgraft demo
+	$(BIN)/vitgraft demo $(DEMO)
 
-test: quality
+test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 quality: $(READY)

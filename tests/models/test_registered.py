@@ -83,6 +83,7 @@ def test_the_names_are_those_of_the_issue():
 def test_default_cfg(name):
     cfg = timm.get_pretrained_cfg(name)
     assert cfg.input_size == (3, 224, 224) and cfg.num_classes == 1000
+    assert cfg.crop_pct == (0.9 if "cswin" in name else 0.875)  # as the backbones' authors evaluate
     model = make(name)
     modules = dict(model.named_modules())
     assert isinstance(modules[cfg.first_conv], nn.Conv2d)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning")
-from runs import assert_same_run, make_images, runs
+from miniature_runs import assert_same_run, make_images, runs
 
 from vitgraft.errors import TrainingError
 from vitgraft.training import checkpoint_files

@@ -1,17 +1,26 @@
 """Every recipe of the repository: it says what it must, its files are accepted, and `--smoke` runs it."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitgraft.cli import main
 
 pytest.importorskip("pytorch_lightning")
+import vitgraft
+from vitgraft.report.count import count_macs, count_params
+from vitgraft.tasks._models import data_config_of
+from vitgraft.tasks.classification import Classification
+from vitgraft.tasks.detection import Detection
+from vitgraft.tasks.segmentation import Segmentation
 from vitgraft.training.recipe import read_recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_"))
+TASKS = {task.__name__: task for task in (Classification, Detection, Segmentation)}
 NAMES = [str(path.relative_to(FOLDER)) for path in FILES]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -41,6 +50,67 @@ def test_header(name):
         (command, options) = re.findall(rf"^# {who}vitgraft fit --config (\S+) (.*)", header, re.MULTILINE)[0]
         assert command == f"recipes/{name}"
         assert ("--data.root DIR" in options) != name.startswith("digits/")  # which come with the library
+
+
+def _build(recipe):
+    """The task's model, without memory and start weights."""
+    options = {**recipe["model"]["init_args"], "pretrained": False, "checkpoint_path": None}
+    options["num_classes"] = options.get("num_classes") or 11
+    with torch.device("meta"):
+        task = TASKS[recipe["model"]["class_path"]](**options)
+        return task, task.build()
+
+
+def _levels(model):
+    """Largest number of levels of the grafts in each stage."""
+    levels = {}
+    for name, graft in vitgraft.grafts(model).items():
+        stage = int(re.search(r"layers\.(\d+)\.", name)[1])
+        levels[stage] = max(levels.get(stage, 0), len(graft.levels))
+    return levels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_header_says_of_the_model(name):
+    """Grafts, levels, scales, GMAC and epochs, where a header has them."""
+    text, recipe = (FOLDER / name).read_text(), read_recipe(FOLDER / name)
+    title = text.partition("\n")[0]
+    task, model = _build(recipe)
+    grafts = vitgraft.grafts(model)
+    if number := re.search(r"(\d+) grafts?\b", title):
+        assert len(grafts) == int(number[1])
+    assert bool(grafts) == (re.search(r"\b(no|without) grafts\b", title) is None and "graf" in title.lower())
+    if levels := re.search(r"\(([\d, ]+) levels\)", title):
+        stated = dict(enumerate(map(int, levels[1].split(","))))
+        assert _levels(model) == {stage: number for stage, number in stated.items() if number}
+    if scales := re.search(r"(\d+) scales?\b", title):
+        assert max(_levels(model).values()) == int(scales[1])
+    if epochs := re.search(r"(\d+) epochs", text.partition("\nbase:")[0]):
+        assert recipe["trainer"]["max_epochs"] == int(epochs[1])
+    macs = re.search(r"Expected cost: ([\d.]+) GMAC", text)
+    if macs and recipe["model"]["class_path"] == "Classification":
+        digits = len(macs[1].partition(".")[2])
+        counted = count_macs(model.to_empty(device="meta"), task.data_config["input_size"])
+        # the number of classes moves it by less than the last digit
+        assert math.isclose(counted / 1e9, float(macs[1]), abs_tol=0.6 * 10**-digits), counted
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("_*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_parameters_in_a_shared_header(path):
+    number = re.search(r"of ([\d.]+) M parameters", path.read_text())
+    if number:
+        of_it = [file for file in FILES if file.parent == path.parent and f"base: {path.name}" in file.read_text()]
+        counts = [count_params(_build(read_recipe(file))[1]) / 1e6 for file in of_it]
+        assert any(f"{count:.1f}" == number[1] for count in counts), counts
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("imagenet1k/")])
+def test_test_crop_of_the_authors(name):
+    """DeiT's and Swin's datasets.py resize to 256 and crop 224; CSWin's main.py takes timm's 0.9."""
+    recipe = read_recipe(FOLDER / name)
+    model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
+    crop = data.get("crop_pct") or data_config_of(model["model"], model.get("model_kwargs"))["crop_pct"]
+    assert crop == (0.9 if "cswin" in name else 0.875)
 
 
 @pytest.mark.parametrize(

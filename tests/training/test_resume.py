@@ -9,7 +9,7 @@ import json
 import pytest
 
 pytest.importorskip("pytorch_lightning")
-from runs import assert_same_run, make_images, runs
+from miniature_runs import assert_same_run, make_images, runs
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from runs import difference
+from miniature_runs import difference
 
 from vitgraft.cli import main
 from vitgraft.training import checkpoint_files

@@ -33,7 +33,7 @@ def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, 
         "num_classes": 1000,
         "input_size": (3, NOMINAL_SIZE, NOMINAL_SIZE),
         "pool_size": None,
-        "crop_pct": 0.9,
+        "crop_pct": 224 / 256,  # DeiT's and Swin's authors; timm has 0.9
         "interpolation": "bicubic",
         "fixed_input_size": False,
         "mean": IMAGENET_DEFAULT_MEAN,

@@ -335,6 +335,7 @@ default_cfgs = generate_default_cfgs(
             first_conv="stage1_conv_embed.0",
             classifier="head",
             pool_size=(7, 7),
+            crop_pct=0.9,
         ).items()
     }
 )
