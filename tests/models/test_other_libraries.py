@@ -1,0 +1,297 @@
+"""Models of torchvision, transformers and open_clip, and blocks of users' own: grafted, trained, copied, stripped."""
+
+import copy
+import io
+import sys
+import types
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from zoo import images, wake
+
+import vitgraft
+from vitgraft import GraftError
+from vitgraft.grafting.trace import _tensors
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+HIDDEN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+VIT = {**HIDDEN, "intermediate_size": 64, "image_size": 64, "patch_size": 8}
+DINO = {**HIDDEN, "mlp_ratio": 2, "image_size": 64, "patch_size": 8}
+SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+EOMT = {**VIT, "num_register_tokens": 4, "num_blocks": 2, "num_queries": 20, "num_upscale_blocks": 1}
+
+
+def torchvision_vit() -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(64, 8, 4, 2, 32, 64, num_classes=5)
+    nn.init.normal_(model.heads.head.weight)  # zero at first
+    return model
+
+
+def torchvision_swin(v2: bool = False) -> nn.Module:
+    from torchvision.models import swin_transformer as swin
+
+    kwargs = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2} if v2 else {}
+    return swin.SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=5, **kwargs)
+
+
+def torchvision_maxvit() -> nn.Module:
+    from torchvision.models.maxvit import MaxVit
+
+    return MaxVit((64, 64), 16, 4, [16, 32], [2, 1], 8, 0.0, num_classes=5)
+
+
+def transformers(model: str, config: str, **options) -> nn.Module:
+    library = pytest.importorskip("transformers")
+    return getattr(library, model)(getattr(library, config)(**options))
+
+
+def mask2former() -> nn.Module:
+    library = pytest.importorskip("transformers")
+    options = {**SWIN, "depths": [2, 2, 1, 1], "num_heads": [2] * 4, "out_features": [f"stage{i}" for i in range(1, 5)]}
+    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "dim_feedforward": 32, "num_queries": 5}
+    layers = {"encoder_feedforward_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2}
+    config = library.Mask2FormerConfig(backbone_config=library.SwinConfig(**options), **sizes, **layers)
+    return library.Mask2FormerForUniversalSegmentation(config)
+
+
+def open_clip() -> nn.Module:
+    tower = pytest.importorskip("open_clip").transformer.VisionTransformer
+    return tower(image_size=64, patch_size=8, width=32, layers=4, heads=2, mlp_ratio=2, output_dim=16)
+
+
+# what is tested -> the model; side of the image and options of graft() where they are not 64 and a window of 2
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "torchvision vit": torchvision_vit,
+    "torchvision swin": torchvision_swin,
+    "torchvision swin v2": partial(torchvision_swin, True),
+    "torchvision maxvit": torchvision_maxvit,
+    "vit": partial(transformers, "ViTForImageClassification", "ViTConfig", **VIT),
+    "deit": partial(transformers, "DeiTForImageClassification", "DeiTConfig", **VIT),
+    "dinov2": partial(transformers, "Dinov2Model", "Dinov2Config", **DINO),
+    "dinov2 registers": partial(transformers, "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **DINO),
+    "dinov3": partial(transformers, "DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4, **VIT),
+    "swin": partial(transformers, "SwinForImageClassification", "SwinConfig", **SWIN),
+    "swin v2": partial(transformers, "Swinv2ForImageClassification", "Swinv2Config", **SWIN),
+    "donut": partial(transformers, "DonutSwinModel", "DonutSwinConfig", **SWIN),
+    "maskformer swin": partial(transformers, "MaskFormerSwinModel", "MaskFormerSwinConfig", **SWIN),
+    "beit": partial(transformers, "BeitForImageClassification", "BeitConfig", **VIT),
+    "data2vec": partial(transformers, "Data2VecVisionForImageClassification", "Data2VecVisionConfig", **VIT),
+    "siglip": partial(transformers, "SiglipVisionModel", "SiglipVisionConfig", **VIT),
+    "clip": partial(transformers, "CLIPVisionModel", "CLIPVisionConfig", **VIT),
+    "metaclip 2": partial(transformers, "MetaClip2VisionModel", "MetaClip2VisionConfig", **VIT),
+    "owlvit": partial(transformers, "OwlViTVisionModel", "OwlViTVisionConfig", **VIT),
+    "clipseg": partial(transformers, "CLIPSegVisionModel", "CLIPSegVisionConfig", **VIT),
+    "chinese clip": partial(transformers, "ChineseCLIPVisionModel", "ChineseCLIPVisionConfig", **VIT),
+    "ijepa": partial(transformers, "IJepaForImageClassification", "IJepaConfig", **VIT),
+    "vit msn": partial(transformers, "ViTMSNForImageClassification", "ViTMSNConfig", **VIT),
+    "sam": partial(
+        transformers,
+        "SamVisionModel",
+        "SamVisionConfig",
+        **VIT,
+        mlp_dim=64,
+        window_size=4,
+        global_attn_indexes=[1, 3],
+        output_channels=16,
+    ),
+    "eomt": partial(transformers, "EomtForUniversalSegmentation", "EomtConfig", **EOMT),
+    "eomt dinov3": partial(transformers, "EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", **EOMT),
+    "poolformer": partial(
+        transformers,
+        "PoolFormerForImageClassification",
+        "PoolFormerConfig",
+        hidden_sizes=[16, 16, 32, 32],
+        depths=[2, 1, 1, 1],
+    ),
+    "focalnet": partial(
+        transformers,
+        "FocalNetForImageClassification",
+        "FocalNetConfig",
+        image_size=64,
+        embed_dim=16,
+        depths=[2, 1],
+        focal_levels=[2, 2],
+        focal_windows=[3, 3],
+    ),
+    "mask2former": mask2former,
+    "rt-detr": partial(
+        transformers,
+        "RTDetrForObjectDetection",
+        "RTDetrConfig",
+        num_queries=10,
+        encoder_layers=2,
+        decoder_layers=1,
+        d_model=32,
+        encoder_hidden_dim=32,
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        eval_size=None,
+        decoder_in_channels=[32, 32, 32],
+    ),
+    "open_clip": open_clip,
+}
+SIDES = {"rt-detr": 256, "poolformer": 128}
+OPTIONS = {"rt-detr": {"blocks": (1,)}}
+# transformers' own hooks for intermediate outputs, which their first forward installs, cannot be pickled
+NOT_PICKLED = {"mask2former"}
+
+
+def outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    output = model(x)
+    return [t for t in _tensors(dict(output) if hasattr(output, "items") else output) if t.is_floating_point()]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_one_life_of_a_grafted_model(key):
+    torch.manual_seed(0)
+    model, side = MODELS[key]().eval(), SIDES.get(key, 64)
+    x = images(2, 3, side, side)
+    with torch.no_grad():
+        expected, names = outputs(model, x), list(model.state_dict())
+    vitgraft.graft(model, init="identity", img_size=side, **OPTIONS.get(key, {"window_size": 2}))
+    with torch.no_grad():
+        assert equal(outputs(model, x), expected)
+        awake = outputs(wake(model), x)
+        assert not equal(awake, expected)
+    sum(out.square().sum() for out in outputs(model, x) if out.requires_grad).backward()
+    grafted = {n: p for n, p in model.named_parameters() if ".graft." in n}
+    assert grafted and all(p.grad is not None for p in grafted.values())
+    assert all(p.grad.abs().sum() > 0 for n, p in grafted.items() if n.endswith("levels.0.up.proj.weight"))
+    with torch.no_grad():
+        assert equal(outputs(copy.deepcopy(model), x), awake)
+        if key not in NOT_PICKLED:
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            assert equal(outputs(torch.load(file, weights_only=False), x), awake)
+        vitgraft.strip(model)
+        assert equal(outputs(model, x), expected) and list(model.state_dict()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["torchvision vit", "torchvision swin", "vit", "dinov2", "clip", "swin", "open_clip"])
+def test_compile_where_the_model_compiles_alone(key):
+    torch.manual_seed(0)
+    model, x = MODELS[key]().eval(), images(1, 3, 64, 64)
+    torch.compiler.reset()
+    try:
+        with torch.no_grad():
+            outputs(torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager"), x)
+    except torch._dynamo.exc.TorchDynamoException:
+        pytest.skip("does not compile alone")
+    wake(vitgraft.graft(model, window_size=2, img_size=64))
+    torch.compiler.reset()
+    with torch.no_grad():
+        expected, actual = outputs(model, x), outputs(torch.compile(model, fullgraph=True, backend="eager"), x)
+    torch.testing.assert_close(actual, expected)
+
+
+class DinoBlock(nn.Module):
+    """The form of facebookresearch's DINOv2 block: in eval mode nothing follows `ls1` before the sum."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm1, self.attn, self.ls1 = (
+            nn.LayerNorm(dim),
+            nn.MultiheadAttention(dim, 2, batch_first=True),
+            nn.Identity(),
+        )
+        self.norm2, self.mlp, self.ls2 = nn.LayerNorm(dim), nn.Linear(dim, dim), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = self.norm1(x)
+        x = x + self.ls1(self.attn(normed, normed, normed)[0])
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+def of_blocks(block: type[nn.Module]) -> nn.Module:
+    """A user's plain ViT."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(3, 32, 8, 8), nn.Sequential(*(block(32) for _ in range(3)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks(self.stem(x).flatten(2).transpose(1, 2)).mean(1)
+
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+def check(model: nn.Module) -> None:
+    x = images(2, 3, 64, 32)
+    with torch.no_grad():
+        expected = model(x)
+        vitgraft.graft(model, init="identity", window_size=2, img_size=(64, 32))
+        assert torch.equal(model(x), expected) and not torch.equal(wake(model)(x), expected)
+
+
+def test_blocks_of_the_form_of_dinov2(monkeypatch):
+    module = types.ModuleType("dinov2.layers.block")
+    monkeypatch.setitem(sys.modules, "dinov2.layers.block", module)
+    block = type("Block", (DinoBlock,), {"__module__": "dinov2.layers.block"})
+    check(of_blocks(block))
+
+
+def test_a_block_of_ones_own():
+    class Mine(DinoBlock):
+        pass
+
+    model = of_blocks(Mine)
+    with pytest.raises(vitgraft.NoGraftPointError, match=r"Mine may have that form: vitgraft.register_block"):
+        vitgraft.graft(model, img_size=64)
+    vitgraft.register_block(Mine, output_of="ls1")
+    check(model)
+    with pytest.raises(GraftError, match="registered already"):
+        vitgraft.register_block(Mine, output_of="ls1")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "give one of them"),
+        ({"output_to": "ls1", "output_of": "attn"}, "give one of them"),
+        ({"output_to": ""}, "output_of=''"),
+        ({"output_of": "ls1", "layout": "bchw"}, "layout='bchw' is not one of 'tokens', 'nhwc', 'nchw'"),
+        ({"output_of": "ls1", "prefix_tokens": -2}, "prefix_tokens=-2"),
+    ],
+)
+def test_bad_specs(options, reason):
+    class Mine(DinoBlock):
+        pass
+
+    with pytest.raises(GraftError, match=reason):
+        vitgraft.register_block(Mine, **options)
+    with pytest.raises(GraftError, match="takes a class"):
+        vitgraft.register_block(Mine(8), output_of="ls1")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"input_from": "norm9", "output_of": "ls1"}, r"no child 'norm9', .*children are norm1, attn, ls1"),
+        ({"output_to": "drop"}, "no child 'drop'"),
+        ({"input_from": "norm2", "output_of": "ls1"}, "never calls ls1 afterwards"),
+        ({"output_of": "ls1", "prefix_tokens": 1}, "cannot be inferred"),
+    ],
+)
+def test_specs_that_do_not_fit_the_block(options, reason):
+    class Mine(DinoBlock):
+        pass
+
+    vitgraft.register_block(Mine, **options)
+    with pytest.raises(GraftError, match=reason):
+        vitgraft.graft(of_blocks(Mine), img_size=64)
