@@ -124,14 +124,14 @@ def _choose(config: GraftConfig, targets: list[GraftTarget], levels: list[int]) 
         return sorted(config.blocks)
     # the paper leaves the first layer alone: its features are not encoded enough (section 3.3)
     able = [i for i in able if i > 0]
-    unread = [i for i in able if not targets[i].is_read]
-    able = [i for i in able if targets[i].is_read]
-    for i in unread:
+    read = [i for i in able if targets[i].is_read]
+    for i in sorted({*able} - {*read}) if read else ():
         warnings.warn(
             f"{targets[i].name} gets no graft, since nothing reads the patch tokens that it returns (only its class "
             f"token is used); blocks=(..., {i}) adds it for dense features",
             stacklevel=3,
         )
+    able = read or able
     if config.blocks == "all_but_first":
         return able
     if config.blocks > len(able):
@@ -144,11 +144,6 @@ def _choose(config: GraftConfig, targets: list[GraftTarget], levels: list[int]) 
 def _why_nothing(model: nn.Module, targets: list[GraftTarget], config: GraftConfig) -> str:
     name = type(model).__name__
     if targets:
-        if not targets[-1].is_read and config.blocks == "all_but_first":
-            return (
-                f"{name}: blocks='all_but_first' leaves nothing to graft. The first block is left alone, and nothing "
-                f"reads the patch tokens of the last one ({targets[-1].name}); blocks=(...) names blocks"
-            )
         if len(targets) == 1 and config.blocks == "all_but_first":
             return f"{name}: blocks='all_but_first' leaves its only block without a graft; blocks=(0,) gives it one"
         sizes = ", ".join(dict.fromkeys(f"{h} x {w}" for h, w in (t.feat_size for t in targets)))
