@@ -27,10 +27,8 @@ def load_whole(
         CheckpointError: As `load_official`; nothing is loaded then.
     """
     report = checkpoints.LoadReport()
-    source = checkpoints._unwrap(content, wrapper, report)
-    if all(name.startswith("module.") for name in source):
-        source = {name.removeprefix("module."): value for name, value in source.items()}
     own = model.state_dict()
+    source = checkpoints._strip_prefix(checkpoints._unwrap(content, wrapper, report), own)
     if set(source) == set(own) and all(value.shape == own[name].shape for name, value in source.items()):
         model.load_state_dict(source)
         report.loaded = list(own)
