@@ -6,6 +6,7 @@ the model changes.
 """
 
 import argparse
+import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +22,14 @@ from torch import nn
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
 
-__all__ = ["LoadReport", "load_exactly", "load_official", "read_checkpoint", "short_reason"]
+__all__ = [
+    "LoadReport",
+    "check_names_and_shapes",
+    "load_exactly",
+    "load_official",
+    "read_checkpoint",
+    "short_reason",
+]
 
 # In this order: where timm's training script stored averaged weights beside the raw ones, the published accuracy is
 # theirs; the scripts with a "model_ema" (DeiT, PVT, RegionViT) evaluate "model".
@@ -116,6 +124,7 @@ def load_official(
     state_dict_or_path: dict[str, Any] | str | Path,
     strict: bool = True,
     wrapper: str | None = None,
+    new_classifier: bool = False,
 ) -> LoadReport:
     """Loads a checkpoint of a backbone's authors, grafted models, DenseFeatures and UperNet included.
 
@@ -130,6 +139,7 @@ def load_official(
             half of the model's tensors and of the checkpoint's fit, it is an error all the same.
         wrapper: Key of the weights to take; None takes the first of `state_dict_ema`, `state_dict`, `model`,
             `model_ema`, `net`.
+        new_classifier: The model's classifier stays as it is where the checkpoint has none or one of other classes.
 
     Raises:
         CheckpointError: The file holds no weights, or those of another model; the message names them.
@@ -140,7 +150,7 @@ def load_official(
     if hasattr(model, "heads"):  # a backbone with more around it
         from vitgraft._checkpoints_dense import load_whole
 
-        return load_whole(model, content, strict, wrapper)
+        return load_whole(model, content, strict, wrapper, new_classifier)
     report = LoadReport()
     own = model.state_dict()
     if any(value.is_meta for value in own.values()):
@@ -157,14 +167,14 @@ def load_official(
         renamed = _flatten_names(renamed, model)
     _drop_second_names(renamed, own, model, looks, report)
     _skip_what_has_no_place(renamed, own, report, levels)
-    _fit_shapes(renamed, own, model, strict, looks, report)
+    _fit_shapes(renamed, own, model, strict and not new_classifier, looks, report)
 
     report.loaded = [name for name in own if name in renamed]
     report.unexpected = [name for name in renamed if name not in own]
     report.missing = [name for name in own if name not in renamed and not BUFFER.search(name)]
     wanted = [name for name in own if ".graft." not in name and not BUFFER.search(name)]
     few = 2 * len(report.loaded) < min(len(wanted), len(renamed))
-    problems = _problems(report, model, renamed, few)
+    problems = _problems(report, model, renamed, few, new_classifier)
     if few or not report.loaded or (strict and problems):
         if few or not report.loaded:
             problems.insert(0, f"{len(report.loaded)} of the checkpoint's {len(weights)} tensors have a place in it")
@@ -181,10 +191,16 @@ def load_official(
 
 
 def load_exactly(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """`model.load_state_dict(weights)` of weights under the model's own names, with a report of what differs.
+    """`model.load_state_dict(weights)` after `check_names_and_shapes`."""
+    check_names_and_shapes(model, weights)
+    model.load_state_dict(weights)
+
+
+def check_names_and_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Whether weights under the model's own names would load.
 
     Raises:
-        CheckpointError: Names or shapes differ; nothing was loaded.
+        CheckpointError: Names or shapes differ; the message lists which.
     """
     own = model.state_dict()
     missing, unexpected = [name for name in own if name not in weights], [name for name in weights if name not in own]
@@ -204,7 +220,6 @@ def load_exactly(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
             + "\n".join(f"  - {len(names)} {label}: {_some(names)}" for label, names in lines if names)
             + f"\n{_describe(weights)}"
         )
-    model.load_state_dict(weights)
 
 
 def short_reason(error: BaseException) -> str:
@@ -256,7 +271,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}")
+        raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -270,6 +285,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            reason = "it holds more than weights, and loading that could run code"
         raise CheckpointError(
             f"{path} could not be read as tensors alone ({reason}). If you trust the file, load it with "
             "torch.load(path, weights_only=False) and give the dictionary to load_official"
@@ -503,7 +520,7 @@ def _fit_pos_embed(value: torch.Tensor, model: nn.Module, own: TensorDict, name:
     return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=prefix)
 
 
-def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict, few: bool) -> list[str]:
+def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict, few: bool, new_classifier: bool) -> list[str]:
     """What strict loading does not allow, each with a way out; `few`: so little fits that strict=False is none."""
     other = "Is it of another size or family?"
     problems = []
@@ -517,6 +534,8 @@ def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict, few: bo
             "another graft configuration. Make the model with that one"
         )
     missing = [name for name in report.missing if ".graft." not in name and (name not in norms or norms_stored)]
+    if new_classifier:
+        missing = [name for name in missing if not name.startswith(HEADS)]
     if missing:
         heads = all(name.startswith(HEADS) for name in missing)
         hint = (
@@ -538,7 +557,8 @@ def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict, few: bo
 
 def _describe(source: Mapping[str, torch.Tensor], wrapper: str | None = None) -> str:
     """One sentence on what the checkpoint seems to be, and one on what would work, where that is known."""
-    names = [re.sub(r"^(module\.|_orig_mod\.|model\.|base_model\.|backbone\.)+", "", name) for name in source]
+    outer = r"^((module|_orig_mod|(base_)?model|backbone(\.features)?)\.)+"
+    names = [re.sub(outer, "", name) for name in source]
     family, advice = next(
         (
             (family, advice)
