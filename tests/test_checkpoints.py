@@ -88,13 +88,35 @@ def test_files(tmp_path, suffix):
     assert report.wrapper == (None if suffix == ".safetensors" else "state_dict")
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."])
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.model.", "model.model.", "base_model.model.", "student."]
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "module.backbone.", "encoder.0.backbone."])
 def test_names_of_wrappers(prefix):
-    """Of DataParallel, torch.compile and Lightning's modules."""
+    """Of DataParallel, torch.compile, Lightning's modules, PEFT, and of anybody else."""
     source, model = swin(1), swin(2)
     report = load_official(model, {"state_dict": {prefix + name: v for name, v in source.state_dict().items()}})
     assert_same(model, source)
     assert report.wrapper == "state_dict"
+
+
+@pytest.mark.parametrize("prefix", ["", *PREFIXES])
+def test_a_detector_in_a_wrapper(prefix):
+    source, model = DenseFeatures(swin(1), out_indices=(0, 1)), DenseFeatures(swin(2), out_indices=(0, 1))
+    state = {f"backbone.{name.removeprefix('backbone.')}": value for name, value in source.state_dict().items()}
+    state = {prefix + name: value for name, value in {**state, "neck.fpn.weight": torch.zeros(3)}.items()}
+    assert load_official(model, state).skipped == ["neck.fpn.weight: not of the backbone"]
+    assert_same(model, source)
+
+
+def test_one_of_two_models_in_a_file_is_not_guessed():
+    state = {f"{who}.{name}": value for who in ("student", "teacher") for name, value in swin(1).state_dict().items()}
+    model = swin(2)
+    check = unchanged(model)
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match=r"names begin with 'student\.' and are the model's behind it"):
+            load_official(model, state, strict)
+    check()
 
 
 def test_models_inside_wrappers():
@@ -174,12 +196,6 @@ def test_the_authors_swin_goes_into_features_only():
     assert torch.equal(own["layers_1.downsample.reduction.weight"], source.layers[1].downsample.reduction.weight)
 
 
-def test_names_of_somebody_elses_wrapper():
-    state = {f"student.{name}": value for name, value in swin(1).state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"its names begin with 'student.' and the model's do not"):
-        load_official(swin(2), state)
-
-
 def test_averaged_weights_are_preferred_and_said():
     raw, ema = cswin(1), cswin(2)
     content = {
@@ -195,16 +211,6 @@ def test_averaged_weights_are_preferred_and_said():
     assert_same(model, raw)
     with pytest.raises(CheckpointError, match=r"wrapper='model'.*'state_dict_ema', 'state_dict'"):
         load_official(model, content, wrapper="model")
-
-
-def test_whole_detector():
-    source = DenseFeatures(swin(1), out_indices=(0, 1))
-    state = {f"backbone.{name.removeprefix('backbone.')}": value for name, value in source.state_dict().items()}
-    state["neck.fpn.weight"] = torch.zeros(3)
-    model = DenseFeatures(swin(2), out_indices=(0, 1))
-    report = load_official(model, {"state_dict": state})
-    assert_same(model, source)
-    assert report.skipped == ["neck.fpn.weight: not of the backbone"]
 
 
 def test_own_dense_state_dict_round_trip():
@@ -307,8 +313,8 @@ def remove(name):
         (remove("head.weight"), "num_classes=0"),
         (lambda s: {**s, "alien": torch.zeros(1)}, r"1 tensors have no place in the model \(alien\)"),
         (lambda s: {**s, "norm.weight": torch.zeros(5)}, r"norm.weight is \(5,\) in the checkpoint and \(32,\)"),
-        (lambda s: {"optimizer": {"lr": 1}}, "no weights found.*optimizer"),
-        (lambda s: {f"x.{k}": v for k, v in s.items()}, "nothing was loaded"),
+        (lambda s: {"optimizer": {"lr": 1}}, "state of an optimizer and no weights.*optimizer"),
+        (lambda s: {f"{i}.{k}": v for i, (k, v) in enumerate(s.items())}, "nothing was loaded"),
         (lambda s: [s], "not a list"),
     ],
 )
@@ -327,6 +333,76 @@ def test_error_says_what_the_file_looks_like():
         load_official(swin(), {"model": cswin().state_dict()})
     with pytest.raises(CheckpointError, match="looks like a Swin, named as its authors do"):
         load_official(cswin(), as_authors(swin()))
+
+
+def as_mmdet(state):
+    """Names of mmdetection's own Swin."""
+    for old, new in (
+        (r"^layers\.", "stages."),
+        (r"\.attn\.", ".attn.w_msa."),
+        (r"\.mlp\.fc1", ".ffn.layers.0.0"),
+        (r"\.mlp\.fc2", ".ffn.layers.1"),
+        (r"^patch_embed\.proj", "patch_embed.projection"),
+    ):
+        state = {re.sub(old, new, name): value for name, value in state.items()}
+    return {f"backbone.{name}": value for name, value in state.items()}
+
+
+def as_transformers(state):
+    for old, new in (
+        (r"^layers\.", "swin.encoder.layers."),
+        (r"\.attn\.", ".attention.self."),
+        (r"\.mlp\.fc1", ".intermediate.dense"),
+        (r"\.mlp\.fc2", ".output.dense"),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"\.norm2\.", ".layernorm_after."),
+        (r"^patch_embed\.proj", "swin.embeddings.patch_embeddings.projection"),
+    ):
+        state = {re.sub(old, new, name): value for name, value in state.items()}
+    return state
+
+
+def as_adapter(state):
+    adapter = {f"base_model.model.{name}": value for name, value in state.items() if not name.endswith("qkv.weight")}
+    for name in state:
+        if name.endswith("qkv.weight"):
+            base = f"base_model.model.{name.removesuffix('weight')}"
+            adapter[f"{base}base_layer.weight"] = state[name]
+            adapter[f"{base}lora_A.default.weight"] = torch.zeros(2, 16)
+    return adapter
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (as_mmdet, "own names of mmdetection or mmsegmentation.*The Swin authors' file"),
+        (as_transformers, "Hugging Face transformers.*timm's names"),
+        (as_adapter, "PEFT adapter.*merge_and_unload"),
+        (lambda state: cswin().state_dict(), "a CSWin"),
+        (lambda state: timm.create_model("pvt_tiny", num_classes=7).state_dict(), "a PVT v1"),
+        (lambda state: timm.create_model("resnet10t").state_dict(), "a ResNet"),
+        (lambda state: {"rpn.head.conv.weight": torch.zeros(1), "roi_heads.x": torch.zeros(1)}, "a detector"),
+        (lambda state: {"state": {0: {"exp_avg": torch.zeros(1)}}, "param_groups": []}, "state of an optimizer"),
+    ],
+    ids=["mmdetection", "transformers", "peft", "cswin", "pvt", "resnet", "detector", "optimizer"],
+)
+def test_a_file_of_something_else_is_an_error_also_when_not_strict(change, words, strict):
+    model = swin(2)
+    check = unchanged(model)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_official(model, change(swin(1).state_dict()), strict)
+    assert "strict=False" not in str(caught.value)
+    check()
+
+
+def test_not_strict_takes_a_part_and_a_larger_model():
+    source, model = swin(1), swin(2)
+    name = "patch_embed.proj.weight"
+    assert load_official(model, {name: source.state_dict()[name]}, strict=False).loaded == [name]
+    deeper = swin(3, depths=(6, 6))
+    assert len(load_official(model, deeper.state_dict(), strict=False).unexpected) > len(model.state_dict())
+    assert torch.equal(model.layers[1].blocks[1].mlp.fc1.weight, deeper.layers[1].blocks[1].mlp.fc1.weight)
 
 
 def test_not_strict_lists_the_rest():

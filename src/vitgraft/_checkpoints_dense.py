@@ -17,20 +17,23 @@ __all__ = ["load_whole"]
 
 
 def load_whole(
-    model: nn.Module, content: dict[str, Any], strict: bool = True, wrapper: str | None = None
+    model: nn.Module,
+    content: dict[str, Any],
+    strict: bool = True,
+    wrapper: str | None = None,
+    new_classifier: bool = False,
 ) -> "checkpoints.LoadReport":
     """Loads into a model with `backbone` (DenseFeatures or a pyramid) and `heads`, the beginnings of the others' names.
 
-    Classifiers (`conv_seg`) of another number of classes are an error if `strict`, and else left as they are.
+    Classifiers (`conv_seg`) of another number of classes are an error if `strict`, and else left as they are; with
+    `new_classifier` they and all of a missing head are left in any case.
 
     Raises:
         CheckpointError: As `load_official`; nothing is loaded then.
     """
     report = checkpoints.LoadReport()
-    source = checkpoints._unwrap(content, wrapper, report)
-    if all(name.startswith("module.") for name in source):
-        source = {name.removeprefix("module."): value for name, value in source.items()}
     own = model.state_dict()
+    source = checkpoints._strip_prefix(checkpoints._unwrap(content, wrapper, report), own)
     if set(source) == set(own) and all(value.shape == own[name].shape for name, value in source.items()):
         model.load_state_dict(source)
         report.loaded = list(own)
@@ -39,7 +42,7 @@ def load_whole(
     rest = {name: value for name, value in source.items() if name not in heads}
     if any(name.startswith("backbone.backbone.") for name in rest):  # this package's own names
         rest = {name.removeprefix("backbone."): value for name, value in rest.items()}
-    problems = _fit_heads(heads, own, model.heads, strict, report)
+    problems = _fit_heads(heads, own, model.heads, strict and not new_classifier, report)
     if strict and not rest:
         problems.append("it has heads and no backbone; strict=False loads the heads alone")
     if problems:
@@ -51,7 +54,7 @@ def load_whole(
         # a pyramid on a plain ViT has new layers behind the ViT, which no backbone's checkpoint holds
         dense = isinstance(model.backbone, DenseFeatures)
         part, prefix = (model.backbone, "backbone.") if dense else (model.backbone.backbone, "backbone.backbone.")
-        inner = checkpoints.load_official(part, rest, strict)
+        inner = checkpoints.load_official(part, rest, strict, new_classifier=new_classifier)
         report.loaded += [prefix + name for name in inner.loaded]
         report.reshaped += [prefix + line for line in inner.reshaped]
         report.unexpected += inner.unexpected

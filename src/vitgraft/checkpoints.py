@@ -6,7 +6,10 @@ the model changes.
 """
 
 import argparse
+import pickle
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,15 @@ from torch import nn
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
 
-__all__ = ["LoadReport", "load_official", "read_checkpoint"]
+__all__ = [
+    "LoadReport",
+    "check_names_and_shapes",
+    "load_exactly",
+    "load_official",
+    "read_checkpoint",
+    "short_reason",
+]
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
 # In this order: where timm's training script stored averaged weights beside the raw ones, the published accuracy is
 # theirs; the scripts with a "model_ema" (DeiT, PVT, RegionViT) evaluate "model".
 WRAPPERS = ("state_dict_ema", "state_dict", "model", "model_ema", "net")
@@ -29,10 +38,44 @@ TABLE = "relative_position_bias_table"
 # Computed from sizes, so never loaded: relative_position_index, attn_mask, atten_mask_matrix, relative_coords_table
 BUFFER = re.compile(r"(^|\.)(relative_position_index|relative_coords_table|att[e]?n_mask\w*)$")
 HEADS = ("head.", "head_dist.", "fc.", "classifier.")
+CLASSIFIER = r"(head|head\.fc|fc|classifier)\.weight$"
 WRAPPED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # timm's features_only: the first two flatten the model that they keep a part of, the last holds it
 FLATTENED = (FeatureDictNet, FeatureHookNet)
 TensorDict = dict[str, torch.Tensor]
+
+# What to do with a checkpoint of others
+_TIMM = "the same weights under timm's names would fit: timm.create_model(NAME, pretrained=True)"
+_BACKBONE = "the checkpoint of a backbone alone, or of one under the names of its authors, would fit"
+PEFT = r"\.(lora_\w+|base_layer|modules_to_save)\."
+# Patterns that names of the checkpoint have, each one of them; what it is; what would work instead
+FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        (PEFT,),
+        "a PEFT adapter, which is not merged",
+        "load it onto its base model with PEFT and save the state_dict of merge_and_unload()",
+    ),
+    (
+        (r"\.attn\.w_msa\.",),
+        "a Swin under the own names of mmdetection or mmsegmentation",
+        "the Swin authors' file that it was converted from would fit",
+    ),
+    ((r"\bencoder\.layers?\.\d+\..*attention\.",), "a model of Hugging Face transformers", _TIMM),
+    ((r"^features\.\d+\.\d+\.attn\.",), "a Swin of torchvision", _TIMM),
+    ((r"^stage1_conv_embed\.",), "a CSWin", ""),
+    ((TABLE, r"^layers\.0\.downsample"), "a Swin, named as its authors do", ""),
+    ((TABLE, r"^layers\."), "a Swin", ""),
+    ((r"^patch_embed1\.", r"^pos_embed1$"), "a PVT v1", ""),
+    ((r"^tokens_to_token\.attention1\.w$",), "a T2T-ViT", ""),
+    ((r"^tokens_to_token\.",), "a T2T-ViT_t", ""),
+    ((r"^cls_token\.proj\.weight$",), "a RegionViT", ""),
+    ((r"^layer1\.1\.attn\.query\.weight$", r"x_pos_embed"), "a Vision Longformer with absolute positions", ""),
+    ((r"^layer1\.1\.attn\.query\.weight$",), "a Vision Longformer with relative position bias", ""),
+    ((r"^pos_embed$", r"^blocks\.0\.attn\.qkv\.weight$"), "a ViT or DeiT", ""),
+    ((r"(^|\.)layer1\.0\.conv1\.weight$",), "a ResNet", ""),
+    ((r"^(neck|rpn|rpn_head|roi_heads?|bbox_head|mask_head)\.",), "a detector", _BACKBONE),
+    ((r"^(decode_head|auxiliary_head)\.",), "a segmentation model", _BACKBONE),
+)
 
 
 @dataclass
@@ -81,6 +124,7 @@ def load_official(
     state_dict_or_path: dict[str, Any] | str | Path,
     strict: bool = True,
     wrapper: str | None = None,
+    new_classifier: bool = False,
 ) -> LoadReport:
     """Loads a checkpoint of a backbone's authors, grafted models, DenseFeatures and UperNet included.
 
@@ -91,9 +135,11 @@ def load_official(
         state_dict_or_path: A .safetensors file, a file of torch.save (read with weights_only=True), or what it holds.
         strict: Every tensor of the checkpoint has a place and every parameter of the backbone a value, or it is an
             error. Always allowed to be missing: all tensors of grafts, all norms of DenseFeatures. Without it, tensors
-            that are missing, left over, or of a classifier with other classes are listed instead.
+            that are missing, left over, or of a classifier with other classes are listed instead; but if fewer than
+            half of the model's tensors and of the checkpoint's fit, it is an error all the same.
         wrapper: Key of the weights to take; None takes the first of `state_dict_ema`, `state_dict`, `model`,
             `model_ema`, `net`.
+        new_classifier: The model's classifier stays as it is where the checkpoint has none or one of other classes.
 
     Raises:
         CheckpointError: The file holds no weights, or those of another model; the message names them.
@@ -104,31 +150,37 @@ def load_official(
     if hasattr(model, "heads"):  # a backbone with more around it
         from vitgraft._checkpoints_dense import load_whole
 
-        return load_whole(model, content, strict, wrapper)
+        return load_whole(model, content, strict, wrapper, new_classifier)
     report = LoadReport()
-    source = _strip_prefixes(_unwrap(content, wrapper, report), report)
-    looks = _describe(source, report.wrapper)
-    _drop_buffers(source, report)
     own = model.state_dict()
     if any(value.is_meta for value in own.values()):
         raise CheckpointError("the model is on the meta device and has no memory to load into: model.to_empty() first")
+    weights = _unwrap(content, wrapper, report)
+    looks = _describe(weights, report.wrapper)
+    if any(re.search(PEFT, name) for name in weights) and not any(re.search(PEFT, name) for name in own):
+        raise CheckpointError(f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded.\n{looks}")
+    source = _take_backbone(_strip_prefix(weights, own), report)
+    _drop_buffers(source, report)
 
     renamed = _rename(source, own, model)
     if isinstance(model, FLATTENED):
         renamed = _flatten_names(renamed, model)
     _drop_second_names(renamed, own, model, looks, report)
     _skip_what_has_no_place(renamed, own, report, levels)
-    _fit_shapes(renamed, own, model, strict, looks, report)
+    _fit_shapes(renamed, own, model, strict and not new_classifier, looks, report)
 
     report.loaded = [name for name in own if name in renamed]
     report.unexpected = [name for name in renamed if name not in own]
     report.missing = [name for name in own if name not in renamed and not BUFFER.search(name)]
-    problems = _problems(report, model, renamed)
-    if (strict and problems) or not report.loaded:
-        first = next(iter(source), "").partition(".")[0] + "."
-        if not report.loaded and any(name.removeprefix(first) in own for name in source):
-            problems = [f"its names begin with {first!r} and the model's do not: take that off the names"]
-        problems = problems or ["no name of the checkpoint is one of the model's"]
+    wanted = [name for name in own if ".graft." not in name and not BUFFER.search(name)]
+    few = 2 * len(report.loaded) < min(len(wanted), len(renamed))
+    problems = _problems(report, model, renamed, few, new_classifier)
+    if few or not report.loaded or (strict and problems):
+        if few or not report.loaded:
+            problems.insert(0, f"{len(report.loaded)} of the checkpoint's {len(weights)} tensors have a place in it")
+            prefix, fitting = _best_prefix(weights, own)
+            if prefix and fitting > len(report.loaded):
+                problems.append(f"{fitting} names begin with {prefix!r} and are the model's behind it: give them alone")
         raise CheckpointError(
             f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded.\n"
             + "\n".join(f"  - {problem}" for problem in problems)
@@ -136,6 +188,47 @@ def load_official(
         )
     model.load_state_dict({name: renamed[name] for name in report.loaded}, strict=False)
     return report
+
+
+def load_exactly(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """`model.load_state_dict(weights)` after `check_names_and_shapes`."""
+    check_names_and_shapes(model, weights)
+    model.load_state_dict(weights)
+
+
+def check_names_and_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Whether weights under the model's own names would load.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message lists which.
+    """
+    own = model.state_dict()
+    missing, unexpected = [name for name in own if name not in weights], [name for name in weights if name not in own]
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        lines = (
+            ("tensors of the model are missing", missing),
+            ("tensors have no place in the model", unexpected),
+            ("shapes differ", shapes),
+        )
+        raise CheckpointError(
+            f"the weights do not fit the model, a {type(model).__name__}; nothing was loaded.\n"
+            + "\n".join(f"  - {len(names)} {label}: {_some(names)}" for label, names in lines if names)
+            + f"\n{_describe(weights)}"
+        )
+
+
+def short_reason(error: BaseException) -> str:
+    """An error's first line; of torch's on a state_dict, which says nothing, the first of those behind it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if lines[0].startswith("Error(s) in loading state_dict") and len(lines) > 1:
+        more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+        return f"the weights do not fit the model: {lines[1][:200]}{more}"
+    return lines[0]
 
 
 def _inside(model: nn.Module) -> tuple[nn.Module, int]:
@@ -178,7 +271,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}")
+        raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -192,6 +285,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            reason = "it holds more than weights, and loading that could run code"
         raise CheckpointError(
             f"{path} could not be read as tensors alone ({reason}). If you trust the file, load it with "
             "torch.load(path, weights_only=False) and give the dictionary to load_official"
@@ -214,6 +309,11 @@ def _unwrap(content: Any, wrapper: str | None, report: LoadReport) -> TensorDict
     elif found:
         report.wrapper = found[0]
     elif not _is_weights(content):
+        if "param_groups" in content or any("optimizer" in str(key) for key in content):
+            raise CheckpointError(
+                f"the file holds the state of an optimizer and no weights (its keys are {_some(list(content))}): give "
+                "the file of the same run that holds the model"
+            )
         raise CheckpointError(
             f"no weights found, neither at the top nor under {', '.join(WRAPPERS)}; its keys are {_some(list(content))}"
         )
@@ -224,10 +324,26 @@ def _unwrap(content: Any, wrapper: str | None, report: LoadReport) -> TensorDict
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
-def _strip_prefixes(source: TensorDict, report: LoadReport) -> TensorDict:
-    # of DataParallel, torch.compile, Lightning's modules, in whatever order
-    while prefix := next((p for p in PREFIXES if source and all(name.startswith(p) for name in source)), None):
-        source = {name.removeprefix(prefix): value for name, value in source.items()}
+def _best_prefix(source: TensorDict, own: TensorDict) -> tuple[str, int]:
+    """What has to be taken off the checkpoint's names for most of them to be the model's, and how many are then."""
+    known = {*own, *(name.removeprefix("backbone.") for name in own)}
+    fitting: Counter[str] = Counter()
+    for name in source:
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+        fitting.update(name[:start] for start in starts if name[start:] in known)
+    return max(fitting.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+
+
+def _strip_prefix(source: TensorDict, own: TensorDict) -> TensorDict:
+    # of DataParallel, torch.compile, Lightning's modules, PEFT, detectors, in whatever order
+    best, _ = _best_prefix(source, own)
+    for prefix in (best, best.removesuffix("backbone.")):
+        if all(name.startswith(prefix) for name in source):
+            return {name.removeprefix(prefix): value for name, value in source.items()}
+    return source
+
+
+def _take_backbone(source: TensorDict, report: LoadReport) -> TensorDict:
     if any(name.startswith("backbone.") for name in source):
         # DenseFeatures keeps its norms beside the backbone; a whole detector has necks and heads there
         inside = {name.removeprefix("backbone."): v for name, v in source.items() if name.startswith("backbone.")}
@@ -404,8 +520,9 @@ def _fit_pos_embed(value: torch.Tensor, model: nn.Module, own: TensorDict, name:
     return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=prefix)
 
 
-def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict) -> list[str]:
-    """What strict loading does not allow, each with a way out."""
+def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict, few: bool, new_classifier: bool) -> list[str]:
+    """What strict loading does not allow, each with a way out; `few`: so little fits that strict=False is none."""
+    other = "Is it of another size or family?"
     problems = []
     grafts_stored = any(".graft." in name for name in renamed)
     grafts = [name for name in report.missing if ".graft." in name]
@@ -417,17 +534,19 @@ def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict) -> list
             "another graft configuration. Make the model with that one"
         )
     missing = [name for name in report.missing if ".graft." not in name and (name not in norms or norms_stored)]
+    if new_classifier:
+        missing = [name for name in missing if not name.startswith(HEADS)]
     if missing:
         heads = all(name.startswith(HEADS) for name in missing)
         hint = (
             "Make the model with num_classes=0, or pass strict=False to keep its new classifier"
             if heads
-            else "Is it of another size or family? strict=False loads the rest"
+            else other + ("" if few else " strict=False loads the rest")
         )
         problems.append(f"{len(missing)} tensors of the model are missing ({_some(missing)}). {hint}")
     unexpected = report.unexpected
     if unexpected:
-        hint = "Is it of another size or family? strict=False leaves them out"
+        hint = other + ("" if few else " strict=False leaves them out")
         if any(".graft." in name for name in unexpected):
             hint = "Tensors of grafts: make the model with the same grafts"
         elif any(re.match(r"norm\d+\.", name) for name in unexpected):
@@ -436,33 +555,26 @@ def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict) -> list
     return problems
 
 
-def _describe(source: TensorDict, wrapper: str | None) -> str:
-    """One sentence on what the checkpoint seems to be."""
-    if any(name.startswith("stage1_conv_embed.") for name in source):
-        family = "a CSWin"
-    elif any(TABLE in name for name in source) and any(name.startswith("layers.") for name in source):
-        family = "a Swin, named as its authors do" if any("layers.0.downsample" in n for n in source) else "a Swin"
-    elif any(name.startswith("patch_embed1.") for name in source) and "pos_embed1" in source:
-        family = "a PVT v1"
-    elif any(name.startswith("tokens_to_token.") for name in source):
-        family = "a T2T-ViT" + ("" if "tokens_to_token.attention1.w" in source else "_t")
-    elif "cls_token.proj.weight" in source:
-        family = "a RegionViT"
-    elif any(name.startswith("layer1.0.") for name in source) and "layer1.1.attn.query.weight" in source:
-        family = "a Vision Longformer with " + (
-            "absolute positions" if "layer1.0.x_pos_embed" in source else "relative position bias"
-        )
-    elif "pos_embed" in source and "blocks.0.attn.qkv.weight" in source:
-        family = "a ViT or DeiT"
-    else:
-        family = "of a family this loader has no rules for"
+def _describe(source: Mapping[str, torch.Tensor], wrapper: str | None = None) -> str:
+    """One sentence on what the checkpoint seems to be, and one on what would work, where that is known."""
+    outer = r"^((module|_orig_mod|(base_)?model|backbone(\.features)?)\.)+"
+    names = [re.sub(outer, "", name) for name in source]
+    family, advice = next(
+        (
+            (family, advice)
+            for patterns, family, advice in FAMILIES
+            if all(any(re.search(pattern, name) for name in names) for pattern in patterns)
+        ),
+        ("a model of a family this loader has no rules for", ""),
+    )
     if any(".graft." in name for name in source):
         family += ", with grafts"
-    heads = [value for name, value in source.items() if re.match(r"(head|head\.fc|fc|classifier)\.weight$", name)]
+    heads = [source[full] for full, name in zip(source, names, strict=True) if re.match(CLASSIFIER, name)]
     head = f"a classifier of {heads[0].shape[0]} classes" if heads else "no classifier"
     where = f" under '{wrapper}'" if wrapper else ""
     names = _some(list(source))
-    return f"The checkpoint looks like {family}: {len(source)} tensors{where}, {head}, names like {names}."
+    text = f"The checkpoint looks like {family}: {len(source)} tensors{where}, {head}, names like {names}."
+    return f"{text} {advice[0].upper()}{advice[1:]}." if advice else text
 
 
 def _some(names: list[str], count: int = 3) -> str:

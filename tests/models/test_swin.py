@@ -9,6 +9,7 @@ from conftest import shared
 from reference.swin_attention import swin_attention
 from torch import nn
 
+import vitgraft
 from vitgraft import checkpoints
 from vitgraft.layers import window
 from vitgraft.models.dense import DenseFeatures
@@ -55,13 +56,52 @@ def test_equals_timm_where_the_window_divides():
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(5, 9), (8, 3), (3, 4), (4, 4), (8, 8), (1, 5), (2, 2), (1, 1)])
 @pytest.mark.parametrize("shift", [0, 2])
-def test_block_against_reference(size, shift):
+@pytest.mark.parametrize("single", [False, True])
+def test_block_against_reference(size, shift, single):
     torch.manual_seed(1)
     block = SwinBlock(8, (16, 16), num_heads=2, window_size=4, shift_size=shift).double()
     nn.init.normal_(block.attn.qkv.bias)  # padded tokens are made of biases alone
     nn.init.normal_(block.attn.relative_position_bias_table)
     x = torch.randn(2, *size, 8, dtype=torch.float64)
-    torch.testing.assert_close(block._attn(x), swin_attention(block.attn, x, 4, shift), rtol=0, atol=1e-12)
+    block.shift_single_window = single
+    torch.testing.assert_close(block._attn(x), swin_attention(block.attn, x, 4, shift, single), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grafted", [False, True])
+@pytest.mark.parametrize("kind", ["ours", "timm's with the authors' padding"])
+def test_dense_tasks_shift_a_single_window(kind, grafted):
+    """As the authors' dense-task code; a classifier, even with the same blocks, does not."""
+    options = {"levels": (1, 0, 0, 0)} if grafted else {"blocks": ()}
+    model = small(num_classes=0)
+    if kind != "ours":
+        torch.manual_seed(0)
+        model = timm.create_model(TINY, **{**SMALL, "num_classes": 0, "img_size": 128, "strict_img_size": False})
+        options["swin_padding"] = "authors"
+    model = model.double().eval()
+    if options != {"blocks": ()}:
+        vitgraft.graft(model, **options)
+    block, image = model.layers[3].blocks[1], torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    x = torch.randn(1, 2, 2, 128, dtype=torch.float64)
+
+    def expected(single: bool) -> torch.Tensor:
+        y = x + swin_attention(block.attn, block.norm1(x), 4, 2, single)
+        return y + block.mlp(block.norm2(y))
+
+    assert not torch.allclose(expected(False), expected(True))
+    torch.testing.assert_close(block(x), expected(False), rtol=0, atol=1e-12)
+    maps = DenseFeatures(model)(image)
+    torch.testing.assert_close(block(x), expected(True), rtol=0, atol=1e-12)
+    copied = DenseFeatures(copy.deepcopy(model), prune=False)
+    torch.testing.assert_close(copied(image), maps, rtol=0, atol=0)
+
+
+def test_shift_single_window_is_an_option():
+    image = torch.randn(1, 3, 64, 64)
+    plain, shifted = small(), small(shift_single_window=True)
+    assert not torch.allclose(plain(image), shifted(image))
+    dense = DenseFeatures(small(), norm=False)
+    torch.testing.assert_close(dense(image), shifted.forward_intermediates(image, intermediates_only=True))
 
 
 def test_from_timm_shares_the_parameters():

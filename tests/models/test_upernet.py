@@ -162,6 +162,15 @@ def test_official_names_load():
     assert report.skipped == ["layers.0.blocks.0.attn.relative_position_index: computed, not loaded"]
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "segmentor."])
+def test_names_of_wrappers(prefix):
+    source = upernet(1)
+    for names in (source.state_dict(), as_mmseg(source)):
+        model = upernet(2)
+        vitgraft.load_official(model, {"state_dict": {prefix + name: value for name, value in names.items()}})
+        assert same(source, model)
+
+
 def test_own_names_and_another_window_load():
     source, model = upernet(1), upernet(2)
     vitgraft.load_official(model, source.state_dict())

@@ -8,11 +8,14 @@ parts. Two tokens see each other when they share window and part.
 import torch
 
 
-def swin_attention(attn, x: torch.Tensor, window: int, shift: int) -> torch.Tensor:
-    """`attn`: a timm WindowAttention. x: (B, H, W, C), normed. Returns (B, H, W, C)."""
+def swin_attention(attn, x: torch.Tensor, window: int, shift: int, shift_single_window: bool = True) -> torch.Tensor:
+    """`attn`: a timm WindowAttention. x: (B, H, W, C), normed. Returns (B, H, W, C).
+
+    Without `shift_single_window`, a map of one window is not shifted, as in the authors' classification code.
+    """
     B, H, W, C = x.shape
     Hp, Wp = -(-H // window) * window, -(-W // window) * window
-    if window >= H and window >= W:
+    if window >= H and window >= W and not shift_single_window:
         shift = 0
     padded = x.new_zeros(B, Hp, Wp, C)
     padded[:, :H, :W] = x

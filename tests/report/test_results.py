@@ -80,7 +80,7 @@ def test_evaluations_of_a_checkpoint_stand_beside_the_last_one(tmp_path):
 def test_command_writes_one_file_a_run_that_the_tables_can_read(tmp_path, capsys):
     from vitgraft.report.scores import read_scores
 
-    runs = [str(make_run(tmp_path / f"run{seed}", seed, epochs=300)) for seed in (0, 1)]
+    runs = [str(make_run(tmp_path / f"run{seed}", seed, accuracies=[0.5] * 300, epochs=300)) for seed in (0, 1)]
     out = tmp_path / "results"
     assert main(["results", *runs, "--dataset", "imagenet1k", "--output", str(out)]) == 0
     assert "50.00 ± 0.00" in capsys.readouterr().out

@@ -170,7 +170,7 @@ def test_start_weights(tmp_path, capsys):
         assert task.model.decode_head.conv_seg.weight.shape[0] == 4
         assert "tensors loaded" in capsys.readouterr().out
     torch.save({"model": {name: start.get_parameter(name)}}, tmp_path / "part.pth")
-    for file, message in (("part.pth", "tensors of the backbone are not in it"), ("none.pth", "no such file")):
+    for file, message in (("part.pth", "tensors of the model are missing"), ("none.pth", "no such file")):
         with pytest.raises(CheckpointError, match=message):
             Segmentation(**SMALL, num_classes=4, checkpoint_path=str(tmp_path / file)).configure_model()
 

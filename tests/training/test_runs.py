@@ -56,6 +56,19 @@ def test_missing_lightning_names_the_extra(capsys, monkeypatch):
     assert code == 2 and "vitgraft[train]" in err
 
 
+def test_the_way_out_of_a_refused_resume(capsys, recipe, class_folders, tmp_path):
+    """Another --out and the weights of the run, of a model that the recipe's options graft."""
+    words = ["fit", "--config", recipe, "--data.root", class_folders, "--model.graft", "{window_size: 2}"]
+    assert run(capsys, *words, "--out", tmp_path / "one")[0] == 0
+    words += ["--model.lr", 1e-3]
+    code, _, err = run(capsys, *words, "--out", tmp_path / "one", "--resume")
+    assert code == 2 and "give another --out (and start from its weights by --model.checkpoint_path)" in err
+    more = ["--out", tmp_path / "two", "--model.checkpoint_path", tmp_path / "one"]
+    code, out, err = run(capsys, *words, *more)
+    assert code == 0, err
+    assert re.search(r"start weights from .*one/best.ckpt: \d+ tensors loaded\n(?!  )", out)
+
+
 def test_fit_then_validate_from_the_checkpoint_alone(capsys, recipe, class_folders, tmp_path):
     out = tmp_path / "run"
     more = ["--model.lr_batch", 32, "--model.graft", "{window_size: 2}", "--trainer.max_epochs", 2]

@@ -10,6 +10,7 @@ import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
+from vitgraft.checkpoints import load_exactly, short_reason
 from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, model_preprocessing
 from vitgraft.errors import CheckpointError, ModelSpecError
 from vitgraft.report.spec import ModelSpec, create
@@ -68,7 +69,9 @@ def open_classifier(what: str, weights: str | None = None) -> Classifier:
         found = _exported(path)
     elif path.exists():
         return _of_run(path, weights)
-    elif what.startswith(LOCAL) or path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1):
+    elif what.startswith(LOCAL) or (
+        ":" not in what and (path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1))
+    ):
         raise CheckpointError(f"{what}: no such file or folder")
     else:
         found = _named(what)
@@ -166,9 +169,9 @@ def _load(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
     if state and all(name.startswith("model.") for name in state):
         state = {name.removeprefix("model."): value for name, value in state.items()}
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit the model that it names: {error}") from error
+        load_exactly(model, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _exported(folder: Path) -> Classifier:
@@ -176,7 +179,7 @@ def _exported(folder: Path) -> Classifier:
         model = create(ModelSpec(f"{LOCAL}{folder}"), pretrained=True)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, RuntimeError, KeyError, json.JSONDecodeError, AssertionError) as error:
-        raise CheckpointError(f"{folder}: not a model in timm's hub format: {error}") from error
+        raise CheckpointError(f"{folder}: not a model in timm's hub format: {short_reason(error)}") from error
     given = {**config, **config.get("pretrained_cfg", {})}
     names = given.get("label_names")
     if isinstance(names, dict):
@@ -196,14 +199,10 @@ def _named(what: str) -> Classifier:
             f"model {spec.name!r} has no published weights, and predictions of random ones mean nothing: give "
             f"{spec.name}:checkpoint_path=FILE, or a run's folder ({spec.name}:pretrained=false takes random ones)"
         )
-    if own_file and not Path(spec.options["checkpoint_path"]).is_file():
-        raise CheckpointError(f"checkpoint_path={spec.options['checkpoint_path']}: no such file")
     try:
         model = create(spec, pretrained=not own_file)
     except (OSError, RuntimeError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        where = f"the file {spec.options['checkpoint_path']}" if own_file else "timm's published weights"
-        raise CheckpointError(f"{what}: {where} can't be loaded: {first}") from error
+        raise CheckpointError(f"{what}: timm's published weights can't be loaded: {short_reason(error)}") from error
     config = getattr(model, "pretrained_cfg", None) or {}
     weights = "pretrained" if own_file or spec.options.get("pretrained", True) else "random"
     return Classifier(model.eval(), model_preprocessing(model), _names(model, config.get("label_names")), what, weights)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from timm.layers import get_device_dtype
 from timm.models import FeatureInfo
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
 __all__ = ["DenseFeatures"]
@@ -14,7 +15,8 @@ class DenseFeatures(nn.Module):
     """What the Swin authors' detection and segmentation backbones give: a map per stage, after a LayerNorm of its own.
 
     The norms are `norm{i}`, i the index of the stage, as in the authors' checkpoints; `vitgraft.load_official` fills
-    them from those, or leaves them new with ImageNet weights.
+    them from those, or leaves them new with ImageNet weights. Blocks of the authors' Swin shift their windows as the
+    dense-task code does, also on a map of a single window.
 
     Args:
         model: A timm model with `forward_intermediates` and `feature_info`. With `prune`, it loses what the maps do
@@ -53,6 +55,9 @@ class DenseFeatures(nn.Module):
             )
         if prune and hasattr(model, "prune_intermediate_layers"):
             model.prune_intermediate_layers(indices, prune_norm=True)
+        for module in model.modules():
+            if isinstance(module, SwinTransformerBlock):  # timm's, too: swin_padding="authors" gives it our attention
+                module.shift_single_window = True
         self.backbone = model
         self.out_indices = tuple(indices)
         self.feature_info = FeatureInfo(info, self.out_indices)

@@ -7,8 +7,9 @@ so keys and values that are the biases alone. With the same weights the two diff
 the map; where it does, they agree. This file is the authors' function in timm's classes, under timm's parameter names.
 
 - The window is always the configured one: neither a small map nor `set_input_size` changes it.
-- Every second block shifts by half a window, unless one window holds the whole map (the authors' classification code;
-  their dense-task code shifts even then, which matters below 7 x 7 tokens only).
+- Every second block shifts by half a window. Where one window holds the whole map, the authors' classification code
+  does not shift, and their dense-task code shifts and masks as everywhere: `shift_single_window`, which
+  `vitgraft.DenseFeatures` sets.
 - Any input size works, from batch to batch. Images that the patch size does not divide are padded with zeros right and
   bottom, as are odd maps before a merge.
 """
@@ -72,7 +73,8 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
         Hp, Wp = x.shape[1], x.shape[2]
 
         windows = Hp // rows, Wp // cols
-        shift = self.shift_size if windows[0] > 1 or windows[1] > 1 else (0, 0)
+        single = getattr(self, "shift_single_window", False)  # timm's blocks come here without it (swin_padding)
+        shift = self.shift_size if single or max(windows) > 1 else (0, 0)
         mask = shift_mask(x, self.window_size, shift, windows) if any(shift) else None
         x = into_windows(x, self.window_size, shift)  # (B * N, L, C)
         x = self._window_attention(x, mask)
@@ -142,11 +144,12 @@ class SwinTransformer(timm_swin.SwinTransformer):
 
     Args:
         img_size: Nominal image size, for the record only.
+        shift_single_window: Shift and mask also where one window holds the whole map.
         kwargs: Options of timm.models.swin_transformer.SwinTransformer, with its defaults; unknown ones raise.
             `strict_img_size`, `dynamic_img_size` and `always_partition` are decided (see the top of the file).
     """
 
-    def __init__(self, img_size: int | tuple[int, int] = 224, **kwargs):
+    def __init__(self, img_size: int | tuple[int, int] = 224, shift_single_window: bool = False, **kwargs):
         _check_decided(kwargs)
         options = {name: value for name, value in kwargs.items() if name not in _DECIDED}
         options.setdefault("embed_layer", AnySizePatchEmbed)
@@ -154,6 +157,8 @@ class SwinTransformer(timm_swin.SwinTransformer):
         for stage in self.layers:
             stage.__class__ = SwinStage  # timm gives no way to name the class; it has timm's attributes
             stage.blocks = nn.Sequential(*[SwinBlock.from_timm(block) for block in stage.blocks])
+            for block in stage.blocks:
+                block.shift_single_window = shift_single_window
 
     def set_input_size(
         self, img_size=None, patch_size=None, window_size=None, window_ratio=None, always_partition=None

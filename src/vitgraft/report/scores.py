@@ -37,7 +37,8 @@ def read_scores(folder: Path) -> dict[tuple[str, str, str], float]:
 
     Counted are the paper's experiments: classification on "imagenet1k" from random weights for 300 epochs (top-1),
     detection on "coco" of 12 or 36 epochs (box and mask AP), and segmentation on "ade20k" (mIoU at one scale, or at
-    the paper's six).
+    the paper's six with flips). A score is of the weights at the end of a finished run, never the best of several
+    evaluations; of the raw weights, but for CSWin, whose authors print those of the averaged ones.
 
     Raises:
         ValueError: A file is not JSON, a result of these kinds without its fields, or a score that is no percentage.
@@ -49,7 +50,7 @@ def read_scores(folder: Path) -> dict[tuple[str, str, str], float]:
             if result.get("kind") not in _READERS:
                 continue
             dataset, reader = _READERS[result["kind"]]
-            if result["dataset"] != dataset:
+            if result["dataset"] != dataset or not _is_finished(result):
                 continue
             model = architecture_of(ModelSpec(result["model"], result.get("model_options", {})))
             for name, value in reader(result).items():
@@ -62,13 +63,23 @@ def read_scores(folder: Path) -> dict[tuple[str, str, str], float]:
     return {key: statistics.fmean(values) for key, values in found.items()}
 
 
+def _is_finished(result: dict[str, Any]) -> bool:
+    """Whether the last evaluation in the run was that of its last epochs."""
+    trainer, curve = result["recipe"].get("trainer", {}), result.get("curve")
+    if not curve or trainer.get("max_epochs") is None:
+        return True
+    return curve[-1]["epoch"] + trainer.get("check_val_every_n_epoch", 1) >= trainer["max_epochs"]
+
+
 def _classification(result: dict[str, Any]) -> dict[str, float]:
     recipe = result["recipe"]
     model = recipe.get("model", {})
     options = {**model.get("init_args", model), **result.get("model_options", {})}
     started = any(options.get(name) for name in ("pretrained", "checkpoint_path")) or "." in result["model"]
-    trained = recipe["trainer"]["max_epochs"]
-    return {} if started or trained not in IMAGENET_EPOCHS else {"top-1": result["metrics"]["top1"]}
+    if started or recipe["trainer"]["max_epochs"] not in IMAGENET_EPOCHS:
+        return {}
+    metrics = result["metrics"]
+    return {"top-1": metrics.get("top1_ema", metrics["top1"]) if "cswin" in result["model"] else metrics["top1"]}
 
 
 def _detection(result: dict[str, Any]) -> dict[str, float]:
@@ -81,14 +92,18 @@ def _detection(result: dict[str, Any]) -> dict[str, float]:
 
 def _segmentation(result: dict[str, Any]) -> dict[str, float]:
     model = result["recipe"]["model"]
-    whole = [(model.get("init_args", model).get("scales"), result["metrics"])]
-    checked = [one for name, one in result.get("evaluations", {}).items() if name.startswith("validate")]
-    whole += [(one["inference"]["scales"], one["metrics"]) for one in checked]
-    names = {(1.0,): "mIoU ss", tuple(MULTISCALE): "mIoU ms"}
+    last = [
+        (one["inference"], one["metrics"])
+        for name, one in result.get("evaluations", {}).items()
+        if name.startswith("validate") and one["checkpoint"] == "last.ckpt" and one.get("weights", "raw") == "raw"
+    ]
+    names = {((1.0,), False): "mIoU ss", (tuple(MULTISCALE), True): "mIoU ms"}
     found: dict[str, float] = {}
-    for scales, metrics in whole:
-        if name := names.get(tuple(scales or [1.0])):
-            found[name] = max(found.get(name, 0.0), metrics["miou"])
+    # that of the last weights first: within a run, the last evaluation may be some epochs before its end
+    for inference, metrics in (*last, (model.get("init_args", model), result["metrics"])):
+        how = (tuple(inference.get("scales") or [1.0]), bool(inference.get("flip")))
+        if how in names:
+            found.setdefault(names[how], metrics["miou"])
     return found
 
 

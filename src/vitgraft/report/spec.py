@@ -60,23 +60,32 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     Args:
         spec: what to create; text is parsed first.
         device: where its tensors are made; "meta" makes none, which is enough to count.
-        **kwargs: further arguments of `timm.create_model`; the spec's own win.
+        **kwargs: further arguments of `timm.create_model`; the spec's own win. `checkpoint_path` is read by
+            `vitgraft.load_official`.
 
     Raises:
+        CheckpointError: the file of `checkpoint_path` is missing, damaged, not weights alone, or of another model.
         ModelSpecError: timm does not know the name (the message lists close ones), or the model lacks an option.
         GraftError: an option of the graft has a value that it can't have.
     """
     import timm
     import torch
 
-    import vitgraft  # noqa: F401  registers the grafted models with timm
+    import vitgraft  # registers the grafted models with timm
+    from vitgraft.errors import CheckpointError
 
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     if ":" not in spec.name and not timm.is_model(spec.name.split(".")[0]):
         raise ModelSpecError(_unknown(spec.name, timm.list_models()))
+    options = {**kwargs, **spec.options}
+    file = options.get("checkpoint_path")
+    if file and not str(file).endswith(".npz"):  # of JAX, which timm's ViT reads itself
+        del options["checkpoint_path"]
+    else:
+        file = None
     try:
         with torch.device(device or "cpu"), _start_values(device):
-            return timm.create_model(spec.name, **{**kwargs, **spec.options})
+            model = timm.create_model(spec.name, **options)
     except GraftError:
         raise
     except TypeError as error:
@@ -90,6 +99,14 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
         if "Invalid pretrained tag" not in str(error):
             raise
         raise ModelSpecError(f"model {spec.name!r}: {error}") from error
+    if file:
+        try:
+            vitgraft.load_official(model, file)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"checkpoint_path={error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint_path={file}: {error}") from error
+    return model
 
 
 def _start_values(device: str | None) -> AbstractContextManager:

@@ -1,6 +1,5 @@
 """Models of the tasks, by timm's names."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 import vitgraft
+from vitgraft.checkpoints import short_reason
 from vitgraft.errors import CheckpointError, GraftError, ModelSpecError
 from vitgraft.report.spec import ModelSpec, create, input_size_of
 from vitgraft.training.checkpoint_files import located
@@ -21,7 +21,6 @@ def build_model(
     model_kwargs: Mapping[str, Any] | None = None,
     graft: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-    checkpoint_path: str | None = None,
     device: str | None = None,
 ) -> nn.Module:
     """A timm model by name, grafted where `graft` asks for it.
@@ -29,31 +28,24 @@ def build_model(
     Args:
         graft: Options of GraftConfig: those of a grafted name, or for grafting a name that is not. An empty mapping
             grafts with the defaults, None does not.
-        pretrained, checkpoint_path: Weights of the named model, loaded before it is grafted.
+        pretrained: Load timm's weights of the named model, before it is grafted.
         device: "meta" makes no tensors.
 
     Raises:
         ModelSpecError, GraftError: Unknown name, option, or an impossible graft; pretrained weights that can't be had.
-        CheckpointError: `checkpoint_path` is missing, damaged, not weights alone, or of another model.
     """
     options = dict(model_kwargs or {})
     named = is_graft_name(name)
     if named and graft is not None:
         options["graft"] = {**options.get("graft", {}), **graft}
-    checkpoint_path = str(start_file(checkpoint_path)) if checkpoint_path else None
-    start = {"checkpoint_path": checkpoint_path} if checkpoint_path else {}
     spec = ModelSpec(name, {**options, "num_classes": num_classes})
     try:
-        model = create(spec, device, pretrained=pretrained, **start)
+        model = create(spec, device, pretrained=pretrained)
     except (ModelSpecError, GraftError):
         raise
     except Exception as error:  # torch, timm and the hub raise what they like
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        if checkpoint_path:
-            unsafe = "it holds more than weights, and loading it could run code" if _is_unsafe(error) else first
-            raise CheckpointError(f"checkpoint_path={checkpoint_path}: {unsafe}") from error
         if pretrained:
-            raise ModelSpecError(f"{name}: its pretrained weights can't be loaded: {first}") from error
+            raise ModelSpecError(f"{name}: its pretrained weights can't be loaded: {short_reason(error)}") from error
         raise
     return vitgraft.graft(model, **graft) if graft is not None and not named else model
 
@@ -94,15 +86,6 @@ def build_backbone(
             hint = "model_kwargs: {dynamic_img_size: true} lets it take every size"
         raise ModelSpecError(f"{name} takes images of {size[0]} x {size[1]} pixels only; {hint}")
     return model
-
-
-def _is_unsafe(error: BaseException | None) -> bool:
-    """Whether torch refused to run what a file wants to run; timm wraps its error in others."""
-    while error is not None:
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def is_graft_name(name: str) -> bool:

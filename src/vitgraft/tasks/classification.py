@@ -17,6 +17,7 @@ from vitgraft.evaluation.files import print_report, write_report
 from vitgraft.evaluation.metrics import ClassificationMetrics, EvaluationReport
 from vitgraft.tasks._checks import classification_problems
 from vitgraft.tasks._models import build_model
+from vitgraft.tasks._start_weights import load_start_weights
 from vitgraft.tasks.task import Task
 
 __all__ = ["Classification"]
@@ -71,9 +72,15 @@ class Classification(Task):
         return super().problems(values) + classification_problems(values)
 
     def build(self) -> nn.Module:
-        """The named timm model."""
+        """The named timm model, grafted, which starts from the recipe's weights; says what was loaded."""
+        from pytorch_lightning.utilities import rank_zero_only
+
         h = self.hparams
-        return build_model(h.model, h.num_classes, h.model_kwargs, h.graft, h.pretrained, h.checkpoint_path)
+        pretrained = h.pretrained and not h.checkpoint_path
+        model = build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained)
+        if h.checkpoint_path:
+            rank_zero_only(print)(load_start_weights(model, None, h.checkpoint_path))
+        return model
 
     def take(self, model: nn.Module) -> None:
         """Takes the model, and makes the loss that belongs to the targets."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import vitgraft
+from vitgraft.checkpoints import check_names_and_shapes
 from vitgraft.errors import GraftError, MissingExtraError, ModelSpecError, RecipeError
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._checks import problems_of
@@ -203,6 +204,12 @@ class Task(pl.LightningModule):
         h.data_config = self.data_config
         if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
             shard(model, self.device_mesh)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; weights of another model are a `CheckpointError` that lists what differs."""
+        if strict:
+            check_names_and_shapes(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
         """The timm model inside the model of the task."""

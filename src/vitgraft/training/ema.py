@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from vitgraft.checkpoints import load_exactly
 from vitgraft.errors import CheckpointError, TrainingError
 
 __all__ = ["EMA_KEY", "AveragedWeights", "ChosenWeights"]
@@ -69,7 +70,7 @@ class AveragedWeights(pl.Callback):
         )
         self.ema.module.requires_grad_(False)
         if self._restored is not None:
-            self.ema.module.load_state_dict(self._restored)
+            load_exactly(self.ema.module, self._restored)
             self._restored = None
         if self.device is None:
             set_averaged_model(pl_module, self.ema.module)
@@ -120,11 +121,11 @@ class ChosenWeights(pl.Callback):
             raise CheckpointError("weights=ema: the checkpoint has no averaged weights; weights=raw would work")
         use = self.weights or ("raw" if averaged is None else "ema" if trainer.predicting else "both")
         if use == "ema":
-            pl_module.model.load_state_dict(averaged)
+            load_exactly(pl_module.model, averaged)
             pl_module.__dict__["weights_suffix"] = "_ema"
         elif use == "both":
             copy = ModelEmaV3(pl_module.model).module
-            copy.load_state_dict(averaged)
+            load_exactly(copy, averaged)
             set_averaged_model(pl_module, copy)
         rank_zero_info({"raw": "raw weights", "ema": "averaged weights (ema)", "both": "raw and averaged weights"}[use])
 
