@@ -20,7 +20,7 @@ def detector(graft=True, **options):
     size = {"img_size": 64, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "dynamic_img_size": True}
     backbone = timm.create_model("vit_tiny_patch16_224", **size)
     if graft:
-        vitgraft.graft(backbone, window_size=4, blocks=(0,))
+        vitgraft.graft(backbone, window_size=4)
     return MaskRCNN(backbone, 3, **{**NARROW, **options})
 
 

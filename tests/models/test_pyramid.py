@@ -14,7 +14,7 @@ VIT = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "dynamic_img
 def vit(patch=16, graft=False):
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", patch_size=patch, **VIT)
-    return vitgraft.graft(model, window_size=4, blocks=(0,)) if graft else model
+    return vitgraft.graft(model, window_size=4) if graft else model
 
 
 def layer_norm(x, eps=1e-6):
