@@ -70,7 +70,7 @@ def test_constant_and_linear():
 
 def _grafted() -> nn.Module:
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5)
-    return vitgraft.graft(model, window_size=2)
+    return vitgraft.graft(model, window_size=2, blocks=(1, 2))
 
 
 def test_layer_decay_takes_a_graft_with_its_block():
