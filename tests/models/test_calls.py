@@ -1,9 +1,13 @@
 """What a graft notes lives for one call of one block in one thread: threads, activation checkpointing, replicas."""
 
 import copy
+import gc
+import io
 import threading
+import weakref
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -99,6 +103,52 @@ def test_a_forward_that_is_checkpointed_without_its_hooks():
         run = block.forward
         block.forward = lambda x, run=run, **_: checkpoint(run, x, use_reentrant=False)
     torch.testing.assert_close(gradients(model, batches), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_nothing_keeps_a_model_alive(reentrant):
+    """Neither what a thread noted, nor a `forward` that ran without its block's hooks."""
+    model = vit()
+    for block in model.blocks:
+        run = block.forward
+        block.forward = lambda x, run=run, **_: checkpoint(run, x, use_reentrant=reentrant)
+    gradients(model, [images(2, 3, 64, 64)])
+    alive = weakref.ref(model.blocks[1].graft)
+    del model, block, run
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_static_input_has_the_grid_of_the_last_image():
+    """The same tensor with other contents, as with CUDA graphs."""
+    model, grids = vit(), []
+    model.blocks[1].graft.register_forward_pre_hook(lambda _m, args: grids.append(tuple(args[0].shape[1:3])))
+    static = torch.zeros(1, 129, 24, requires_grad=True)
+    for size in ((128, 256), (256, 128)):
+        model.patch_embed(images(1, 3, *size))
+        model.blocks[1](static)
+    assert grids == [(8, 16), (16, 8)]
+
+
+def test_a_saved_input_loads_as_plain_weights():
+    """A tensor that a block has run on is saved with its attributes."""
+    model, file = vit(), io.BytesIO()
+    x = images(1, 17, 24).requires_grad_()
+    model.patch_embed(images(1, 3, 64, 64))
+    model.blocks[1](x)
+    torch.save(x, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=True), x)
+
+
+def test_the_forward_of_a_block_that_is_its_own_input_names_the_call():
+    model = vitgraft.graft(
+        timm.create_model("swinv2_tiny_window8_256", img_size=64, depths=(2, 1, 1, 1)), window_size=2
+    )
+    block = model.layers[0].blocks[1]
+    with pytest.raises(GraftError, match=r"call block\(x\), not block.forward\(x\)"):
+        block.forward(images(1, 16, 16, 96))
+    assert block(images(1, 16, 16, 96)).shape == (1, 16, 16, 96)
 
 
 def test_crops_of_two_sizes_are_read_before_the_blocks_run():

@@ -208,3 +208,24 @@ def test_the_window_of_the_backbone_is_its_own():
     # 4 x 4 tokens are one window of 4: nothing changes
     torch.testing.assert_close(four, backbone("vit average pooling")(x))
     assert not torch.allclose(two, four)
+
+
+def test_nominal_levels_are_those_of_224():
+    """Also of a model that is no registered name."""
+    model = backbone("swin", strict_img_size=False)
+    plan = levels(vitgraft.graft(model, levels="nominal", window_size=7))
+    assert list(plan.values()) == [3, 2, 2, 1]  # maps of 56, 28 and 14 tokens; at 64 pixels they have 16, 8 and 4
+    assert vitgraft.grafts(model)["layers.0.blocks.1"].feat_size == (56, 56)
+
+
+def test_authors_padding_is_taken_off_as_it_was_put_on():
+    """The blocks are timm's again, of the size that was set in between."""
+    model, other = backbone("swin"), backbone("swin")
+    kinds = [type(m) for m in model.modules()]
+    vitgraft.graft(model, swin_padding="authors", window_size=2)
+    for each in (model, other):
+        each.set_input_size((96, 160), window_size=4)
+    vitgraft.strip(model)
+    assert [type(m) for m in model.modules()] == kinds
+    x = images(1, 3, 96, 160)
+    assert torch.equal(model(x), other(x))

@@ -1,5 +1,6 @@
 """Models of torchvision, transformers and open_clip, and blocks of users' own: grafted, trained, copied, stripped."""
 
+import collections
 import copy
 import io
 import sys
@@ -231,6 +232,34 @@ def of_blocks(block: type[nn.Module]) -> nn.Module:
     return Model().eval()
 
 
+@pytest.mark.parametrize("key", ["torchvision vit", "torchvision swin", "vit", "deit", "swin", "beit", "poolformer"])
+def test_the_classifier_trains_with_the_grafts(key):
+    model = vitgraft.graft(MODELS[key](), window_size=2, img_size=SIDES.get(key, 64))
+    report = vitgraft.train_grafts_only(model)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and ".graft." not in n}
+    assert report.head > 0 and {n.split(".")[0] for n in trained} <= {"classifier", "heads", "head"}
+    assert vitgraft.train_grafts_only(model, head=False).head == 0
+
+
+class Refuses(nn.Module):
+    """A head that takes no value that is not finite, on the class token's image-wide sum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.isfinite().all():
+            raise ValueError("not finite")
+        return x.sum(1)
+
+
+def test_a_model_that_refuses_what_is_not_finite_has_read_it():
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, global_pool="")
+    model = nn.Sequential(model, Refuses())
+    model[0].head = nn.Identity()
+    vitgraft.graft(model, window_size=2, img_size=64)
+    assert list(vitgraft.grafts(model)) == ["0.blocks.1", "0.blocks.2"]
+
+
 def check(model: nn.Module) -> None:
     x = images(2, 3, 64, 32)
     with torch.no_grad():
@@ -244,6 +273,54 @@ def test_blocks_of_the_form_of_dinov2(monkeypatch):
     monkeypatch.setitem(sys.modules, "dinov2.layers.block", module)
     block = type("Block", (DinoBlock,), {"__module__": "dinov2.layers.block"})
     check(of_blocks(block))
+
+
+def test_an_attention_that_returns_a_named_tuple():
+    Output = collections.namedtuple("Output", "result weights")
+
+    class Attention(nn.MultiheadAttention):
+        def forward(self, *args):
+            return Output(*super().forward(*args))
+
+    class Named(DinoBlock):
+        def __init__(self, dim: int):
+            super().__init__(dim)
+            self.attn = Attention(dim, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            normed = self.norm1(x)
+            x = x + self.attn(normed, normed, normed).result
+            return x + self.mlp(self.norm2(x))
+
+    vitgraft.register_block(Named, output_of="attn")
+    check(of_blocks(Named))
+
+
+def test_the_hint_about_many_prefix_tokens_leads_out():
+    class Registers(DinoBlock):
+        pass
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(3, 32, 8, 8), nn.Sequential(*(self.kind(32) for _ in range(3)))
+            self.tokens = nn.Parameter(torch.randn(1, 12, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            return self.blocks(torch.cat((self.tokens.expand(x.shape[0], -1, -1), x), 1)).mean(1)
+
+    class More(Registers):
+        pass
+
+    for kind, prefix in ((Registers, None), (More, 12)):
+        vitgraft.register_block(kind, output_of="ls1", prefix_tokens=prefix)
+        Model.kind = kind
+        if prefix is None:
+            with pytest.raises(GraftError, match=r"register_block\(..., grid=... or prefix_tokens=...\)"):
+                vitgraft.graft(Model(), window_size=2, img_size=64)
+        else:
+            check(Model().eval())
 
 
 def test_a_block_of_ones_own():

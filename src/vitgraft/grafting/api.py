@@ -13,41 +13,18 @@ from torch import nn
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError, NoGraftPointError
-from vitgraft.grafting.blocks import class_path
+from vitgraft.grafting.blocks import NOT_GRAFTABLE, class_path
 from vitgraft.grafting.inject import GraftHooks, GridSource, TokenGrid, detach_hooks
-from vitgraft.grafting.replace import WindowedAttention, replace_child, restore_children
+from vitgraft.grafting.replace import SwinBlock, WindowedAttention, replace_child, restore_children
 from vitgraft.grafting.trace import GraftTarget, find_targets
 from vitgraft.layers.graft import GrafT, max_levels, plan_levels
 
-__all__ = ["NOT_GRAFTABLE", "TrainReport", "graft", "grafts", "is_grafted", "strip", "train_grafts_only"]
+__all__ = ["TrainReport", "graft", "grafts", "is_grafted", "strip", "train_grafts_only"]
 
 Size = tuple[int, int]
+NOMINAL_SIZE = 224  # image size of the paper's ImageNet models
+_HEADS = ("classifier", "cls_classifier", "distillation_classifier", "heads", "head")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-# file of a library -> why a graft has no place in its models
-NOT_GRAFTABLE: dict[str, str] = {
-    "timm.models.efficientvim": "its blocks mix tokens by a state space model, there is no attention residual",
-    "timm.models.gemma4_vit": "its patches carry their own coordinates, each image of a batch may have another grid",
-    "timm.models.hiera": "its tokens are ordered by mask units, not row by row, and are dropped in pre-training",
-    "timm.models.inception_next": "its blocks have convolutions and no attention",
-    "timm.models.naflexvit": "a batch may hold images of different grids, padded to one length",
-    "timm.models.repvit": "its blocks have convolutions and no attention",
-    "transformers.models.cvt.modeling_cvt": "its attention adds the residual inside; timm has no CvT",
-    "transformers.models.hiera.modeling_hiera": "its tokens are ordered by mask units, not row by row",
-    "transformers.models.levit.modeling_levit": "its residuals are wrapped; timm has the same model as levit_*",
-    "transformers.models.lw_detr.modeling_lw_detr": "its tokens are cut into windows before the blocks",
-    "transformers.models.mobilevit.modeling_mobilevit": "timm has the same model as mobilevit_*",
-    "transformers.models.pvt_v2.modeling_pvt_v2": "timm has the same model as pvt_v2_*",
-    "transformers.models.rf_detr.modeling_rf_detr": "its tokens are cut into windows before the blocks",
-    "transformers.models.siglip2.modeling_siglip2": (
-        "a batch may hold images of different grids; timm has its models of one size as vit_*_siglip_*.v2_webli"
-    ),
-    "transformers.models.swiftformer.modeling_swiftformer": "timm has the same model as swiftformer_*",
-    "transformers.models.vit_mae.modeling_vit_mae": (
-        "its encoder drops tokens; load its weights in ViTModel, or in timm's vit_*_patch16_224.mae"
-    ),
-    "transformers.models.yolos.modeling_yolos": "its detection tokens stand behind the grid's",
-}
 
 
 def is_grafted(model: nn.Module) -> bool:
@@ -251,7 +228,8 @@ def graft(
         model: A model of timm, torchvision, transformers or open_clip, or any module built of their blocks, or of
             blocks made known by `register_block`; pretrained or not.
         config: A `GraftConfig` or a mapping of its options; None is the paper's final model.
-        img_size: Image height and width that fix the grids and so the number of levels; None takes the model's own.
+        img_size: Image height and width that fix the grids and so the number of levels; None takes the model's own, or
+            224 with `levels="nominal"`.
         **options: Single options of `GraftConfig`, on top of `config`.
 
     Returns:
@@ -267,6 +245,8 @@ def graft(
     """
     config = GraftConfig.make(config, **options)
     _check_model(model)
+    if config.levels == "nominal" and img_size is None:
+        img_size = NOMINAL_SIZE
     targets = find_targets(model, img_size)
     levels = _levels(config, targets) if targets else []
     chosen = _choose(config, targets, levels) if targets else []
@@ -320,8 +300,6 @@ def _attach(model: nn.Module, config: GraftConfig, targets: list[GraftTarget], m
     for i, target in enumerate(targets):
         block = target.block
         if config.swin_padding == "authors":
-            from vitgraft.models.swin import SwinBlock
-
             parent, _, name = target.name.rpartition(".")
             block = SwinBlock.from_timm(block)
             replace_child(model.get_submodule(parent), name, block)
@@ -367,9 +345,10 @@ def strip(model: nn.Module) -> nn.Module:
         if any(isinstance(hooks, GraftHooks) for hooks in module.__dict__.get("_graft_hooks", ())):
             module._modules.pop("graft", None)
         detach_hooks(module)
-        restore_children(module)
         if module.__dict__.pop("graft_config", None) is not None:
             del module.no_weight_decay
+    for module in list(model.modules()):  # afterwards, since the originals take over what children are left
+        restore_children(module)
     return model
 
 
@@ -413,8 +392,9 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
     Args:
         model: A grafted model.
         norms: Whether the backbone's normalisation layers train too.
-        head: Whether the classifier trains too, which a new set of classes needs: what timm's `get_classifier` gives.
-            Layers that you put around the model are frozen with the rest; thaw them afterwards.
+        head: Whether the classifier trains too, which a new set of classes needs: what timm's `get_classifier` gives,
+            or the child `classifier`, `heads` or `head` of models of transformers and torchvision. Layers that you put
+            around the model are frozen with the rest; thaw them afterwards.
 
     Raises:
         GraftError: The model carries no graft.
@@ -425,8 +405,8 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
     inner = model
     while isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = inner.module
-    classifier = inner.get_classifier() if hasattr(inner, "get_classifier") else None
-    heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
+    heads = inner.get_classifier() if hasattr(inner, "get_classifier") else [getattr(inner, n, None) for n in _HEADS]
+    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
     head_ids = {id(p) for h in heads if isinstance(h, nn.Module) for p in h.parameters()}
     norm_ids = {id(p) for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
     for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitgraft.errors import GraftError
 
-__all__ = ["BLOCKS", "BlockSpec", "find_spec", "first_argument", "register_block"]
+__all__ = ["BLOCKS", "NOT_GRAFTABLE", "BlockSpec", "find_spec", "first_argument", "register_block"]
 
 Size = tuple[int, int]
 Layout = Literal["tokens", "nhwc", "nchw"]
@@ -288,6 +288,32 @@ BLOCKS: dict[str, BlockSpec] = {
 }
 # by the class itself: a notebook defines a class of the same name again
 _REGISTERED: dict[type, BlockSpec] = {}
+
+
+# file of a library -> why a graft has no place in its models
+NOT_GRAFTABLE: dict[str, str] = {
+    "timm.models.efficientvim": "its blocks mix tokens by a state space model, there is no attention residual",
+    "timm.models.gemma4_vit": "its patches carry their own coordinates, each image of a batch may have another grid",
+    "timm.models.hiera": "its tokens are ordered by mask units, not row by row, and are dropped in pre-training",
+    "timm.models.inception_next": "its blocks have convolutions and no attention",
+    "timm.models.naflexvit": "a batch may hold images of different grids, padded to one length",
+    "timm.models.repvit": "its blocks have convolutions and no attention",
+    "transformers.models.cvt.modeling_cvt": "its attention adds the residual inside; timm has no CvT",
+    "transformers.models.hiera.modeling_hiera": "its tokens are ordered by mask units, not row by row",
+    "transformers.models.levit.modeling_levit": "its residuals are wrapped; timm has the same model as levit_*",
+    "transformers.models.lw_detr.modeling_lw_detr": "its tokens are cut into windows before the blocks",
+    "transformers.models.mobilevit.modeling_mobilevit": "timm has the same model as mobilevit_*",
+    "transformers.models.pvt_v2.modeling_pvt_v2": "timm has the same model as pvt_v2_*",
+    "transformers.models.rf_detr.modeling_rf_detr": "its tokens are cut into windows before the blocks",
+    "transformers.models.siglip2.modeling_siglip2": (
+        "a batch may hold images of different grids; timm has its models of one size as vit_*_siglip_*.v2_webli"
+    ),
+    "transformers.models.swiftformer.modeling_swiftformer": "timm has the same model as swiftformer_*",
+    "transformers.models.vit_mae.modeling_vit_mae": (
+        "its encoder drops tokens; load its weights in ViTModel, or in timm's vit_*_patch16_224.mae"
+    ),
+    "transformers.models.yolos.modeling_yolos": "its detection tokens stand behind the grid's",
+}
 
 
 def class_path(cls: type) -> str:

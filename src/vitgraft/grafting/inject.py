@@ -10,6 +10,7 @@ B batch, P prefix tokens, H x W token grid, C channels.
 
 import copy
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ Size = tuple[int, int]
 _thread = threading.local()
 
 
-def _of_this_thread(name: str) -> dict:
-    """A dictionary that belongs to the running thread."""
-    return _thread.__dict__.setdefault(name, {})
+def _of_this_thread(name: str) -> weakref.WeakKeyDictionary:
+    """A dictionary that belongs to the running thread, by hooks, and keeps no model alive."""
+    return _thread.__dict__.setdefault(name, weakref.WeakKeyDictionary())
 
 
 def _backward_task() -> int:
@@ -158,7 +159,7 @@ class TokenGrid:
         if torch.compiler.is_compiling():
             sizes = self.source.sizes()
             return self._cells(sizes[-1]) if sizes else self._fail(tokens, block, sizes)
-        size = _tagged(x, self.source)
+        size = _tagged(x, self.source) if _backward_task() != -1 else None
         if size is not None:
             self.source.recall(size)
             return self._cells(size)
@@ -193,9 +194,10 @@ class TokenGrid:
 class _Call:
     """One call of a block."""
 
-    def __init__(self, block: nn.Module, grid: Size | None = None):
+    def __init__(self, block: nn.Module, grid: Size | None = None, alone: bool = False):
         self.block = block  # under nn.DataParallel a copy of the one that was grafted
         self.grid = grid
+        self.alone = alone  # of its `forward` without the block's own hooks
         self.x0: torch.Tensor | None = None
         self.added = False
 
@@ -270,7 +272,7 @@ class BlockHooks(_Attached):
     def note(self, child: nn.Module, args: tuple, kwargs: dict) -> None:
         """Before the child that X0 is read by. Without a call: `block.forward` runs by itself, as transformers does in
         activation checkpointing."""
-        self._note(self._current() or self._open(_Call(self.block)), first_argument(args, kwargs))
+        self._note(self._current() or self._open(_Call(self.block, alone=True)), first_argument(args, kwargs))
 
     def _note(self, call: _Call, x0: torch.Tensor) -> None:
         call.x0 = x0
@@ -290,6 +292,8 @@ class BlockHooks(_Attached):
         call = self._pending()
         if call is None:
             return output
+        if hasattr(output, "_fields"):  # a named tuple
+            return output._replace(**{output._fields[0]: self._combine(call, output[0])})
         if isinstance(output, (tuple, list)):
             return type(output)((self._combine(call, output[0]), *output[1:]))
         return self._combine(call, output)
@@ -297,22 +301,34 @@ class BlockHooks(_Attached):
     def _pending(self) -> _Call | None:
         """The call whose X0 is noted and not yet used."""
         call = self._current()
+        if call is None and not self.spec.input_from and "graft" in self.block._modules:
+            raise GraftError(
+                f"{type(self.block).__name__} reads X0 as its own input, which is noted when it is called as a "
+                "module: call block(x), not block.forward(x)"
+            )
         return None if call is None or call.x0 is None else call
 
     def _combine(self, call: _Call, result: torch.Tensor) -> torch.Tensor:
         result = self.combine(call, result)
         call.x0, call.added = None, True
+        if call.alone:
+            self._close()
         return result
 
-    def end(self, block: nn.Module, args: tuple, output: Any) -> Any:
-        """After the block, also where it raised an error (then `output` is None)."""
-        if output is not None and self.spec.output_of == "":
-            output = self.add_to_output(block, args, output)
+    def _close(self) -> list[_Call | None]:
+        """Ends the call, of which nothing is left."""
         # parts of a block that a compiler gave up on run as they are, beside parts that are compiled
         calls = [self.call]
         self.call = None
         if not torch.compiler.is_compiling():
             calls.append(_of_this_thread("calls").pop(self, None))
+        return calls
+
+    def end(self, block: nn.Module, args: tuple, output: Any) -> Any:
+        """After the block, also where it raised an error (then `output` is None)."""
+        if output is not None and self.spec.output_of == "":
+            output = self.add_to_output(block, args, output)
+        calls = self._close()
         if output is not None and not any(call is not None and call.added and call.x0 is None for call in calls):
             self.fail(calls[-1] or calls[0])
         return output

@@ -6,13 +6,22 @@ What replaces it adopts the children of the original under their own names, so t
 from typing import Any
 
 import torch
+from timm.models import swin_transformer as timm_swin
 from torch import nn
 
 from vitgraft.grafting.inject import TokenGrid
 from vitgraft.layers.attention import attend, attend_qkv
-from vitgraft.layers.window import effective_window, pad_grid, window_partition, window_reverse
+from vitgraft.layers.window import (
+    effective_window,
+    into_windows,
+    out_of_windows,
+    pad_grid,
+    shift_mask,
+    window_partition,
+    window_reverse,
+)
 
-__all__ = ["WindowedAttention", "replace_child", "restore_children"]
+__all__ = ["SwinBlock", "WindowedAttention", "replace_child", "restore_children"]
 
 Size = tuple[int, int]
 _ORIGINAL = "_graft_replaces"
@@ -60,6 +69,76 @@ class WindowedAttention(nn.Module):
         return x.reshape(B, tokens, C)
 
 
+class SwinBlock(timm_swin.SwinTransformerBlock):
+    """timm's block with the authors' padding and a fixed window.
+
+    The class attribute `shift_single_window` may be set on a block: whether it shifts and masks also where one window
+    holds the whole map, as the authors' dense-task code does.
+    """
+
+    shift_single_window = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "always_partition": True, "dynamic_mask": True})
+
+    @classmethod
+    def from_timm(cls, block: timm_swin.SwinTransformerBlock) -> "SwinBlock":
+        """The authors' function with the children, and so the very parameters, of a timm block.
+
+        The window is the one the block has now; the shift is the one it was made with.
+        """
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.dim, new.mlp_ratio = block.dim, block.mlp_ratio
+        new.input_resolution = block.input_resolution
+        new.target_shift_size = block.target_shift_size
+        new.shift_single_window = getattr(block, "shift_single_window", False)  # set by DenseFeatures
+        new.always_partition = new.dynamic_mask = True
+        new.window_size, new.shift_size = new._calc_window_shift(block.window_size)
+        new.window_area = new.window_size[0] * new.window_size[1]
+        for name, child in block.named_children():
+            setattr(new, name, child)
+        new.register_buffer("attn_mask", None, persistent=False)
+        return new.train(block.training)
+
+    def hand_back(self, block: timm_swin.SwinTransformerBlock) -> None:
+        """Brings the timm block that this one has replaced to the present size."""
+        if block.input_resolution != self.input_resolution:
+            block.set_input_size(self.input_resolution, self.window_size)
+
+    @property
+    def num_heads(self) -> int:
+        return self.attn.num_heads
+
+    def _attn(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C), normed, to (B, H, W, C)."""
+        _, H, W, _ = x.shape
+        rows, cols = self.window_size
+        x = pad_grid(x, self.window_size)
+        Hp, Wp = x.shape[1], x.shape[2]
+
+        windows = Hp // rows, Wp // cols
+        shift = self.shift_size if self.shift_single_window or max(windows) > 1 else (0, 0)
+        mask = shift_mask(x, self.window_size, shift, windows) if any(shift) else None
+        x = into_windows(x, self.window_size, shift)  # (B * N, L, C)
+        x = self._window_attention(x, mask)
+        x = out_of_windows(x, self.window_size, shift, (Hp, Wp))
+        return x if (Hp, Wp) == (H, W) else x[:, :H, :W]
+
+    def _window_attention(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """timm's WindowAttention on (B * N, L, C) with mask (N, L, L) or None, by the faster way on this device."""
+        attn = self.attn
+        bias = attn._get_rel_pos_bias()  # (1, heads, L, L)
+        if mask is not None:
+            bias = bias + mask[:, None]
+        return attn.proj_drop(attn.proj(attend_qkv(attn.qkv(x), attn.num_heads, bias, attn.attn_drop)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        x = x + self.drop_path1(self._attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
 def replace_child(parent: nn.Module, name: str, new: nn.Module) -> None:
     """Puts `new` in the place of a child, which `restore_children` puts back."""
     new.__dict__[_ORIGINAL] = parent.get_submodule(name)
@@ -73,4 +152,6 @@ def restore_children(parent: nn.Module) -> None:
         if original is not None:
             for key, child in new.named_children():
                 setattr(original, key, child)
+            if hasattr(new, "hand_back"):
+                new.hand_back(original)
             setattr(parent, name, original.train(new.training))

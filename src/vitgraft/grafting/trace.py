@@ -339,5 +339,7 @@ def _is_read(model: nn.Module, image: torch.Tensor, output: Any, last: GraftTarg
     handle = last.block.register_forward_hook(spoil)
     try:
         return broken(output) or broken(_run(model, image))
+    except GraftError:  # a model that refuses what is not finite has read it
+        return True
     finally:
         handle.remove()

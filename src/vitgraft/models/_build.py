@@ -11,11 +11,9 @@ from torch import nn
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
 from vitgraft.grafting import graft
+from vitgraft.grafting.api import NOMINAL_SIZE
 
 __all__ = ["build_grafted", "grafted_cfgs"]
-
-# Grids, and so levels, of the registered names: the paper's models at their ImageNet size
-NOMINAL_SIZE = 224
 
 
 def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, **more: Any) -> dict[str, dict]:
@@ -95,11 +93,9 @@ def build_grafted(
         raise GraftError(f"graft={options!r} is no GraftConfig and no mapping of its options, such as {{'levels': 2}}")
 
     def make(**options: Any) -> nn.Module:
-        # levels and E_aa of the ImageNet model at every img_size, so that its weights fit (section 3.2)
-        size = NOMINAL_SIZE if config.levels == "nominal" else None
         if config.blocks == () and config.backbone_attention == "keep":
             return model_cls(**options)
-        return graft(model_cls(**options), config, img_size=size)
+        return graft(model_cls(**options), config)
 
     make.__name__ = model_cls.__name__
     return build_model_with_cfg(

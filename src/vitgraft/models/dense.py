@@ -56,7 +56,7 @@ class DenseFeatures(nn.Module):
         if prune and hasattr(model, "prune_intermediate_layers"):
             model.prune_intermediate_layers(indices, prune_norm=True)
         for module in model.modules():
-            if isinstance(module, SwinTransformerBlock):  # timm's, too: swin_padding="authors" gives it our attention
+            if isinstance(module, SwinTransformerBlock):  # timm's too, for swin_padding="authors" later on
                 module.shift_single_window = True
         self.backbone = model
         self.out_indices = tuple(indices)

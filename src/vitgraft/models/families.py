@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from vitgraft.grafting import blocks
+
 __all__ = ["FAMILIES", "NOT_GRAFTABLE", "FamilyResult", "family_of", "survey", "to_markdown", "try_family"]
 
 # timm file -> a small model of it and what makes it quick to try: options of the model, of the graft (graft), the size
@@ -67,12 +69,9 @@ FAMILIES: dict[str, tuple[str, dict]] = {
 
 # timm file -> why a graft has no place in it
 NOT_GRAFTABLE: dict[str, str] = {
-    "efficientvim": "its blocks mix tokens by a state space model, there is no attention residual",
-    "gemma4_vit": "its patches carry their own coordinates, each image of a batch may have another grid",
-    "hiera": "its tokens are ordered by mask units, not row by row, and are dropped in pre-training",
-    "inception_next": "its blocks have convolutions and no attention",
-    "naflexvit": "a batch may hold images of different grids, padded to one length",
-    "repvit": "its blocks have convolutions and no attention",
+    path.removeprefix("timm.models."): reason
+    for path, reason in blocks.NOT_GRAFTABLE.items()
+    if path.startswith("timm.models.")
 }
 
 

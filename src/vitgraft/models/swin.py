@@ -22,77 +22,16 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
+from vitgraft.grafting.replace import SwinBlock
 from vitgraft.layers.activation import GELU
-from vitgraft.layers.attention import attend_qkv
 from vitgraft.layers.slices import in_slices
-from vitgraft.layers.window import into_windows, out_of_windows, pad_grid, shift_mask
+from vitgraft.layers.window import shift_mask
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
 
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
 
 # B batch, H x W token grid, C channels, M window side, N windows, L = M * M tokens. Grids are (B, H, W, C).
-
-
-class SwinBlock(timm_swin.SwinTransformerBlock):
-    """timm's block with the authors' padding and a fixed window."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{**kwargs, "always_partition": True, "dynamic_mask": True})
-
-    @classmethod
-    def from_timm(cls, block: timm_swin.SwinTransformerBlock) -> "SwinBlock":
-        """The authors' function with the children, and so the very parameters, of a timm block.
-
-        The window is the one the block has now; the shift is the one it was made with.
-        """
-        new = cls.__new__(cls)
-        nn.Module.__init__(new)
-        new.dim, new.mlp_ratio = block.dim, block.mlp_ratio
-        new.input_resolution = block.input_resolution
-        new.target_shift_size = block.target_shift_size
-        new.always_partition = new.dynamic_mask = True
-        new.window_size, new.shift_size = new._calc_window_shift(block.window_size)
-        new.window_area = new.window_size[0] * new.window_size[1]
-        for name, child in block.named_children():
-            setattr(new, name, child)
-        if type(new.mlp.act) is nn.GELU:  # not of the user's choice
-            new.mlp.act = GELU()
-        new.register_buffer("attn_mask", None, persistent=False)
-        return new.train(block.training)
-
-    @property
-    def num_heads(self) -> int:
-        return self.attn.num_heads
-
-    def _attn(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C), normed, to (B, H, W, C)."""
-        _, H, W, _ = x.shape
-        rows, cols = self.window_size
-        x = pad_grid(x, self.window_size)
-        Hp, Wp = x.shape[1], x.shape[2]
-
-        windows = Hp // rows, Wp // cols
-        single = getattr(self, "shift_single_window", False)  # timm's blocks come here without it (swin_padding)
-        shift = self.shift_size if single or max(windows) > 1 else (0, 0)
-        mask = shift_mask(x, self.window_size, shift, windows) if any(shift) else None
-        x = into_windows(x, self.window_size, shift)  # (B * N, L, C)
-        x = self._window_attention(x, mask)
-        x = out_of_windows(x, self.window_size, shift, (Hp, Wp))
-        return x if (Hp, Wp) == (H, W) else x[:, :H, :W]
-
-    def _window_attention(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """timm's WindowAttention on (B * N, L, C) with mask (N, L, L) or None, by the faster way on this device."""
-        attn = self.attn
-        bias = attn._get_rel_pos_bias()  # (1, heads, L, L)
-        if mask is not None:
-            bias = bias + mask[:, None]
-        return attn.proj_drop(attn.proj(attend_qkv(attn.qkv(x), attn.num_heads, bias, attn.attn_drop)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
-        x = x + self.drop_path1(self._attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class SwinStage(timm_swin.SwinTransformerStage):
@@ -159,6 +98,8 @@ class SwinTransformer(timm_swin.SwinTransformer):
             stage.blocks = nn.Sequential(*[SwinBlock.from_timm(block) for block in stage.blocks])
             for block in stage.blocks:
                 block.shift_single_window = shift_single_window
+                if type(block.mlp.act) is nn.GELU:  # not of the user's choice
+                    block.mlp.act = GELU()
 
     def set_input_size(
         self, img_size=None, patch_size=None, window_size=None, window_ratio=None, always_partition=None
