@@ -1,6 +1,7 @@
 """Every option of GraftConfig on a real backbone: what it changes, and that the model still runs and trains."""
 
 import pytest
+import timm
 import torch
 from timm.layers import Attention
 from zoo import backbone, image, images, wake
@@ -229,3 +230,25 @@ def test_authors_padding_is_taken_off_as_it_was_put_on():
     assert [type(m) for m in model.modules()] == kinds
     x = images(1, 3, 96, 160)
     assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "slim", "full"),
+    [
+        ("vit_small_patch14_dinov2", 48, 0.0453, 1.095),
+        ("vit_small_patch16_dinov3", 48, 0.0343, 0.772),
+        ("swin_tiny_patch4_window7_224", 48, 0.0193, 0.206),
+        ("swin_tiny_patch4_window7_224", 96, 0.0488, 0.206),
+        ("mobilevit_xxs", 16, 0.0293, 0.198),
+    ],
+)
+def test_slim_grafts_train_at_most_a_twentieth(name, width, slim, full):
+    for options, expected in (({"width": width}, slim), ({}, full)):
+        model = timm.create_model(name, num_classes=0, device="meta")
+        backbone_size = sum(p.numel() for p in model.parameters())
+        vitgraft.graft(model, init="identity", **options)
+        report = vitgraft.train_grafts_only(model, head=False)
+        assert report.trained == report.grafts
+        assert report.grafts / backbone_size == pytest.approx(expected, abs=5e-4)
+        if options:
+            assert report.grafts / backbone_size <= 0.05

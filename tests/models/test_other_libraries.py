@@ -199,6 +199,31 @@ def test_compile_where_the_model_compiles_alone(key):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["torchvision vit", "torchvision swin", "vit", "dinov2", "clip", "swin", "open_clip"])
+def test_onnx_where_the_model_exports_alone(key, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs vitgraft[export]")
+    pytest.importorskip("onnxscript", reason="needs vitgraft[export]")
+    torch.manual_seed(0)
+    model, x = MODELS[key]().eval(), images(1, 3, 64, 64)
+
+    def export(model: nn.Module) -> list[torch.Tensor]:
+        path = tmp_path / "model.onnx"
+        torch.onnx.export(model, (x,), path, input_names=["image"], dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return [torch.from_numpy(out) for out in session.run(None, {"image": images(1, 3, 64, 64, seed=1).numpy()})]
+
+    try:
+        export(copy.deepcopy(model))
+    except torch.onnx.errors.OnnxExporterError:
+        pytest.skip("is not exported alone")
+    wake(vitgraft.graft(model, window_size=2, img_size=64))
+    with torch.no_grad():
+        expected = outputs(model, images(1, 3, 64, 64, seed=1))
+    for actual, out in zip(export(model), expected, strict=False):
+        torch.testing.assert_close(actual, out, rtol=1e-3, atol=1e-3)
+
+
 class DinoBlock(nn.Module):
     """The form of facebookresearch's DINOv2 block: in eval mode nothing follows `ls1` before the sum."""
 
