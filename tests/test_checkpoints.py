@@ -423,3 +423,16 @@ def test_bad_files(tmp_path):
         load_official(swin(), tmp_path / "code.pth")
     with pytest.raises(CheckpointError, match="meta device"):
         load_official(swin(device="meta"), as_authors(swin()))
+
+
+def test_grafts_of_blocks_that_the_model_leaves_out_are_named_with_the_option():
+    """As of a ViT that was grafted before blocks under a class token were left out; the hint leads out."""
+
+    def grafted(**options):
+        model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, embed_dim=24, num_heads=3)
+        return vitgraft.graft(model, window_size=2, **options)
+
+    stored = grafted(blocks=(1, 2, 3)).state_dict()
+    with pytest.warns(UserWarning, match=r"blocks=\(..., 3\)"), pytest.raises(CheckpointError, match=r"blocks=\(...\)"):
+        vitgraft.load_official(grafted(), stored)
+    assert not vitgraft.load_official(grafted(blocks=(1, 2, 3)), stored).missing

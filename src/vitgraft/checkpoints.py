@@ -548,7 +548,10 @@ def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict, few: bo
     if unexpected:
         hint = other + ("" if few else " strict=False leaves them out")
         if any(".graft." in name for name in unexpected):
-            hint = "Tensors of grafts: make the model with the same grafts"
+            hint = (
+                "Tensors of grafts: make the model with the same grafts. blocks=(...) names blocks, among them a last "
+                "one whose patch tokens nothing reads, which was grafted by default once"
+            )
         elif any(re.match(r"norm\d+\.", name) for name in unexpected):
             hint = "Norms of a dense-task backbone: load into vitgraft.DenseFeatures(model)"
         problems.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)}). {hint}")

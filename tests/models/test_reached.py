@@ -173,6 +173,7 @@ def seen(model, image):
     "wrap", [checkpoint_wrapper, lambda block: torch.compile(block, backend="eager", fullgraph=True)]
 )
 def test_wrapped_blocks_get_their_grid(wrap, first):
+    torch.compiler.reset()  # its limit of graphs is that of the process
     torch.manual_seed(0)
     model = VisionTransformer(**SMALL, dynamic_img_size=True).eval()
     whole = wake(vitgraft.graft(copy.deepcopy(model), img_size=(64, 128), **GRAFT))
