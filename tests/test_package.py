@@ -34,6 +34,7 @@ REGISTERED = {
     "graft_cswin_tiny_224",
     "graft_deit_small_patch16_224",
     "graft_deit_tiny_patch16_224",
+    "graft_mobilevit_xxs",
     "graft_swin_base_patch4_window7_224",
     "graft_swin_small_patch4_window7_224",
     "graft_swin_tiny_patch4_window7_224",

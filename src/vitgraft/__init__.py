@@ -8,6 +8,7 @@ from vitgraft.grafting import graft, grafts, is_grafted, register_block, strip, 
 from vitgraft.layers.graft import GrafT
 from vitgraft.models import cswin as _cswin  # noqa: F401  importing registers the models with timm
 from vitgraft.models import grafted as _grafted  # noqa: F401
+from vitgraft.models import hybrid as _hybrid  # noqa: F401
 from vitgraft.models import swin as _swin  # noqa: F401
 from vitgraft.models import vit as _vit  # noqa: F401
 from vitgraft.models.dense import DenseFeatures

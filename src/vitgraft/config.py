@@ -74,10 +74,10 @@ class GraftConfig:
 
     Args:
         levels: Levels below a block's resolution. "auto": halve until the map is one window, at the model's actual
-            image size (the paper's 3, 2, 1, 0 for Swin at 224). "nominal": levels and E_aa of the paper's 224 x 224
-            model, whatever the image size is, as in the paper's dense-task models: weights of that model need it. An
-            integer: at most that many (table 6 a). A tuple: exactly that many, one entry per stage (a stage is a run
-            of blocks with one map size).
+            image size (the paper's 3, 2, 1, 0 for Swin at 224). An integer: at most that many (table 6 a). A tuple:
+            exactly that many, one entry per stage (a stage is a run of blocks with one map size).
+        img_size: Image side in pixels, or (height, width), whose maps fix the number of levels and the shapes of E_aa.
+            None: the size that the model is built for. The paper's dense-task models have those of 224 at every size.
         level_sizes: Sizes of the levels. "halve" (paper): half of the next finer one, rounded up. An integer f >= 1:
             the next finer one divided by f, rounded up; 1 is a parallel branch without another scale. A tuple: the
             sizes, finest first, each an integer (the longer side) or (height, width), of which a block uses those
@@ -117,7 +117,8 @@ class GraftConfig:
         GraftError: A value is not possible; the message names all of them.
     """
 
-    levels: int | Literal["auto", "nominal"] | tuple[int, ...] = "auto"
+    levels: int | Literal["auto"] | tuple[int, ...] = "auto"
+    img_size: int | tuple[int, int] | None = None
     level_sizes: int | Literal["halve"] | tuple[int | tuple[int, int], ...] = "halve"
     width: int | None = None
     window_size: int = 7
@@ -139,7 +140,7 @@ class GraftConfig:
 
     def __post_init__(self) -> None:
         # JSON has no tuples, arrays and numbers of NumPy
-        for name in ("levels", "level_sizes", "blocks"):
+        for name in ("levels", "img_size", "level_sizes", "blocks"):
             object.__setattr__(self, name, _tuples(getattr(self, name)))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
@@ -150,8 +151,11 @@ class GraftConfig:
                 errors.append(f"levels={levels!r} must hold one whole number >= 0 per stage")
         elif levels == "global":
             errors.append("levels='global' has become levels='auto': use 'auto'")
-        elif levels not in ("auto", "nominal") and not _is_count(levels, 0):
-            errors.append(f"levels={levels!r} is not 'auto', 'nominal', a number >= 0 or a tuple of numbers")
+        elif levels != "auto" and not _is_count(levels, 0):
+            errors.append(f"levels={levels!r} is not 'auto', a number >= 0 or a tuple of numbers")
+        size = self.img_size if isinstance(self.img_size, tuple) else (self.img_size,) * 2
+        if self.img_size is not None and not (len(size) == 2 and all(_is_count(n, 1) for n in size)):
+            errors.append(f"img_size={self.img_size!r} is neither a number of pixels >= 1 nor a (height, width) of such")
         errors += _level_sizes(self.level_sizes)
         if isinstance(blocks, tuple):
             if not all(_is_count(n, 0) for n in blocks) or len(set(blocks)) != len(blocks):

@@ -108,6 +108,10 @@ def export_hub(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; export into another folder")
     model.eval()
+    if getattr(model, "graft_config", None) is not None and model.graft_config.img_size is not None:
+        # levels and E_aa stay those of the image size that the model was made for
+        graft = {**arguments.get("graft", {}), "img_size": list(model.graft_config.img_size)}
+        arguments = {**arguments, "graft": graft}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name

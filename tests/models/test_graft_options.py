@@ -214,7 +214,7 @@ def test_the_window_of_the_backbone_is_its_own():
 def test_nominal_levels_are_those_of_224():
     """Also of a model that is no registered name."""
     model = backbone("swin", strict_img_size=False)
-    plan = levels(vitgraft.graft(model, levels="nominal", window_size=7))
+    plan = levels(vitgraft.graft(model, img_size=224, window_size=7))
     assert list(plan.values()) == [3, 2, 2, 1]  # maps of 56, 28 and 14 tokens; at 64 pixels they have 16, 8 and 4
     assert vitgraft.grafts(model)["layers.0.blocks.1"].feat_size == (56, 56)
 

@@ -31,21 +31,22 @@ GRAFTED = sorted(timm.list_models("graft_*"))
 CSWIN = sorted(timm.list_models("cswin_*"))
 NAMES = GRAFTED + CSWIN
 # the sizes of a family share their code: where a test is long, the smallest stands for all
-TINY = [n for n in NAMES if "tiny" in n]
-GRAFTED_TINY = [n for n in GRAFTED if "tiny" in n]
+TINY = [n for n in NAMES if "tiny" in n or "xxs" in n]
+GRAFTED_TINY = [n for n in TINY if n in GRAFTED]
 
 SMALL = {
     "deit": {"depth": 3, "embed_dim": 24, "num_heads": 3},
     "swin": {"depths": (2, 1, 2, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8)},
     "cswin": {"depths": (2, 1, 2, 1), "embed_dim": 16, "num_heads": (2, 2, 4, 8)},
+    "mobilevit": {},
 }
 # side of a patch, and reductions of the feature maps
-PATCH = {"deit": 16, "swin": 4, "cswin": 4}
-REDUCTIONS = {"deit": [16, 16, 16], "swin": [4, 8, 16, 32], "cswin": [4, 8, 16, 32]}
+PATCH = {"deit": 16, "swin": 4, "cswin": 4, "mobilevit": 32}
+REDUCTIONS = {"deit": [16, 16, 16], "swin": [4, 8, 16, 32], "cswin": [4, 8, 16, 32], "mobilevit": [2, 4, 8, 16, 32]}
 
 
 def family(name: str) -> str:
-    return next(f for f in ("cswin", "swin", "deit") if f in name)
+    return next(f for f in ("cswin", "swin", "deit", "mobilevit") if f in name)
 
 
 def make(name: str, **options) -> nn.Module:
@@ -68,6 +69,7 @@ def test_the_names_are_those_of_the_issue():
     assert set(NAMES) == {
         "graft_deit_tiny_patch16_224",
         "graft_deit_small_patch16_224",
+        "graft_mobilevit_xxs",
         "graft_swin_tiny_patch4_window7_224",
         "graft_swin_small_patch4_window7_224",
         "graft_swin_base_patch4_window7_224",
@@ -82,8 +84,8 @@ def test_the_names_are_those_of_the_issue():
 
 def test_default_cfg(name):
     cfg = timm.get_pretrained_cfg(name)
-    assert cfg.input_size == (3, 224, 224) and cfg.num_classes == 1000
-    assert cfg.crop_pct == (0.9 if "cswin" in name else 0.875)  # as the backbones' authors evaluate
+    assert cfg.input_size == ((3, 256, 256) if "mobilevit" in name else (3, 224, 224)) and cfg.num_classes == 1000
+    assert cfg.crop_pct == (0.875 if family(name) in ("deit", "swin") else 0.9)  # as the backbones' authors evaluate
     model = make(name)
     modules = dict(model.named_modules())
     assert isinstance(modules[cfg.first_conv], nn.Conv2d)
@@ -92,6 +94,8 @@ def test_default_cfg(name):
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)], ids=str)
 def test_an_empty_batch(name, size):
+    if family(name) == "mobilevit":
+        pytest.skip("timm's MobileViT takes none")
     check_empty_batch(make(name), images(2, 3, *size))
 
 
@@ -144,6 +148,8 @@ def test_reset_classifier(name):
 
 def test_set_input_size(name, model):
     """Of no consequence for the function: every model here takes every size anyway."""
+    if family(name) == "mobilevit":
+        pytest.skip("timm's MobileViT needs none")
     other = make(name)
     other.load_state_dict(model.state_dict())
     if family(name) == "deit":
@@ -182,7 +188,8 @@ def test_layer_decay_puts_grafts_with_their_block(name):
     assert depth > 3
     by_block: dict[str, set] = {}
     for parameter_name, p in model.named_parameters():
-        block = re.match(r"(.*?blocks\.\d+|stage\d+\.\d+)\.", parameter_name)
+        # timm decays MobileViT by its blocks of convolutions and transformer layers together
+        block = re.match(r"(.*?blocks\.\d+|stage\d+\.\d+|stages\.\d+\.\d+)\.", parameter_name)
         if block:
             by_block.setdefault(block[1], set()).add(scale[id(p)][0])
     assert by_block and all(len(scales) == 1 for scales in by_block.values())
@@ -279,11 +286,17 @@ def test_grafts_strip_to_the_backbone(name):
 
 
 @pytest.mark.parametrize("name", GRAFTED_TINY)
-def test_nominal_levels_are_those_of_224_whatever_the_image_size(name):
+def test_levels_of_224_at_another_image_size(name, tmp_path):
     shapes = {n: t.shape for n, t in make(name, img_size=224).state_dict().items() if ".graft." in n}
-    nominal = make(name, img_size=448, graft={"levels": "nominal"})
+    nominal = make(name, img_size=448, graft={"img_size": 224})
     assert shapes == {n: t.shape for n, t in nominal.state_dict().items() if ".graft." in n}
+    source = make(name, img_size=224)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    cfg = {"file": str(tmp_path / "w.pth"), "input_size": (3, 224, 224)}
+    loaded = make(name, img_size=448, pretrained=True, pretrained_cfg_overlay=cfg)
+    assert shapes == {n: t.shape for n, t in loaded.state_dict().items() if ".graft." in n}
     deeper = make(name, img_size=448)
+    assert deeper.pretrained_cfg["input_size"] == (3, 448, 448)
     assert len(next(iter(vitgraft.grafts(deeper).values())).levels) > len(
         next(iter(vitgraft.grafts(make(name)).values())).levels
     )
@@ -320,6 +333,8 @@ PARAMETERS = [
     ("graft_cswin_tiny_224", {}, 29_951_520),
     ("graft_cswin_small_224", {}, 46_591_742),
     ("graft_cswin_base_224", {}, 103_731_604),
+    ("graft_mobilevit_xxs", {}, 1_457_328),
+    ("graft_mobilevit_xxs", {"blocks": []}, 1_272_024),
     ("cswin_tiny_224", None, 22_320_552),
     ("cswin_small_224", None, 34_643_304),
     ("cswin_base_224", None, 77_382_184),

@@ -22,7 +22,6 @@ from vitgraft.layers.graft import GrafT, max_levels, plan_levels
 __all__ = ["TrainReport", "graft", "grafts", "is_grafted", "strip", "train_grafts_only"]
 
 Size = tuple[int, int]
-NOMINAL_SIZE = 224  # image size of the paper's ImageNet models
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier", "heads", "head")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -213,8 +212,6 @@ def _check_targets(config: GraftConfig, targets: list[GraftTarget], chosen: list
 def graft(
     model: nn.Module,
     config: GraftConfig | Mapping[str, Any] | None = None,
-    *,
-    img_size: int | Size | None = None,
     **options: Any,
 ) -> nn.Module:
     """Grafts a vision transformer, in place, and returns it.
@@ -228,8 +225,6 @@ def graft(
         model: A model of timm, torchvision, transformers or open_clip, or any module built of their blocks, or of
             blocks made known by `register_block`; pretrained or not.
         config: A `GraftConfig` or a mapping of its options; None is the paper's final model.
-        img_size: Image height and width that fix the grids and so the number of levels; None takes the model's own, or
-            224 with `levels="nominal"`.
         **options: Single options of `GraftConfig`, on top of `config`.
 
     Returns:
@@ -245,9 +240,7 @@ def graft(
     """
     config = GraftConfig.make(config, **options)
     _check_model(model)
-    if config.levels == "nominal" and img_size is None:
-        img_size = NOMINAL_SIZE
-    targets = find_targets(model, img_size)
+    targets = find_targets(model, config.img_size)
     levels = _levels(config, targets) if targets else []
     chosen = _choose(config, targets, levels) if targets else []
     if not targets or not (chosen or (config.blocks == () and _changes_backbone(config))):

@@ -75,9 +75,6 @@ def _pair(size: Any) -> Size:
 
 def input_size(model: nn.Module, img_size: int | Size | None) -> tuple[int, int, int]:
     """Channels, height and width of the blank image: the model's own, or those of a model inside it.
-
-    Raises:
-        GraftError: `img_size` is no size.
     """
     channels, *size = _config_value(model, "input_size") or (_config_value(model, "num_channels") or 3, 224, 224)
     built = (
@@ -87,9 +84,7 @@ def input_size(model: nn.Module, img_size: int | Size | None) -> tuple[int, int,
     )
     built = next((size for size in built if isinstance(size, (int, tuple, list))), _config_value(model, "image_size"))
     if img_size is not None:
-        size = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise GraftError(f"img_size={img_size!r} is neither a number of pixels >= 1 nor a (height, width) of such")
+        size = _pair(img_size)
     elif built is not None:
         size = _pair(built)
     # built with in_chans, which timm's configuration does not know; a feature wrapper puts its own name before

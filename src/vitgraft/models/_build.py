@@ -1,17 +1,18 @@
 """How the registered grafted models are built: a backbone's class, its options, a graft on top. Plumbing."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
 from vitgraft.grafting import graft
-from vitgraft.grafting.api import NOMINAL_SIZE
 
 __all__ = ["build_grafted", "grafted_cfgs"]
 
@@ -29,7 +30,7 @@ def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, 
     cfg = {
         "url": "",
         "num_classes": 1000,
-        "input_size": (3, NOMINAL_SIZE, NOMINAL_SIZE),
+        "input_size": (3, 224, 224),
         "pool_size": None,
         "crop_pct": 224 / 256,  # DeiT's and Swin's authors; timm has 0.9
         "interpolation": "bicubic",
@@ -77,9 +78,10 @@ def build_grafted(
         graft_defaults: Options of GraftConfig that belong to the name.
         filter_fn: The backbone's checkpoint filter.
         feature_cfg: timm's configuration of `features_only`.
-        kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults, or a
+        **kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults, or a
             GraftConfig instead of them. An empty tuple of `blocks` leaves the backbone alone, which is how a Swin of
-            the authors' padding is made by name.
+            the authors' padding is made by name. Without `img_size` among them, the image size that fixes levels and
+            E_aa is the backbone's or, where pretrained weights are loaded, that of the weights' configuration.
 
     Raises:
         GraftError: Impossible graft options.
@@ -91,6 +93,13 @@ def build_grafted(
         config = GraftConfig.make(graft_defaults, **options)
     else:
         raise GraftError(f"graft={options!r} is no GraftConfig and no mapping of its options, such as {{'levels': 2}}")
+
+    overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+    if not pretrained and kwargs.get("img_size"):  # kept in the configuration, for those who load the weights
+        overlay = {"input_size": (kwargs.get("in_chans", 3), *to_2tuple(kwargs["img_size"])), **overlay}
+    if config.img_size is None:
+        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+        config = replace(config, img_size=cfg.input_size[1:])
 
     def make(**options: Any) -> nn.Module:
         if config.blocks == () and config.backbone_attention == "keep":
@@ -104,5 +113,6 @@ def build_grafted(
         pretrained,
         pretrained_filter_fn=_with_grafts(filter_fn),
         feature_cfg=dict(feature_cfg),
+        pretrained_cfg_overlay=overlay,
         **kwargs,
     )
