@@ -103,7 +103,7 @@ def test_families(capsys, tmp_path):
     assert run(capsys, "families", "repvit", "--output", str(path))[0] == 0
     assert "| `repvit` |" in path.read_text()
     code, _, err = run(capsys, "families", "reptil")
-    assert code == 2 and "unknown family reptil; there are beit," in err
+    assert code == 2 and "unknown family reptil; there are timm," in err
 
 
 def test_bench(capsys, tmp_path):

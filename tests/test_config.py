@@ -9,7 +9,7 @@ from vitgraft import GraftConfig, GraftError
 CONFIGS = [
     GraftConfig(),
     GraftConfig(levels=(3, 2, 1, 0), blocks=(1, 4), num_heads=4, window_size=8),
-    GraftConfig(levels=3, img_size=(224, 192), blocks=5, downsample="linear", upsample="nearest", ffn="separate", ffn_ratio=0.5),
+    GraftConfig(img_size=(224, 192), blocks=5, downsample="linear", upsample="nearest", ffn="separate", ffn_ratio=0.5),
     GraftConfig(levels=2, left_levels=1, backbone_attention="window", backbone_window_size=14, init="identity"),
     GraftConfig(blocks=(), backbone_attention="window", downsample="cross_attention", upsample="cross_attention"),
     GraftConfig(level_sizes=4, width=96, attention="cross_shaped", downsample="cross_attention_x0"),

@@ -155,7 +155,9 @@ class GraftConfig:
             errors.append(f"levels={levels!r} is not 'auto', a number >= 0 or a tuple of numbers")
         size = self.img_size if isinstance(self.img_size, tuple) else (self.img_size,) * 2
         if self.img_size is not None and not (len(size) == 2 and all(_is_count(n, 1) for n in size)):
-            errors.append(f"img_size={self.img_size!r} is neither a number of pixels >= 1 nor a (height, width) of such")
+            errors.append(
+                f"img_size={self.img_size!r} is neither a number of pixels >= 1 nor a (height, width) of such"
+            )
         errors += _level_sizes(self.level_sizes)
         if isinstance(blocks, tuple):
             if not all(_is_count(n, 0) for n in blocks) or len(set(blocks)) != len(blocks):

@@ -5,8 +5,6 @@ import copy
 import io
 import sys
 import types
-from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -15,153 +13,39 @@ from zoo import images, wake
 
 import vitgraft
 from vitgraft import GraftError
-from vitgraft.grafting.trace import _tensors
+from vitgraft.grafting.trace import output_tensors
+from vitgraft.models.families import OTHER_MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-HIDDEN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
-VIT = {**HIDDEN, "intermediate_size": 64, "image_size": 64, "patch_size": 8}
-DINO = {**HIDDEN, "mlp_ratio": 2, "image_size": 64, "patch_size": 8}
-SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
-EOMT = {**VIT, "num_register_tokens": 4, "num_blocks": 2, "num_queries": 20, "num_upscale_blocks": 1}
-
-
-def torchvision_vit() -> nn.Module:
-    from torchvision.models.vision_transformer import VisionTransformer
-
-    model = VisionTransformer(64, 8, 4, 2, 32, 64, num_classes=5)
-    nn.init.normal_(model.heads.head.weight)  # zero at first
-    return model
-
-
-def torchvision_swin(v2: bool = False) -> nn.Module:
-    from torchvision.models import swin_transformer as swin
-
-    kwargs = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2} if v2 else {}
-    return swin.SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=5, **kwargs)
-
-
-def torchvision_maxvit() -> nn.Module:
-    from torchvision.models.maxvit import MaxVit
-
-    return MaxVit((64, 64), 16, 4, [16, 32], [2, 1], 8, 0.0, num_classes=5)
-
-
-def transformers(model: str, config: str, **options) -> nn.Module:
-    library = pytest.importorskip("transformers")
-    return getattr(library, model)(getattr(library, config)(**options))
-
-
-def mask2former() -> nn.Module:
-    library = pytest.importorskip("transformers")
-    options = {**SWIN, "depths": [2, 2, 1, 1], "num_heads": [2] * 4, "out_features": [f"stage{i}" for i in range(1, 5)]}
-    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "dim_feedforward": 32, "num_queries": 5}
-    layers = {"encoder_feedforward_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2}
-    config = library.Mask2FormerConfig(backbone_config=library.SwinConfig(**options), **sizes, **layers)
-    return library.Mask2FormerForUniversalSegmentation(config)
-
-
-def open_clip() -> nn.Module:
-    tower = pytest.importorskip("open_clip").transformer.VisionTransformer
-    return tower(image_size=64, patch_size=8, width=32, layers=4, heads=2, mlp_ratio=2, output_dim=16)
-
-
-# what is tested -> the model; side of the image and options of graft() where they are not 64 and a window of 2
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "torchvision vit": torchvision_vit,
-    "torchvision swin": torchvision_swin,
-    "torchvision swin v2": partial(torchvision_swin, True),
-    "torchvision maxvit": torchvision_maxvit,
-    "vit": partial(transformers, "ViTForImageClassification", "ViTConfig", **VIT),
-    "deit": partial(transformers, "DeiTForImageClassification", "DeiTConfig", **VIT),
-    "dinov2": partial(transformers, "Dinov2Model", "Dinov2Config", **DINO),
-    "dinov2 registers": partial(transformers, "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **DINO),
-    "dinov3": partial(transformers, "DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4, **VIT),
-    "swin": partial(transformers, "SwinForImageClassification", "SwinConfig", **SWIN),
-    "swin v2": partial(transformers, "Swinv2ForImageClassification", "Swinv2Config", **SWIN),
-    "donut": partial(transformers, "DonutSwinModel", "DonutSwinConfig", **SWIN),
-    "maskformer swin": partial(transformers, "MaskFormerSwinModel", "MaskFormerSwinConfig", **SWIN),
-    "beit": partial(transformers, "BeitForImageClassification", "BeitConfig", **VIT),
-    "data2vec": partial(transformers, "Data2VecVisionForImageClassification", "Data2VecVisionConfig", **VIT),
-    "siglip": partial(transformers, "SiglipVisionModel", "SiglipVisionConfig", **VIT),
-    "clip": partial(transformers, "CLIPVisionModel", "CLIPVisionConfig", **VIT),
-    "metaclip 2": partial(transformers, "MetaClip2VisionModel", "MetaClip2VisionConfig", **VIT),
-    "owlvit": partial(transformers, "OwlViTVisionModel", "OwlViTVisionConfig", **VIT),
-    "clipseg": partial(transformers, "CLIPSegVisionModel", "CLIPSegVisionConfig", **VIT),
-    "chinese clip": partial(transformers, "ChineseCLIPVisionModel", "ChineseCLIPVisionConfig", **VIT),
-    "ijepa": partial(transformers, "IJepaForImageClassification", "IJepaConfig", **VIT),
-    "vit msn": partial(transformers, "ViTMSNForImageClassification", "ViTMSNConfig", **VIT),
-    "sam": partial(
-        transformers,
-        "SamVisionModel",
-        "SamVisionConfig",
-        **VIT,
-        mlp_dim=64,
-        window_size=4,
-        global_attn_indexes=[1, 3],
-        output_channels=16,
-    ),
-    "eomt": partial(transformers, "EomtForUniversalSegmentation", "EomtConfig", **EOMT),
-    "eomt dinov3": partial(transformers, "EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", **EOMT),
-    "poolformer": partial(
-        transformers,
-        "PoolFormerForImageClassification",
-        "PoolFormerConfig",
-        hidden_sizes=[16, 16, 32, 32],
-        depths=[2, 1, 1, 1],
-    ),
-    "focalnet": partial(
-        transformers,
-        "FocalNetForImageClassification",
-        "FocalNetConfig",
-        image_size=64,
-        embed_dim=16,
-        depths=[2, 1],
-        focal_levels=[2, 2],
-        focal_windows=[3, 3],
-    ),
-    "mask2former": mask2former,
-    "rt-detr": partial(
-        transformers,
-        "RTDetrForObjectDetection",
-        "RTDetrConfig",
-        num_queries=10,
-        encoder_layers=2,
-        decoder_layers=1,
-        d_model=32,
-        encoder_hidden_dim=32,
-        encoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        decoder_ffn_dim=32,
-        eval_size=None,
-        decoder_in_channels=[32, 32, 32],
-    ),
-    "open_clip": open_clip,
-}
-SIDES = {"rt-detr": 256, "poolformer": 128}
-OPTIONS = {"rt-detr": {"blocks": (1,)}}
 # transformers' own hooks for intermediate outputs, which their first forward installs, cannot be pickled
 NOT_PICKLED = {"mask2former"}
 
 
+def build(key: str) -> nn.Module:
+    small = OTHER_MODELS[key]
+    pytest.importorskip(small.library)
+    torch.manual_seed(0)
+    return small.make().eval()
+
+
 def outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     output = model(x)
-    return [t for t in _tensors(dict(output) if hasattr(output, "items") else output) if t.is_floating_point()]
+    return [t for t in output_tensors(dict(output) if hasattr(output, "items") else output) if t.is_floating_point()]
 
 
 def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("key", MODELS)
+@pytest.mark.parametrize("key", OTHER_MODELS)
 def test_one_life_of_a_grafted_model(key):
-    torch.manual_seed(0)
-    model, side = MODELS[key]().eval(), SIDES.get(key, 64)
+    model, small = build(key), OTHER_MODELS[key]
+    side = small.img_size
     x = images(2, 3, side, side)
     with torch.no_grad():
         expected, names = outputs(model, x), list(model.state_dict())
-    vitgraft.graft(model, init="identity", img_size=side, **OPTIONS.get(key, {"window_size": 2}))
+    vitgraft.graft(model, init="identity", img_size=side, **small.graft)
     with torch.no_grad():
         assert equal(outputs(model, x), expected)
         awake = outputs(wake(model), x)
@@ -184,8 +68,7 @@ def test_one_life_of_a_grafted_model(key):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["torchvision vit", "torchvision swin", "vit", "dinov2", "clip", "swin", "open_clip"])
 def test_compile_where_the_model_compiles_alone(key):
-    torch.manual_seed(0)
-    model, x = MODELS[key]().eval(), images(1, 3, 64, 64)
+    model, x = build(key), images(1, 3, 64, 64)
     torch.compiler.reset()
     try:
         with torch.no_grad():
@@ -204,8 +87,7 @@ def test_compile_where_the_model_compiles_alone(key):
 def test_onnx_where_the_model_exports_alone(key, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs vitgraft[export]")
     pytest.importorskip("onnxscript", reason="needs vitgraft[export]")
-    torch.manual_seed(0)
-    model, x = MODELS[key]().eval(), images(1, 3, 64, 64)
+    model, x = build(key), images(1, 3, 64, 64)
 
     def export(model: nn.Module) -> list[torch.Tensor]:
         path = tmp_path / "model.onnx"
@@ -259,7 +141,7 @@ def of_blocks(block: type[nn.Module]) -> nn.Module:
 
 @pytest.mark.parametrize("key", ["torchvision vit", "torchvision swin", "vit", "deit", "swin", "beit", "poolformer"])
 def test_the_classifier_trains_with_the_grafts(key):
-    model = vitgraft.graft(MODELS[key](), window_size=2, img_size=SIDES.get(key, 64))
+    model = vitgraft.graft(build(key), window_size=2, img_size=OTHER_MODELS[key].img_size)
     report = vitgraft.train_grafts_only(model)
     trained = {n for n, p in model.named_parameters() if p.requires_grad and ".graft." not in n}
     assert report.head > 0 and {n.split(".")[0] for n in trained} <= {"classifier", "heads", "head"}

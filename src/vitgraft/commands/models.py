@@ -134,13 +134,13 @@ def _add_families(commands) -> None:
         commands,
         "families",
         _families,
-        "which of timm's transformer families can be grafted",
-        "Grafts a small model of each transformer family of the installed timm, and checks that identity\n"
-        "grafts leave its output equal bit for bit; prints what became of each, or why it cannot be grafted.\n"
+        "which models of timm, torchvision, transformers and open_clip can be grafted",
+        "Grafts a small model of each transformer family of the installed libraries, and checks that identity\n"
+        "grafts leave its output equal bit for bit; prints the outcome of each, or why it cannot be grafted.\n"
         "Takes a few minutes for all of them.",
-        ["vitgraft families", "vitgraft families beit eva", "vitgraft families --output docs/families.md"],
+        ["vitgraft families transformers", "vitgraft families beit eva", "vitgraft families --output docs/families.md"],
     )
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="names of timm's files (default: all)")
+    parser.add_argument("families", nargs="*", metavar="NAME", help="libraries, or names of their files (default: all)")
     add_format(parser)
 
 
@@ -260,19 +260,20 @@ def _families(args: argparse.Namespace) -> int:
     check_output(args.output)
     from dataclasses import asdict
 
-    from vitgraft.models.families import FAMILIES, NOT_GRAFTABLE, survey, to_markdown
+    from vitgraft.models.families import LIBRARIES, known_families, survey, to_markdown
     from vitgraft.report.families import print_terminal
 
-    known = sorted({*FAMILIES, *NOT_GRAFTABLE})
-    unknown = [name for name in args.families if name not in known]
+    known = {library: [key.split()[0] for key in known_families(library)] for library in LIBRARIES}
+    names = [name for library in LIBRARIES for name in known[library]]
+    unknown = [name for name in args.families if name not in (*LIBRARIES, *names)]
     if unknown:
-        raise CommandError(f"unknown family {', '.join(unknown)}; there are {', '.join(known)}")
-    names = args.families or known
+        raise CommandError(f"unknown family {', '.join(unknown)}; there are {', '.join((*LIBRARIES, *names))}")
+    wanted = args.families or LIBRARIES
     results = []
-    with Progress(len(names)) as step:
-        for name in names:
-            step(name)
-            results += survey([name])
+    with Progress(sum(len(known.get(name, "1")) for name in wanted)) as step:
+        for result in survey(wanted):
+            results.append(result)
+            step(result.family)
     print_as(
         args,
         lambda out: print_terminal(results, out),

@@ -74,8 +74,7 @@ def _pair(size: Any) -> Size:
 
 
 def input_size(model: nn.Module, img_size: int | Size | None) -> tuple[int, int, int]:
-    """Channels, height and width of the blank image: the model's own, or those of a model inside it.
-    """
+    """Channels, height and width of the blank image: the model's own, or those of a model inside it."""
     channels, *size = _config_value(model, "input_size") or (_config_value(model, "num_channels") or 3, 224, 224)
     built = (
         getattr(part, "img_size", None) or getattr(part, "image_size", None)
@@ -307,14 +306,14 @@ def _source(model: nn.Module, name: str, probe: _Probe, tokens: int) -> tuple[tu
     )
 
 
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
+def output_tensors(output: Any) -> Iterator[torch.Tensor]:
     """All tensors in a model's output."""
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, Mapping):
-        yield from (tensor for value in output.values() for tensor in _tensors(value))
+        yield from (tensor for value in output.values() for tensor in output_tensors(value))
     elif isinstance(output, (tuple, list)):
-        yield from (tensor for value in output for tensor in _tensors(value))
+        yield from (tensor for value in output for tensor in output_tensors(value))
 
 
 def _is_read(model: nn.Module, image: torch.Tensor, output: Any, last: GraftTarget) -> bool:
@@ -329,7 +328,7 @@ def _is_read(model: nn.Module, image: torch.Tensor, output: Any, last: GraftTarg
         return type(output)((x, *output[1:])) if isinstance(output, (tuple, list)) else x
 
     def broken(output: Any) -> bool:
-        return any(tensor.is_floating_point() and bool(tensor.isnan().any()) for tensor in _tensors(output))
+        return any(tensor.is_floating_point() and bool(tensor.isnan().any()) for tensor in output_tensors(output))
 
     handle = last.block.register_forward_hook(spoil)
     try:

@@ -1,19 +1,37 @@
-"""Which of timm's transformer families can be grafted, tried on the installed timm and not only claimed.
+"""Which vision transformers can be grafted, tried on the installed libraries and not only claimed.
 
 `vitgraft families` runs `survey()`; its Markdown is docs/families.md.
 """
 
+import importlib.metadata
+import importlib.util
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from vitgraft.grafting import blocks
+from vitgraft.grafting import blocks, graft, grafts
+from vitgraft.grafting.trace import find_targets, output_tensors
 
-__all__ = ["FAMILIES", "NOT_GRAFTABLE", "FamilyResult", "family_of", "survey", "to_markdown", "try_family"]
+__all__ = [
+    "FAMILIES",
+    "LIBRARIES",
+    "NOT_GRAFTABLE",
+    "OTHER_MODELS",
+    "FamilyResult",
+    "SmallModel",
+    "family_of",
+    "survey",
+    "to_markdown",
+    "try_model",
+]
+
+LIBRARIES = ("timm", "torchvision", "transformers", "open_clip")
 
 # timm file -> a small model of it and what makes it quick to try: options of the model, of the graft (graft), the size
 # of the image that is run (run_size)
@@ -67,18 +85,199 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "xcit": ("xcit_nano_12_p8_224", {}),
 }
 
-# timm file -> why a graft has no place in it
-NOT_GRAFTABLE: dict[str, str] = {
-    path.removeprefix("timm.models."): reason
-    for path, reason in blocks.NOT_GRAFTABLE.items()
-    if path.startswith("timm.models.")
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A model that is quick to try.
+
+    Args:
+        library: Name of its library, as it is imported.
+        family: File of the library without the parts that all files share.
+        name: Registered name or class.
+        make: Makes the model.
+        img_size: Side of the image that it is run on; None for the model's own.
+        graft: Options of `graft`.
+    """
+
+    library: str
+    family: str
+    name: str
+    make: Callable[[], nn.Module]
+    img_size: int | None = None
+    graft: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _timm(family: str) -> SmallModel:
+    import timm
+
+    name, options = FAMILIES[family]
+    options = dict(options)
+    graft_options, size = options.pop("graft", {}), options.pop("run_size", options.get("img_size"))
+    return SmallModel("timm", family, name, partial(timm.create_model, name, **options), size, graft_options)
+
+
+def _torchvision_vit() -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(64, 8, 4, 2, 32, 64, num_classes=5)
+    nn.init.normal_(model.heads.head.weight)  # zero at first
+    return model
+
+
+def _torchvision_swin(version: int = 1) -> nn.Module:
+    from torchvision.models import swin_transformer as swin
+
+    blocks = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2} if version == 2 else {}
+    return swin.SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=5, **blocks)
+
+
+def _torchvision_maxvit() -> nn.Module:
+    from torchvision.models.maxvit import MaxVit
+
+    return MaxVit((64, 64), 16, 4, [16, 32], [2, 1], 8, 0.0, num_classes=5)
+
+
+def _open_clip() -> nn.Module:
+    from open_clip.transformer import VisionTransformer
+
+    return VisionTransformer(image_size=64, patch_size=8, width=32, layers=4, heads=2, mlp_ratio=2, output_dim=16)
+
+
+def _small(library: str, family: str, name: str, make: Callable[[], nn.Module]) -> SmallModel:
+    return SmallModel(library, family, name, make, 64, {"window_size": 2})
+
+
+def _transformers(
+    family: str, cls: str, config: str, /, *, img_size: int = 64, graft: Mapping | None = None, **options: Any
+) -> SmallModel:
+    def make() -> nn.Module:
+        import transformers
+
+        # a configuration inside another is given by its class and its options
+        nested = {k: getattr(transformers, v[0])(**v[1]) for k, v in options.items() if isinstance(v, tuple)}
+        return getattr(transformers, cls)(getattr(transformers, config)(**{**options, **nested}))
+
+    return SmallModel("transformers", family, cls, make, img_size, {"window_size": 2} if graft is None else graft)
+
+
+_hidden = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+_vit = {**_hidden, "intermediate_size": 64, "image_size": 64, "patch_size": 8}
+_dino = {**_hidden, "mlp_ratio": 2, "image_size": 64, "patch_size": 8}
+_swin = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+_eomt = {**_vit, "num_register_tokens": 4, "num_blocks": 2, "num_queries": 20, "num_upscale_blocks": 1}
+_four_stages = {
+    **_swin,
+    "depths": [2, 2, 1, 1],
+    "num_heads": [2] * 4,
+    "out_features": [f"stage{i}" for i in range(1, 5)],
+}
+
+# models of other libraries by a short name
+OTHER_MODELS: dict[str, SmallModel] = {
+    "torchvision vit": _small("torchvision", "vision_transformer", "VisionTransformer", _torchvision_vit),
+    "torchvision swin": _small("torchvision", "swin_transformer", "SwinTransformer", _torchvision_swin),
+    "torchvision swin v2": _small(
+        "torchvision", "swin_transformer", "SwinTransformer (v2)", partial(_torchvision_swin, 2)
+    ),
+    "torchvision maxvit": _small("torchvision", "maxvit", "MaxVit", _torchvision_maxvit),
+    "vit": _transformers("vit", "ViTForImageClassification", "ViTConfig", **_vit),
+    "deit": _transformers("deit", "DeiTForImageClassification", "DeiTConfig", **_vit),
+    "dinov2": _transformers("dinov2", "Dinov2Model", "Dinov2Config", **_dino),
+    "dinov2 registers": _transformers(
+        "dinov2_with_registers", "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **_dino
+    ),
+    "dinov3": _transformers("dinov3_vit", "DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4, **_vit),
+    "swin": _transformers("swin", "SwinForImageClassification", "SwinConfig", **_swin),
+    "swin v2": _transformers("swinv2", "Swinv2ForImageClassification", "Swinv2Config", **_swin),
+    "donut": _transformers("donut", "DonutSwinModel", "DonutSwinConfig", **_swin),
+    "maskformer swin": _transformers("maskformer", "MaskFormerSwinModel", "MaskFormerSwinConfig", **_swin),
+    "beit": _transformers("beit", "BeitForImageClassification", "BeitConfig", **_vit),
+    "data2vec": _transformers("data2vec", "Data2VecVisionForImageClassification", "Data2VecVisionConfig", **_vit),
+    "siglip": _transformers("siglip", "SiglipVisionModel", "SiglipVisionConfig", **_vit),
+    "clip": _transformers("clip", "CLIPVisionModel", "CLIPVisionConfig", **_vit),
+    "metaclip 2": _transformers("metaclip_2", "MetaClip2VisionModel", "MetaClip2VisionConfig", **_vit),
+    "owlvit": _transformers("owlvit", "OwlViTVisionModel", "OwlViTVisionConfig", **_vit),
+    "clipseg": _transformers("clipseg", "CLIPSegVisionModel", "CLIPSegVisionConfig", **_vit),
+    "chinese clip": _transformers("chinese_clip", "ChineseCLIPVisionModel", "ChineseCLIPVisionConfig", **_vit),
+    "ijepa": _transformers("ijepa", "IJepaForImageClassification", "IJepaConfig", **_vit),
+    "vit msn": _transformers("vit_msn", "ViTMSNForImageClassification", "ViTMSNConfig", **_vit),
+    "sam": _transformers(
+        "sam",
+        "SamVisionModel",
+        "SamVisionConfig",
+        **_vit,
+        mlp_dim=64,
+        window_size=4,
+        global_attn_indexes=[1, 3],
+        output_channels=16,
+    ),
+    "eomt": _transformers("eomt", "EomtForUniversalSegmentation", "EomtConfig", **_eomt),
+    "eomt dinov3": _transformers("eomt_dinov3", "EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", **_eomt),
+    "poolformer": _transformers(
+        "poolformer",
+        "PoolFormerForImageClassification",
+        "PoolFormerConfig",
+        img_size=128,
+        hidden_sizes=[16, 16, 32, 32],
+        depths=[2, 1, 1, 1],
+    ),
+    "focalnet": _transformers(
+        "focalnet",
+        "FocalNetForImageClassification",
+        "FocalNetConfig",
+        image_size=64,
+        embed_dim=16,
+        depths=[2, 1],
+        focal_levels=[2, 2],
+        focal_windows=[3, 3],
+    ),
+    "mask2former": _transformers(
+        "mask2former",
+        "Mask2FormerForUniversalSegmentation",
+        "Mask2FormerConfig",
+        backbone_config=("SwinConfig", _four_stages),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        dim_feedforward=32,
+        num_queries=5,
+        encoder_feedforward_dim=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+    ),
+    "rt-detr": _transformers(
+        "rt_detr",
+        "RTDetrForObjectDetection",
+        "RTDetrConfig",
+        img_size=256,
+        graft={"blocks": (1,)},
+        num_queries=10,
+        encoder_layers=2,
+        decoder_layers=1,
+        d_model=32,
+        encoder_hidden_dim=32,
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        eval_size=None,
+        decoder_in_channels=[32, 32, 32],
+    ),
+    "open_clip": _small("open_clip", "transformer", "VisionTransformer", _open_clip),
+}
+
+# (library, family) -> why a graft has no place in it
+NOT_GRAFTABLE: dict[tuple[str, str], str] = {
+    (path.split(".")[0], path.split(".")[2]): reason for path, reason in blocks.NOT_GRAFTABLE.items()
 }
 
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """What became of one family: `grafts` grafted blocks and identity kept, or the reason why not."""
+    """The outcome of one family: `grafts` of `blocks` grafted and identity kept, or the reason why not."""
 
+    library: str
     family: str
     model: str
     grafts: int
@@ -100,75 +299,108 @@ def family_of(model: nn.Module) -> str:
     return ""
 
 
-def try_family(family: str) -> FamilyResult:
-    """Grafts a small model of `family` with init="identity" and compares it, bit for bit, with the backbone.
+def _output(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    output = model(image)
+    return [t for t in output_tensors(dict(output) if hasattr(output, "items") else output) if t.is_floating_point()]
 
-    After that the first graft's projection gets other weights and the output must change: a graft that is never
-    run would pass the first comparison.
+
+def _equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+def try_model(small: SmallModel) -> FamilyResult:
+    """Grafts a small model with init="identity" and compares it, bit for bit, with the backbone.
+
+    After that the projection of each graft gets other weights and the output must change: a graft that is never run
+    would pass the first comparison.
     """
-    import timm
-
-    from vitgraft.grafting import graft, grafts
-    from vitgraft.grafting.trace import find_targets
-
     start = time.perf_counter()
-    if family in NOT_GRAFTABLE:
-        return FamilyResult(family, "-", 0, 0, NOT_GRAFTABLE[family])
-    name, options = FAMILIES[family]
-    options = dict(options)
-    graft_options = options.pop("graft", {})
+    here = small.library, small.family, small.name
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            run_size = options.pop("run_size", None)
-            model = timm.create_model(name, **options).eval()
-            size = run_size or options.get("img_size", model.pretrained_cfg["input_size"][-1])
+            torch.manual_seed(0)
+            model = small.make().eval()
+            size = small.img_size or model.pretrained_cfg["input_size"][-1]
             image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-            before, names = model(image), set(model.state_dict())
-            sites = find_targets(model, size)
-            graft(model, init="identity", img_size=size, **graft_options)
-            after = model(image)
+            before, names = _output(model, image), set(model.state_dict())
+            targets = find_targets(model, size)
+            graft(model, init="identity", img_size=size, **small.graft)
+            after = _output(model, image)
             made = grafts(model)
             for one in made.values():
                 nn.init.normal_(one.levels[0].up.proj.weight)
-            changed = model(image)
+            changed = _output(model, image)
     except Exception as error:
-        return FamilyResult(family, name, 0, 0, f"{type(error).__name__}: {error}")
+        return FamilyResult(*here, 0, 0, f"{type(error).__name__}: {error}")
     reason = ""
-    if not torch.equal(before, after):
+    if not _equal(before, after):
         reason = "identity grafts change its output"
-    elif torch.equal(before, changed):
-        reason = "its grafts do not reach the output"
+    elif _equal(before, changed):
+        reason = "its grafts do not change the output"
     elif not names <= set(model.state_dict()):
         reason = "its parameters changed their names"
-    return FamilyResult(family, name, len(made), len(sites), reason, time.perf_counter() - start)
+    return FamilyResult(*here, len(made), len(targets), reason, time.perf_counter() - start)
 
 
-def survey(families: list[str] | None = None) -> Iterator[FamilyResult]:
-    """Tries all families (or those named), one after the other."""
-    for family in families or sorted({*FAMILIES, *NOT_GRAFTABLE}):
-        yield try_family(family)
+def known_families(library: str) -> dict[str, SmallModel | str]:
+    """What is known of a library: a small model of each family, or why the family cannot be grafted."""
+    models = map(_timm, FAMILIES) if library == "timm" else OTHER_MODELS.values()
+    known: dict[str, SmallModel | str] = {f"{m.family} {m.name}": m for m in models if m.library == library}
+    known |= {family: reason for (of, family), reason in NOT_GRAFTABLE.items() if of == library}
+    return dict(sorted(known.items()))
+
+
+def survey(names: Sequence[str] = ()) -> Iterator[FamilyResult]:
+    """Tries families, one after the other; a library that is not installed is one result.
+
+    Args:
+        names: Libraries, families, or both; none for all.
+    """
+    for library in LIBRARIES:
+        known = known_families(library)
+        if names and library not in names:
+            known = {key: value for key, value in known.items() if key.split()[0] in names}
+        if known and importlib.util.find_spec(library) is None:
+            yield FamilyResult(library, "-", "-", 0, 0, "the library is not installed")
+            continue
+        for key, value in known.items():
+            yield FamilyResult(library, key, "-", 0, 0, value) if isinstance(value, str) else try_model(value)
+
+
+_NOTES = {
+    "timm": "Not counted: files of convolutional networks in which attention is an optional layer inside a bottleneck "
+    "(byobnet, cspnet, cspnext, nfnet, vovnet).",
+    "transformers": "Files of other models that use the blocks of one of these work as well.",
+}
 
 
 def to_markdown(results: list[FamilyResult]) -> str:
-    """The table of docs/families.md."""
-    import timm
-
-    done = sum(r.ok for r in results)
+    """docs/families.md."""
     lines = [
-        "# Which timm families can be grafted",
+        "# Which models can be grafted",
         "",
         "Made by `vitgraft families --output docs/families.md`, which grafts one small model of each family, checks "
-        "that identity grafts leave its output equal bit for bit, and that other weights change it.",
-        "",
-        f"timm {timm.__version__}: {done} of {len(results)} families with attention blocks. Not counted: files of "
-        "convolutional networks in which attention is an optional layer inside a bottleneck (byobnet, cspnet, cspnext, "
-        "nfnet, vovnet).",
-        "",
-        "| timm file | tried with | blocks with an attention residual | grafted by default | result |",
-        "|---|---|---|---|---|",
+        "that identity grafts leave its output equal bit for bit, and that other weights change it. Blocks of your "
+        "own: `vitgraft.register_block` (docs/method.md).",
     ]
-    for r in results:
-        counts = f"{r.blocks} | {r.grafts}" if r.ok else "- | -"
-        lines.append(f"| `{r.family}` | `{r.model}` | {counts} | {'grafted' if r.ok else 'no: ' + r.reason} |")
+    for library in dict.fromkeys(r.library for r in results):
+        of_it = [r for r in results if r.library == library]
+        if importlib.util.find_spec(library) is None:
+            lines += ["", f"## {library}", "", "Not installed, and so not tried."]
+            continue
+        count = f"{sum(r.ok for r in of_it)} of {len(of_it)} families with attention blocks"
+        version = importlib.metadata.version("open_clip_torch" if library == "open_clip" else library)
+        lines += [
+            "",
+            f"## {library}",
+            "",
+            f"{library} {version}: {count}. {_NOTES.get(library, '')}".rstrip(),
+            "",
+            "| file | tried with | blocks with an attention residual | grafted by default | result |",
+            "|---|---|---|---|---|",
+        ]
+        for r in of_it:
+            counts = f"{r.blocks} | {r.grafts}" if r.ok else "- | -"
+            lines.append(f"| `{r.family}` | `{r.model}` | {counts} | {'grafted' if r.ok else 'no: ' + r.reason} |")
     return "\n".join(lines) + "\n"

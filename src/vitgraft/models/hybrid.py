@@ -1,8 +1,8 @@
 """MobileViT-XXS with grafts: the hybrid of the published version (WACV 2024).
 
 Its abstract prints the gain, 1.9 points of top-1, and no options. Here the defaults graft every transformer layer that
-gets a level but the first: windows of 4 x 4 tokens, which divide the maps of 16, 8 and 4 tokens at 256 x 256. Each of the
-2 x 2 pixels of a patch has a grid of its own, as in the backbone's attention.
+gets a level but the first: windows of 4 x 4 tokens, which divide the maps of 16, 8 and 4 tokens at 256 x 256. Each of
+the 2 x 2 pixels of a patch has a grid of its own, as in the backbone's attention.
 """
 
 from typing import Any
