@@ -389,12 +389,8 @@ def test_meta_device_and_dtype():
     module = GrafT(4, 2, (14, 14), 1, device="meta", dtype=torch.bfloat16)
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in module.parameters())
     module = module.to_empty(device="cpu")
-    for m in module.modules():
-        if hasattr(m, "init_non_persistent_buffers"):
-            m.init_non_persistent_buffers()
     module.init_weights()
-    index = GrafT(4, 2, (14, 14), 1).levels[0].attn.relative_position_index
-    assert torch.equal(module.levels[0].attn.relative_position_index, index)
+    assert not list(module.buffers())
     assert module(torch.randn(1, 14, 14, 4, dtype=torch.bfloat16)).isfinite().all()
 
 

@@ -13,7 +13,7 @@ from vitgraft.layers.window import (
     into_windows,
     out_of_windows,
     pad_grid,
-    relative_position_index,
+    relative_position_bias,
     shift_mask,
     window_partition,
     window_reverse,
@@ -116,8 +116,6 @@ class WindowAttention(nn.Module):
         if rel_pos:
             rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
             self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads, **dd))
-            index = relative_position_index(window_size, device=device)
-            self.register_buffer("relative_position_index", index, persistent=False)
         else:
             self.relative_position_bias_table = None
         self.init_weights()
@@ -131,23 +129,11 @@ class WindowAttention(nn.Module):
         if self.relative_position_bias_table is not None:
             trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def init_non_persistent_buffers(self) -> None:
-        """Fills the index again after construction on the meta device, as timm calls it."""
-        if self.relative_position_bias_table is not None:
-            index = relative_position_index(self.window_size, device=self.relative_position_index.device)
-            self.relative_position_index.copy_(index)
-
     def bias(self, window: tuple[int, int]) -> torch.Tensor | None:
         """Relative position bias (1, heads, N, N) of a window of h * w = N tokens, at most `window_size`."""
         if self.relative_position_bias_table is None:
             return None
-        h, w = window
-        index = self.relative_position_index
-        if window != self.window_size:
-            index = index[:h, :w, :h, :w]
-        bias = self.relative_position_bias_table[index.reshape(-1)]
-        # of four dimensions and contiguous: the fused kernel takes no other mask on a CPU
-        return bias.view(h * w, h * w, -1).permute(2, 0, 1).contiguous()[None]
+        return relative_position_bias(self.relative_position_bias_table, self.window_size, window)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C), any H and W."""

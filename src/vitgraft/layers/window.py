@@ -7,12 +7,14 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 __all__ = [
     "effective_window",
     "into_windows",
     "out_of_windows",
     "pad_grid",
+    "relative_position_bias",
     "relative_position_index",
     "shift_mask",
     "window_partition",
@@ -70,6 +72,37 @@ def relative_position_index(window_size: tuple[int, int], device: torch.device |
     dy = ys.view(h, 1, 1, 1) - ys.view(1, 1, h, 1) + h - 1
     dx = xs.view(1, w, 1, 1) - xs.view(1, 1, 1, w) + w - 1
     return dy * (2 * w - 1) + dx
+
+
+@lru_cache(maxsize=64)
+def _cached_bias_rows(*key) -> torch.Tensor:
+    # A tensor made in inference mode could never be used in training again.
+    with torch.inference_mode(False), torch.no_grad():
+        return _bias_rows(*key)
+
+
+def _bias_rows(table_window: tuple[int, int], window: tuple[int, int], device: torch.device) -> torch.Tensor:
+    h, w = window
+    return relative_position_index(table_window, device)[:h, :w, :h, :w].reshape(-1)
+
+
+def relative_position_bias(table: torch.Tensor, table_window: tuple[int, int], window: tuple[int, int]) -> torch.Tensor:
+    """Bias (1, heads, N, N) of a window of h * w = N tokens from Swin's table ((2M - 1)(2M' - 1), heads).
+
+    The rows are computed when they are asked for, and kept by size outside of graphs: a buffer of them would be lost
+    where a library makes models on the meta device and loads their weights afterwards.
+
+    Args:
+        table: The learned table.
+        table_window: Window (M, M') that it is for.
+        window: Window (h, w), at most `table_window`.
+    """
+    args = (table_window, window, table.device)
+    plain = type(table) in (torch.Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+    rows = _cached_bias_rows(*args) if plain else _bias_rows(*args)
+    h, w = window
+    # of four dimensions and contiguous: the fused kernel takes no other mask on a CPU
+    return table[rows].view(h * w, h * w, -1).permute(2, 0, 1).contiguous()[None]
 
 
 class _Permute(torch.autograd.Function):
