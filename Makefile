@@ -29,8 +29,8 @@ style: $(READY)
 
 docs: $(READY)
 	$(BIN)/vitgraft families --output docs/families.md
-	$(BIN)/vitgraft tables --format markdown --output docs/tables.md
-	OMP_NUM_THREADS=1 $(BIN)/python docs/make_zoo.py
+	$(BIN)/python -m reproduction tables --format markdown --output docs/tables.md
+	OMP_NUM_THREADS=1 $(BIN)/python reproduction/zoo_page.py
 	$(BIN)/vitgraft plan --config recipes/imagenet1k --output docs/cost.md
 
 clean:

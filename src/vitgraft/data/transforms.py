@@ -225,7 +225,7 @@ def model_preprocessing(model: nn.Module, input_size: tuple[int, int] | None = N
         input_size: (height, width) instead of the model's own.
         options: other fields of `Preprocessing` that replace the model's own; None leaves them.
     """
-    from vitgraft.report.spec import input_size_of
+    from vitgraft.models.spec import input_size_of
 
     config = resolve_model_data_config(model)
     config["input_size"] = input_size or input_size_of(model)[1:]
