@@ -15,7 +15,9 @@ import torch
 
 from reproduction.detection import CLASSES, IMAGE_SIZE
 from vitgraft.machine import cpu_peak_bytes, describe, source_commit
+from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.models.spec import ModelSpec
+from vitgraft.weights.create import build_backbone
 
 __all__ = ["compare", "measure"]
 
@@ -38,9 +40,6 @@ def measure(
         bf16: Train under bfloat16 autocast.
         **detector: Options of `MaskRCNN`.
     """
-    from vitgraft.models.mask_rcnn import MaskRCNN
-    from vitgraft.weights.create import build_backbone
-
     spec = ModelSpec.parse(backbone)
 
     def train() -> None:

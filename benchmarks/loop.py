@@ -18,6 +18,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vitgraft.machine import describe
+
 __all__ = ["BareSteps", "SameBatch", "measure"]
 
 WARM_UP = 5
@@ -128,8 +130,6 @@ def _main() -> int:
         f"ratio {found['ratio']:.3f} (quartiles of neighbours {low:.3f} to {high:.3f})"
     )
     if args.output:
-        from vitgraft.machine import describe
-
         options = {"config": args.config, "batch_size": args.batch_size, "steps": args.steps}
         record = {"kind": "bench_loop", **options, **found, "machine": describe(torch.device("cpu"))}
         args.output.write_text(json.dumps(record, indent=1) + "\n")

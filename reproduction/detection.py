@@ -13,6 +13,7 @@ from torch import nn
 
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.tools.count import count_macs_by_module, count_params
+from vitgraft.weights.create import build_model
 
 __all__ = ["IMAGE_SIZE", "Counted", "build", "cost"]
 
@@ -79,7 +80,5 @@ def build(
         device: Where its tensors are made.
         **options: Of `MaskRCNN`.
     """
-    from vitgraft.weights.create import build_model
-
     with torch.device(device):
         return MaskRCNN(build_model(backbone, 0, model_kwargs, graft, device=device), CLASSES, **options)

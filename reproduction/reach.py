@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import vitgraft
+from vitgraft.data.decode import decode_image
 from vitgraft.tools.receptive_field import effective_receptive_fields, reached_share
 
 __all__ = ["SYSTEMS", "Reach", "build", "draw_reach", "load_photos", "measure_reach", "to_markdown", "to_record"]
@@ -76,8 +77,6 @@ def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tens
     """
     from PIL import Image
     from timm.data import create_transform
-
-    from vitgraft.data.decode import decode_image
 
     if folder is None:
         from sklearn.datasets import load_sample_images

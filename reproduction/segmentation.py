@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from vitgraft.machine import cpu_peak_bytes, describe, timed
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
 from vitgraft.tools.count import count_macs_by_module, count_params
+from vitgraft.weights.create import build_model
 
 __all__ = ["IMAGE_SIZE", "SIDES", "build", "cost", "growth", "measure"]
 
@@ -45,8 +47,6 @@ def build(
         device: Where its tensors are made.
         **options: Of `UperNet`.
     """
-    from vitgraft.weights.create import build_model
-
     return UperNet(feature_backbone(build_model(backbone, 0, None, graft, device=str(device))), num_classes, **options)
 
 
@@ -97,8 +97,6 @@ def measure(model: UperNet, side: int, repeats: int = 3) -> dict[str, float]:
     Returns:
         "seconds", and "peak_bytes": most memory beyond model and image.
     """
-    from vitgraft.machine import cpu_peak_bytes, timed
-
     model.eval()
     device = next(model.parameters()).device
     image = torch.randn(1, 3, side, side, device=device)
@@ -146,8 +144,6 @@ def _main() -> int:
             line += f" {row['peak_bytes'] / 2**20:>7.0f} {row['peak_bytes'] / pixels:>7.0f}"
         print(line)
     if args.output:
-        from vitgraft.machine import describe
-
         record = {"kind": "mac_growth", "backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
         machine = {"machine": describe(torch.device(args.device))} if args.measure else {}
         args.output.write_text(json.dumps({**record, "rows": rows, **machine}, indent=1) + "\n")

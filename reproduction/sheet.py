@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from vitgraft.terminal import print_whole
+
 __all__ = ["Sheet", "footnotes", "print_sheet", "to_markdown"]
 
 
@@ -50,8 +52,6 @@ def print_sheet(sheet: Sheet, console) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
-
-    from vitgraft.terminal import print_whole
 
     console.print(sheet.title, style="bold", highlight=False, soft_wrap=True)
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from vitgraft.layers.graft import GrafT
+from vitgraft.models.zoo import regionvit
 
 __all__ = ["Structure", "structure_of"]
 
@@ -61,8 +62,6 @@ def structure_of(model: nn.Module) -> Structure:
 def _fusion(module: nn.Module) -> tuple[int, str] | None:
     """Number of scales that a module brings together, and how; None for a module that has one."""
     from timm.models import crossvit, tnt
-
-    from vitgraft.models.zoo import regionvit
 
     if isinstance(module, GrafT):
         scales = 1 + len(module.levels) + len(module.left_levels)

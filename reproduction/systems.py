@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from reproduction import detection, segmentation
 from reproduction.paper import TABLES, PaperTable
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.weights.create import create
@@ -44,10 +45,6 @@ def build_system(task: str, spec: ModelSpec, device: str) -> tuple[nn.Module, tu
     options = {key: value for key, value in spec.options.items() if key != "graft"}
     graft = spec.options.get("graft")
     if task == "detection":
-        from reproduction import detection
-
         detector = detection.build(spec.name, graft, options, device)
         return detection.Counted(detector), (3, *detection.IMAGE_SIZE)
-    from reproduction import segmentation
-
     return segmentation.build(spec.name, graft, device=device), (3, *segmentation.IMAGE_SIZE)

@@ -18,6 +18,7 @@ from reproduction.sheet import to_markdown as sheet_to_markdown
 from reproduction.speed import Speed
 from reproduction.structure import Structure, structure_of
 from reproduction.systems import build_system
+from vitgraft import __version__
 from vitgraft.models.spec import ModelSpec
 from vitgraft.tools.count import count_macs, count_params
 
@@ -239,8 +240,6 @@ def to_json(counted: Mapping[str, list], where: str = "") -> dict[str, Any]:
     """All tables as JSON values, with the versions they were counted by."""
     import timm
     import torch
-
-    from vitgraft import __version__
 
     tables = []
     for number, rows in counted.items():

@@ -42,7 +42,7 @@ TEXT = """# The zoo: the systems the paper compares with
 
 Models of the paper's tables that timm does not have, written from their papers in timm's interface. Parameter names are
 the authors', so `vitgraft.load_official(model, "their_checkpoint.pth")` reads the published files as they are. Made by
-`python reproduction/zoo_page.py`.
+`python -m reproduction.zoo_page`.
 
 ```python
 model = timm.create_model("regionvit_small", num_classes=10)            # after `import vitgraft`

@@ -10,6 +10,7 @@ import numpy as np
 from vitgraft.metrics.detection import DetectionReport
 from vitgraft.metrics.figures import figure_class, save_figure
 from vitgraft.metrics.report_writer import as_csv, as_json, percent, replace_text
+from vitgraft.terminal import print_whole
 
 __all__ = ["print_report", "write_report"]
 
@@ -103,8 +104,6 @@ def print_report(console, report: DetectionReport, class_names: Sequence[str], t
     from rich import box
     from rich.markup import escape
     from rich.table import Table
-
-    from vitgraft.terminal import print_whole
 
     kinds = list(report.curves)
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)

@@ -13,6 +13,7 @@ import numpy as np
 
 from vitgraft.metrics.classification import EvaluationReport
 from vitgraft.metrics.figures import confusion_figure, most_confused, reliability_figure, save_figure
+from vitgraft.terminal import print_whole
 
 __all__ = [
     "as_csv",
@@ -164,8 +165,6 @@ def print_report(
     from rich import box
     from rich.markup import escape
     from rich.table import Table
-
-    from vitgraft.terminal import print_whole
 
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, show_header=False, show_edge=False)
     table.add_column("what")

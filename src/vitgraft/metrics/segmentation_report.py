@@ -9,6 +9,7 @@ import numpy as np
 from vitgraft.metrics.figures import confusion_figure, save_figure
 from vitgraft.metrics.report_writer import as_csv, as_json, percent, replace_text
 from vitgraft.metrics.segmentation import SegmentationReport
+from vitgraft.terminal import print_whole
 
 __all__ = ["class_rows", "print_report", "write_report"]
 
@@ -116,8 +117,6 @@ def print_report(
     from rich import box
     from rich.markup import escape
     from rich.table import Table
-
-    from vitgraft.terminal import print_whole
 
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, show_header=False, show_edge=False)
     table.add_column("what")

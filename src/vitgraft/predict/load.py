@@ -13,7 +13,8 @@ from torch import nn
 from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, model_preprocessing
 from vitgraft.errors import CheckpointError, ModelSpecError
 from vitgraft.models.spec import ModelSpec
-from vitgraft.weights.create import create
+from vitgraft.weights.create import build_model, create
+from vitgraft.weights.files import located, read_or_previous
 from vitgraft.weights.official import load_exactly, short_reason
 
 __all__ = ["Classifier", "checkpoint_options", "load_weights", "open_classifier", "read_run", "task_of_run"]
@@ -96,8 +97,6 @@ def read_run(what: str | Path) -> tuple[dict[str, Any], Path]:
     Raises:
         CheckpointError: nothing there, damaged, or not of a vitgraft run.
     """
-    from vitgraft.weights.files import located, read_or_previous
-
     path = located(what)
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
         raise CheckpointError(
@@ -150,8 +149,6 @@ def _read(path: Path) -> tuple[dict[str, Any], Path]:
 
 
 def _of_run(path: Path, weights: str | None) -> Classifier:
-    from vitgraft.weights.create import build_model
-
     checkpoint, path = _read(path)
     options = checkpoint["hyper_parameters"]
     model = build_model(options["model"], options["num_classes"], options.get("model_kwargs"), options.get("graft"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
+from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.weights.create import is_graft_name
 
 POSITIVE = ("lr", "layer_decay")
@@ -83,8 +84,6 @@ def classification_problems(values: Mapping[str, Any]) -> list[str]:
 
 def detector_problems(options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the options of `MaskRCNN` that a recipe gives under `detector`."""
-    from vitgraft.models.mask_rcnn import MaskRCNN
-
     known = [name for name in inspect.signature(MaskRCNN).parameters if name not in ("model", "num_classes", "masks")]
     found = []
     for name in options:

@@ -20,6 +20,7 @@ from torch import nn
 from vitgraft._version import __version__
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError
+from vitgraft.predict.load import checkpoint_options, open_classifier
 
 __all__ = ["HubExport", "architecture_of", "export_hub", "export_run", "is_run"]
 
@@ -61,8 +62,6 @@ def export_run(source: str | Path, folder: str | Path, weights: str | None = Non
     Raises:
         CheckpointError: No checkpoint of a classifier there, it is damaged, or the folder is not empty.
     """
-    from vitgraft.predict.load import checkpoint_options, open_classifier
-
     options = checkpoint_options(source)
     found = open_classifier(str(source), weights)
     name, arguments = architecture_of(options["model"], options.get("model_kwargs"), options.get("graft"))

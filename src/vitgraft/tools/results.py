@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitgraft.terminal import print_whole
 from vitgraft.training.recipe import with_init_args
 
 __all__ = ["print_terminal", "read_run", "read_runs", "summarize", "to_markdown"]
@@ -247,8 +248,6 @@ def print_terminal(summaries: Sequence[Mapping[str, Any]], console: Any) -> None
     """Prints the summaries as tables, one for each kind."""
     from rich import box
     from rich.table import Table
-
-    from vitgraft.terminal import print_whole
 
     for kind, group in _by_kind(summaries):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))

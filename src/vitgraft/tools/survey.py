@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vitgraft.grafting import blocks
+from vitgraft.grafting import blocks, graft, grafts
+from vitgraft.grafting.trace import find_targets
 from vitgraft.terminal import print_whole
 
 __all__ = [
@@ -117,9 +118,6 @@ def try_family(family: str) -> FamilyResult:
     run would pass the first comparison.
     """
     import timm
-
-    from vitgraft.grafting import graft, grafts
-    from vitgraft.grafting.trace import find_targets
 
     start = time.perf_counter()
     if family in NOT_GRAFTABLE:

@@ -24,6 +24,7 @@ from vitgraft.errors import (
     RunFolderError,
     TrainingError,
 )
+from vitgraft.weights.files import read_hyper_parameters
 
 try:
     import pytorch_lightning as pl
@@ -187,8 +188,6 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
     """
     if path is None or command == "fit":
         return recipe
-    from vitgraft.weights.files import read_hyper_parameters
-
     class_path, options = read_hyper_parameters(path)
     model = {"class_path": class_path, "init_args": options}
     return {**recipe, "model": model}

@@ -29,6 +29,7 @@ from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names
 from vitgraft.data.readers.download import FileCache, fetch, is_url
 from vitgraft.data.readers.tar import PlainTar, atomic_file, check_tar_end, default_cache_dir
 from vitgraft.errors import DataError, ImageError
+from vitgraft.terminal import Progress
 
 log = logging.getLogger(__name__)
 INDEX_NAME = "vitgraft-index.npz"
@@ -166,8 +167,6 @@ def scan_shards(shards: Sequence[str], cache: FileCache) -> dict[str, np.ndarray
         "ends": after how many images each shard ends, int64 (shards,); "offsets" and "sizes" of the images in bytes,
         int64 (N,); "keys", "labels" and "shards": texts as UTF-8 lines, uint8.
     """
-    from vitgraft.terminal import Progress
-
     if is_url(shards[0]) or len(shards) > 100:
         log.warning("looking through %d shards, once: %s ...", len(shards), shards[0])
     found = []
