@@ -20,18 +20,18 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 quality: $(READY)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests reproduction benchmarks
+	$(BIN)/ruff format --check src tests reproduction benchmarks
 
 style: $(READY)
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests reproduction benchmarks
+	$(BIN)/ruff format src tests reproduction benchmarks
 
 docs: $(READY)
 	$(BIN)/vitgraft families --output docs/families.md
-	$(BIN)/vitgraft tables --format markdown --output docs/tables.md
-	OMP_NUM_THREADS=1 $(BIN)/python docs/make_zoo.py
-	$(BIN)/vitgraft plan --config recipes/imagenet1k --output docs/cost.md
+	$(BIN)/python -m reproduction tables --format markdown --output docs/tables.md
+	$(BIN)/python -m reproduction figures tradeoff --out docs/pictures
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction.zoo_page
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -13,8 +13,8 @@ from PIL import Image
 from vitgraft.data.label_maps import LabelRule
 from vitgraft.data.segmentation import scene_config
 from vitgraft.data.semantic import DigitScenePixels, open_semantic
-from vitgraft.evaluation.segmentation_pictures import draw_side_by_side
-from vitgraft.evaluation.segmenter import open_segmenter, segment
+from vitgraft.predict.draw_masks import draw_side_by_side
+from vitgraft.predict.segmentation import open_segmenter, segment
 
 
 def draw(args: argparse.Namespace) -> None:

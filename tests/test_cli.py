@@ -10,7 +10,7 @@ from vitgraft import __version__
 from vitgraft.cli import main
 
 MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
-COMMANDS = ["check-data", "info", "tables", "bench", "export", "families"]
+COMMANDS = ["check-data", "info", "bench", "export", "families"]
 
 
 def run(capsys, *words):
@@ -55,8 +55,6 @@ def test_unknown_model(capsys, tmp_path, words):
     [
         (["info", "deit_tiny_patch16_224:dept=1"], "dept"),
         (["info", "deit_tiny_patch16_224:a=1:a=1"], "given twice"),
-        (["tables", "--table", "2", "9"], "--table 9: there are 1, 2, 3, 4, 5, 6, 7, 8, A"),
-        (["tables", "--output", "/nowhere/t.md"], "the folder /nowhere does not exist"),
         (["bench", MICRO, "--device", "gpu"], "gpu"),
         (["bench", MICRO, "--batch-size", "0"], "at least 1"),
         (["export", MICRO, "/nowhere/a.onnx"], "the folder /nowhere does not exist"),
@@ -72,16 +70,6 @@ def test_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     code, _, err = run(capsys, "info", MICRO)
     assert code == 2 and "rich is not installed" in err and "vitgraft[report]" in err
-
-
-def test_tables_need_no_rich_for_files(capsys, monkeypatch, tmp_path):
-    for name in ("rich", "rich.console", "rich.progress"):
-        monkeypatch.setitem(sys.modules, name, None)
-    code, out, _ = run(capsys, "tables", "--table", "a", "--format", "markdown")
-    assert code == 0 and "\n## Table A: " in out and "| DeiT-T | 0 | 0 | 5.7 | 5.717 |" in out
-    path = tmp_path / "tables.json"
-    assert run(capsys, "tables", "--table", "a", "--format", "json", "--output", str(path))[:2] == (0, "")
-    assert json.loads(path.read_text())["tables"][0]["table"] == "A"
 
 
 def test_info(capsys):

@@ -39,7 +39,7 @@ REGISTERED = {
     "graft_swin_small_patch4_window7_224",
     "graft_swin_tiny_patch4_window7_224",
 }
-# the zoo: tests/zoo/test_zoo_interface.py
+# the zoo: tests/models/zoo/test_zoo_interface.py
 
 
 def test_public_names():

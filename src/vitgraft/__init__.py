@@ -1,21 +1,22 @@
 """GrafT, the multi-scale add-on of *Grafting Vision Transformers*, for any vision transformer."""
 
 from vitgraft._version import __version__
-from vitgraft.checkpoints import LoadReport, load_official
 from vitgraft.config import GraftConfig
 from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError
 from vitgraft.grafting import graft, grafts, is_grafted, register_block, strip, train_grafts_only
 from vitgraft.layers.graft import GrafT
 from vitgraft.models import cswin as _cswin  # noqa: F401  importing registers the models with timm
-from vitgraft.models import grafted as _grafted  # noqa: F401
+from vitgraft.models import generic as _generic  # noqa: F401
 from vitgraft.models import hybrid as _hybrid  # noqa: F401
 from vitgraft.models import swin as _swin  # noqa: F401
 from vitgraft.models import vit as _vit  # noqa: F401
 from vitgraft.models.dense import DenseFeatures
-from vitgraft.zoo import pvt as _pvt  # noqa: F401
-from vitgraft.zoo import regionvit as _regionvit  # noqa: F401
-from vitgraft.zoo import t2t_vit as _t2t_vit  # noqa: F401
-from vitgraft.zoo import vil as _vil  # noqa: F401
+from vitgraft.models.zoo import pvt as _pvt  # noqa: F401
+from vitgraft.models.zoo import regionvit as _regionvit  # noqa: F401
+from vitgraft.models.zoo import t2t_vit as _t2t_vit  # noqa: F401
+from vitgraft.models.zoo import vil as _vil  # noqa: F401
+from vitgraft.weights.load_report import LoadReport
+from vitgraft.weights.official import load_official
 
 __all__ = [
     "CheckpointError",

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from vitgraft._version import __version__
-from vitgraft.commands import models, paper, runs
-from vitgraft.commands._common import MODEL_HELP, CommandError
-from vitgraft.errors import CheckpointError, DataError, GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.commands import models, runs
+from vitgraft.commands.common import MODEL_HELP, USER_ERRORS
+from vitgraft.errors import MissingExtraError
 
 # Commands that read a recipe; Lightning's command line takes all that follows them
 RUNS = {
@@ -31,21 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in RUNS:
         return _training(argv)
     args = parser.parse_args(argv)
-    args.words = argv
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
     try:
         return args.run(args) or 0
-    except (
-        ModelSpecError,
-        GraftError,
-        CheckpointError,
-        DataError,
-        RecipeError,
-        MissingExtraError,
-        CommandError,
-    ) as error:
+    except USER_ERRORS as error:
         print(f"vitgraft {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -58,14 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="vitgraft",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Grafting Vision Transformers: train and evaluate grafted models, see what they cost and how fast\n"
-        f"they are, compare them with the paper's, and take them elsewhere.\n\n{MODEL_HELP}",
+        f"they are, and take them elsewhere.\n\n{MODEL_HELP}",
         epilog="vitgraft COMMAND --help says more and shows examples.",
     )
     parser.add_argument("-V", "--version", action="version", version=f"vitgraft {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, summary in RUNS.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for group in (runs, models, paper):
+    for group in (runs, models):
         group.add_commands(commands)
     return parser
 

@@ -59,3 +59,7 @@ class RunFolderError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that can't go on: loss not finite, images unreadable, memory or disk full; the message says what helps."""
+
+
+class CommandError(ValueError):
+    """A request that the command line can't fulfil; the message says what would work."""

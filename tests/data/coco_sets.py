@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitgraft.data.objects import encode_mask
+from vitgraft.data.detection_targets import encode_mask
 
 # ids with gaps, not in order
 CATEGORIES = [{"id": 7, "name": "bolt"}, {"id": 3, "name": "nut"}]

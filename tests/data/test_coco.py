@@ -10,7 +10,7 @@ from conftest import shared
 from PIL import Image
 
 from vitgraft.data.coco import is_coco, open_coco
-from vitgraft.data.objects import DigitObjects, check_same_categories, to_target
+from vitgraft.data.detection_targets import DigitObjects, check_same_categories, to_target
 from vitgraft.errors import DataError, ImageError
 
 

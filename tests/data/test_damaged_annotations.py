@@ -9,9 +9,9 @@ from coco_sets import coco_values, disc, write_set
 from vitgraft.data.check_coco import open_cocos
 from vitgraft.data.coco import open_coco
 from vitgraft.data.detection import DetectionData
-from vitgraft.data.objects import check_segmentation, encode_mask, to_rle
+from vitgraft.data.detection_targets import check_segmentation, encode_mask, to_rle
 from vitgraft.errors import DataError
-from vitgraft.evaluation.coco import DetectionMetrics
+from vitgraft.metrics.detection import DetectionMetrics
 
 SIZE = (40, 60)
 SEGMENTATIONS = {

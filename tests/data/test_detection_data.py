@@ -10,6 +10,7 @@ from conftest import shared
 from PIL import Image
 
 from vitgraft.data.detection import DetectionData
+from vitgraft.data.detection_targets import Objects, encode_mask, to_target
 from vitgraft.data.detection_transforms import (
     DetectionAugmentation,
     DetectionPreprocessing,
@@ -17,7 +18,6 @@ from vitgraft.data.detection_transforms import (
     resized_size,
     train_transform,
 )
-from vitgraft.data.objects import Objects, encode_mask, to_target
 from vitgraft.data.sampling import Draw
 from vitgraft.errors import DataError
 

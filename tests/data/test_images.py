@@ -7,9 +7,9 @@ from image_sets import write_folder
 from vitgraft.data.generated import GeneratedSource
 from vitgraft.data.images import ImageDataset, PixelCache
 from vitgraft.data.loader import Loader
+from vitgraft.data.readers.open import open_source
 from vitgraft.data.samples import MOST_IN_A_ROW
 from vitgraft.data.sampling import Draw, EvalOrder
-from vitgraft.data.sources import open_source
 from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vitgraft.errors import ImageError
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from image_sets import add_bytes, image_bytes
 
-from vitgraft.data.download import FileCache
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.loader import Loader
+from vitgraft.data.readers.download import FileCache
+from vitgraft.data.readers.open import open_source
+from vitgraft.data.readers.shards import expand_braces
 from vitgraft.data.sampling import TrainOrder
-from vitgraft.data.shards import expand_braces
-from vitgraft.data.sources import open_source
 from vitgraft.data.transforms import Augmentation, Preprocessing, train_transform
 from vitgraft.errors import DataError
 
@@ -133,7 +133,7 @@ def test_a_published_index_spares_the_walk(server, tmp_path, cache, monkeypatch)
     words = [
         sys.executable,
         "-m",
-        "vitgraft.data.shards",
+        "vitgraft.data.readers.shards",
         str(tmp_path / "served" / "train-{000..003}.tar"),
         str(target),
     ]

@@ -10,8 +10,8 @@ from reference.stripe_attention import stripe_attention
 from timm.optim import param_groups_layer_decay
 
 import vitgraft.models.cswin  # noqa: F401 (registers the names)
-from vitgraft import checkpoints
 from vitgraft.models.cswin import StripeAttention
+from vitgraft.weights import official as checkpoints
 
 SMALL = {"embed_dim": 16, "depths": (1, 2, 2, 1), "num_heads": (2, 2, 4, 4), "num_classes": 7}
 

@@ -14,7 +14,7 @@ from zoo import images, wake
 import vitgraft
 from vitgraft import GraftError
 from vitgraft.grafting.trace import output_tensors
-from vitgraft.models.families import OTHER_MODELS
+from vitgraft.tools.survey_models import OTHER_MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

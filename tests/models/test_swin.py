@@ -10,10 +10,10 @@ from reference.swin_attention import swin_attention
 from torch import nn
 
 import vitgraft
-from vitgraft import checkpoints
 from vitgraft.layers import window
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.swin import SwinBlock, SwinTransformer, create_swin
+from vitgraft.weights import official as checkpoints
 
 TINY = "swin_tiny_patch4_window7_224"
 SMALL = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "num_classes": 7, "window_size": 4}

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 import vitgraft
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
-from vitgraft.models.pyramid import feature_backbone
+from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.swin import create_swin
 from vitgraft.models.upernet import UperNet
-from vitgraft.report.count import count_params
+from vitgraft.tools.count import count_params
 
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
 HEAD = {"channels": 24, "aux_channels": 12}

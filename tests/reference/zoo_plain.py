@@ -1,5 +1,5 @@
 """The zoo's attentions as plain formulas of PyTorch's own operators: a second way to compute each, and what ours are
-measured against (`docs/make_zoo.py`)."""
+measured against (`reproduction/zoo_page.py`)."""
 
 import copy
 import functools
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import nn
 
-from vitgraft.zoo._vil_blocks import FullAttention, WindowedAttention
-from vitgraft.zoo.pvt import SRAttention
-from vitgraft.zoo.regionvit import R2LAttention
-from vitgraft.zoo.t2t_vit import TokenAttention, TokenPerformer
+from vitgraft.models.zoo.pvt import SRAttention
+from vitgraft.models.zoo.regionvit import R2LAttention
+from vitgraft.models.zoo.t2t_vit import TokenAttention, TokenPerformer
+from vitgraft.models.zoo.vil_blocks import FullAttention, WindowedAttention
 
 
 def softmax_attention(q, k, v, bias=None, scale=None) -> torch.Tensor:

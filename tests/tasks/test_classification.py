@@ -98,7 +98,7 @@ def test_a_few_steps_fit_a_batch():
 
 
 def test_missing_lightning_names_the_extra(monkeypatch):
-    for name in ("task", "classification"):
+    for name in ("base", "classification"):
         monkeypatch.delitem(sys.modules, f"vitgraft.tasks.{name}")
     monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
     with pytest.raises(MissingExtraError, match=r"pytorch-lightning .*vitgraft\[train\]"):

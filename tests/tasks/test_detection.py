@@ -11,13 +11,12 @@ from vitgraft.models.mask_rcnn import MaskRCNN
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("faster_coco_eval")
 from vitgraft.data.detection import DetectionBatch, DetectionData  # noqa: E402
-from vitgraft.tasks._models import build_backbone  # noqa: E402
-from vitgraft.tasks._start_weights import load_start_weights  # noqa: E402
+from vitgraft.tasks._initial_weights import load_start_weights  # noqa: E402
 from vitgraft.tasks.detection import Detection  # noqa: E402
+from vitgraft.training.callbacks.checkpoint import Checkpoints  # noqa: E402
 from vitgraft.training.check_recipe import resolve  # noqa: E402
-from vitgraft.training.checkpoints import Checkpoints  # noqa: E402
-from vitgraft.training.ema import EMA_KEY  # noqa: E402
-from vitgraft.training.rebuild import read_hyper_parameters  # noqa: E402
+from vitgraft.weights.create import build_backbone  # noqa: E402
+from vitgraft.weights.files import EMA_KEY, read_hyper_parameters  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -8,7 +8,7 @@ from torch import nn
 import vitgraft
 from vitgraft.data.segmentation import SegmentationBatch, SegmentationData
 from vitgraft.errors import CheckpointError, RecipeError
-from vitgraft.evaluation.segmentation import SegmentationMetrics
+from vitgraft.metrics.segmentation import SegmentationMetrics
 from vitgraft.tasks.segmentation import Segmentation, pixel_loss
 from vitgraft.training.check_recipe import find_problems
 
@@ -222,7 +222,7 @@ def test_a_detector_starts_a_segmenter_and_the_other_way_round(tmp_path, capsys)
 
 
 def test_checkpoint_brings_the_task_back(tmp_path):
-    from vitgraft.training.rebuild import read_hyper_parameters
+    from vitgraft.weights.files import read_hyper_parameters
 
     task = Segmentation(**SMALL, lr=1e-3)
     run = trainer(tmp_path, max_steps=1, limit_val_batches=0)

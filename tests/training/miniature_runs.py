@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitgraft.training import checkpoint_files
+from vitgraft.weights import files as checkpoint_files
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 SRC = Path(__file__).parents[2] / "src"

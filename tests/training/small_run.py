@@ -17,12 +17,12 @@ import pytorch_lightning as pl
 import timm
 import torch
 
-from vitgraft.data.datamodule import ImageData
+from vitgraft.data.classification import ImageData
 from vitgraft.tasks.classification import Classification
-from vitgraft.training.checkpoints import Checkpoints
-from vitgraft.training.ema import AveragedWeights
-from vitgraft.training.epoch_loss import EpochLoss
-from vitgraft.training.guards import Guards
+from vitgraft.training.callbacks.checkpoint import Checkpoints
+from vitgraft.training.callbacks.ema import AveragedWeights
+from vitgraft.training.callbacks.epoch_loss import EpochLoss
+from vitgraft.training.callbacks.guards import Guards
 
 DEFAULTS = {
     "task": "classification",

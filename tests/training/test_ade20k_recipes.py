@@ -6,10 +6,10 @@ import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning")
-from vitgraft.models.pyramid import feature_backbone
+from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.swin import create_swin
 from vitgraft.models.upernet import UperNet
-from vitgraft.training.optimization import Schedule, make_optimizer
+from vitgraft.tasks.optim import Schedule, make_optimizer
 from vitgraft.training.recipe import read_recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "ade20k"

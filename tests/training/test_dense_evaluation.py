@@ -6,8 +6,6 @@ from dataclasses import asdict
 import pytest
 import pytorch_lightning as pl
 
-from vitgraft.errors import RecipeError
-from vitgraft.report.plan import make_plan
 from vitgraft.training.check_recipe import find_problems, resolve
 from vitgraft.training.cli import with_data_of_run
 
@@ -31,11 +29,6 @@ def test_a_set_without_a_label_rule_is_one_plain_line():
     data = {"class_path": "vitgraft.data.segmentation.SegmentationData", "init_args": {"root": "somewhere"}}
     (problem,) = find_problems({"data": data}, {}, {})
     assert problem.startswith("data.reduce_zero_label: say true")
-
-
-def test_plan_refuses_what_it_would_cost_wrongly():
-    with pytest.raises(RecipeError, match="classifiers, not a Detection"):
-        make_plan("recipes/coco/mask_rcnn_graft_swin_tiny_1x_coco.yaml")
 
 
 SIZES = [

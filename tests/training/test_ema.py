@@ -10,9 +10,9 @@ from miniature_runs import make_images, runs
 from torch.utils.data import DataLoader, TensorDataset
 
 from vitgraft.errors import CheckpointError
-from vitgraft.training import checkpoint_files
-from vitgraft.training.checkpoints import Checkpoints
-from vitgraft.training.ema import AveragedWeights, ChosenWeights
+from vitgraft.training.callbacks.checkpoint import Checkpoints
+from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
+from vitgraft.weights import files as checkpoint_files
 
 
 class Task(pl.LightningModule):

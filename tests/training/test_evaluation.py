@@ -15,7 +15,7 @@ from vitgraft.cli import main
 pytest.importorskip("pytorch_lightning")
 import pytorch_lightning as pl
 
-from vitgraft.evaluation.files import read_metrics
+from vitgraft.metrics.report_writer import read_metrics
 from vitgraft.tasks.classification import Classification
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -87,7 +87,7 @@ def test_both_sets_of_weights_are_measured_under_their_names(class_folders):
         torch.nn.init.normal_(made.head.weight)
         return made.eval()
 
-    from vitgraft.data.datamodule import ImageData
+    from vitgraft.data.classification import ImageData
 
     raw, averaged = model(0), model(1)
     task = Classification(raw)

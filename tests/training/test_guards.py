@@ -9,8 +9,8 @@ pytest.importorskip("pytorch_lightning")
 from miniature_runs import assert_same_run, make_images, runs
 
 from vitgraft.errors import TrainingError
-from vitgraft.training import checkpoint_files
-from vitgraft.training.guards import Guards, advice_on_memory, is_out_of_memory
+from vitgraft.training.callbacks.guards import Guards, advice_on_memory, is_out_of_memory
+from vitgraft.weights import files as checkpoint_files
 
 
 def updates(guards, losses, epoch_length=7, begin=0):

@@ -11,12 +11,12 @@ from vitgraft.cli import main
 
 pytest.importorskip("pytorch_lightning")
 import vitgraft
-from vitgraft.report.count import count_macs, count_params
-from vitgraft.tasks._models import data_config_of
 from vitgraft.tasks.classification import Classification
 from vitgraft.tasks.detection import Detection
 from vitgraft.tasks.segmentation import Segmentation
+from vitgraft.tools.count import count_macs, count_params
 from vitgraft.training.recipe import read_recipe
+from vitgraft.weights.create import data_config_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_"))
@@ -130,7 +130,7 @@ def test_test_crop_of_the_authors(name):
     ],
 )
 def test_hyper_parameters_on_eight_processes(name, lr, ends, epochs, drop_path, clip):
-    from vitgraft.training.optimization import scale_learning_rates
+    from vitgraft.tasks.optim import scale_learning_rates
 
     recipe = read_recipe(FOLDER / "imagenet1k" / f"{name}.yaml")
     task, data = recipe["model"]["init_args"], recipe["data"]["init_args"]

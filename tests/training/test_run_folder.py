@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("pytorch_lightning")
 from vitgraft.errors import CheckpointError, RunFolderError
-from vitgraft.training import checkpoint_files
-from vitgraft.training.checkpoints import check_writable
+from vitgraft.training.callbacks.checkpoint import check_writable
 from vitgraft.training.run_folder import RunLogger, begin, find_checkpoint
+from vitgraft.weights import files as checkpoint_files
 
 RECIPE = {
     "model": {"class_path": "x.Classification", "init_args": {"model": "vit", "lr": 0.1}},

@@ -11,7 +11,7 @@ import torch
 from miniature_runs import difference
 
 from vitgraft.cli import main
-from vitgraft.training import checkpoint_files
+from vitgraft.weights import files as checkpoint_files
 
 pytest.importorskip("pytorch_lightning")
 

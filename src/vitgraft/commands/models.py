@@ -4,16 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from vitgraft.commands._common import (
-    MODEL_HELP,
-    CommandError,
-    add_command,
-    add_format,
-    check_output,
-    positive,
-    print_as,
-)
-from vitgraft.report.terminal import Progress, console, write
+from vitgraft.commands.common import MODEL_HELP, add_command, add_format, check_output, positive, print_as
+from vitgraft.errors import CommandError
+from vitgraft.terminal import Progress, console, write
 
 __all__ = ["add_commands"]
 
@@ -146,8 +139,9 @@ def _add_families(commands) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     out = console()
-    from vitgraft.report.info import describe_model, print_terminal
-    from vitgraft.report.spec import ModelSpec, create_at, input_size_of
+    from vitgraft.models.spec import ModelSpec, input_size_of
+    from vitgraft.tools.info import describe_model, print_terminal
+    from vitgraft.weights.create import create_at
 
     spec = ModelSpec.parse(args.model)
     model = create_at(spec, args.img_size)
@@ -162,7 +156,7 @@ def _bench(args: argparse.Namespace) -> int:
     check_output(args.output)
     import torch
 
-    from vitgraft.report import bench
+    from vitgraft.tools import bench
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -193,7 +187,7 @@ def _bench(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     if args.output.suffix == ".onnx" or not args.output.is_dir():
         check_output(args.output)
-    from vitgraft import hub
+    from vitgraft.tools import hub
 
     run = hub.is_run(args.model)
     if run and (args.checkpoint or args.num_classes or args.img_size):
@@ -208,7 +202,7 @@ def _export(args: argparse.Namespace) -> int:
         done = hub.export_run(args.model, args.output, args.weights)
     else:
         from vitgraft.data.transforms import model_preprocessing
-        from vitgraft.report.spec import ModelSpec
+        from vitgraft.models.spec import ModelSpec
 
         spec = ModelSpec.parse(args.model)
         model = _model_to_export(args)
@@ -223,7 +217,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _model_to_export(args: argparse.Namespace):
-    from vitgraft.report.spec import ModelSpec, create_at
+    from vitgraft.models.spec import ModelSpec
+    from vitgraft.weights.create import create_at
 
     options = {"num_classes": args.num_classes} if args.num_classes else {}
     if args.checkpoint:
@@ -234,11 +229,11 @@ def _model_to_export(args: argparse.Namespace):
 
 
 def _export_onnx(args: argparse.Namespace, run: bool) -> int:
-    from vitgraft.export import TOLERANCE, export_onnx
-    from vitgraft.report.spec import input_size_of
+    from vitgraft.models.spec import input_size_of
+    from vitgraft.tools.export import TOLERANCE, export_onnx
 
     if run:
-        from vitgraft.evaluation.classifier import open_classifier
+        from vitgraft.predict.load import open_classifier
 
         found = open_classifier(args.model, args.weights)
         model, input_size = found.model, (3, *found.preprocessing.input_size)
@@ -260,8 +255,8 @@ def _families(args: argparse.Namespace) -> int:
     check_output(args.output)
     from dataclasses import asdict
 
-    from vitgraft.models.families import LIBRARIES, known_families, survey, to_markdown
-    from vitgraft.report.families import print_terminal
+    from vitgraft.tools.survey import print_terminal, survey, to_markdown
+    from vitgraft.tools.survey_models import LIBRARIES, known_families
 
     known = {library: [key.split()[0] for key in known_families(library)] for library in LIBRARIES}
     names = [name for library in LIBRARIES for name in known[library]]

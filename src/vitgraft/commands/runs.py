@@ -1,20 +1,11 @@
-"""Commands around training runs: check-data, plan, predict, results, demo; fit, validate, test are in `training`."""
+"""Commands around training runs: check-data, predict, demo; fit, validate, test are in `training`."""
 
 import argparse
-import json
-import shlex
 from pathlib import Path
 
-from vitgraft.commands._common import (
-    CommandError,
-    add_command,
-    add_format,
-    check_output,
-    positive,
-    print_as,
-)
-from vitgraft.errors import MissingExtraError
-from vitgraft.report.terminal import Progress, console, write
+from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
+from vitgraft.errors import CommandError, MissingExtraError
+from vitgraft.terminal import Progress
 
 __all__ = ["add_commands"]
 
@@ -22,9 +13,7 @@ __all__ = ["add_commands"]
 def add_commands(commands) -> None:
     """Adds these commands to the parser's sub-commands."""
     _add_check_data(commands)
-    _add_plan(commands)
     _add_predict(commands)
-    _add_results(commands)
     _add_demo(commands)
 
 
@@ -71,43 +60,6 @@ def _add_check_data(commands) -> None:
     labels.add_argument("--num-classes", type=positive, metavar="C", help="default: those named in classes.txt")
     labels.add_argument("--image-suffix", default="", metavar="TEXT", help="of image names, before the ending")
     labels.add_argument("--label-suffix", default="", metavar="TEXT", help="of label names, before the ending")
-    add_format(parser)
-
-
-def _add_plan(commands) -> None:
-    parser = add_command(
-        commands,
-        "plan",
-        _plan,
-        "what a recipe will cost: steps, loader, GPU hours",
-        "Works out from the counted MAC of a recipe's model, the number of images and assumptions that it names\n"
-        "how many steps a run takes, what the loader must deliver, and the hours on 1, 8 and 64 GPUs; with\n"
-        "the batch and the learning rate of each. Runs nothing.",
-        [
-            "vitgraft plan --config recipes/imagenet1k/graft_swin_tiny.yaml",
-            "vitgraft plan --config recipes/imagenet1k/graft_swin_tiny.yaml --gpu h100 --utilisation 0.2 --gpus 1 4 16",
-            "vitgraft plan --config recipes/finetune/swin_tiny.yaml --images 10000 --tflops 30",
-            "vitgraft plan --config recipes/imagenet1k --output docs/cost.md",
-        ],
-    )
-    parser.add_argument(
-        "--config", type=Path, nargs="+", required=True, metavar="RECIPE", help="recipes, or folders of them"
-    )
-    parser.add_argument("--gpus", type=positive, nargs="+", default=[1, 8, 64], metavar="N", help="default: 1 8 64")
-    parser.add_argument("--gpu", help="a100, h100, h200, l4, rtx4090 or v100 (default: a100)")
-    parser.add_argument("--utilisation", type=float, metavar="X", help="share of its peak that it achieves, to 1")
-    parser.add_argument("--tflops", type=float, metavar="X", help="achieved by each GPU, instead of those two")
-    parser.add_argument("--doubling", type=float, metavar="X", help="speed kept when the GPUs double (default: 0.97)")
-    parser.add_argument("--images", type=positive, metavar="N", help="to train on (default: ImageNet-1K's)")
-    parser.add_argument("--val-images", type=int, metavar="N", help="of each validation (default: ImageNet-1K's)")
-    parser.add_argument("--images-per-core", type=float, metavar="X", help="images/s of a loader's core (default: 100)")
-    parser.add_argument("--kilobytes", type=float, metavar="X", help="of an image file (default: 110)")
-    parser.add_argument(
-        "--recipe-gpus", type=positive, metavar="N", help="GPUs that the recipe's batch size is for (default: 8)"
-    )
-    parser.add_argument(
-        "--scale-batch", action="store_true", help="keep the batch of each GPU; the learning rate follows by the rule"
-    )
     add_format(parser)
 
 
@@ -185,22 +137,6 @@ def _scales(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r}: factors such as 0.75,1,1.25") from error
 
 
-def _add_results(commands) -> None:
-    parser = add_command(
-        commands,
-        "results",
-        _results,
-        "finished runs side by side, seeds as mean and spread",
-        "Reads the folders of runs that vitgraft fit made and prints their last evaluations; runs that differ in\n"
-        "their seed alone become one row. --output writes a JSON file for each run, for the results folder.",
-        ["vitgraft results runs/*", "vitgraft results runs/graft_* --dataset cifar10 --output results"],
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
-    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
-
-
 def _add_demo(commands) -> None:
     parser = add_command(
         commands,
@@ -211,7 +147,7 @@ def _add_demo(commands) -> None:
         "minutes on a CPU, and writes a report that opens in a browser.",
         ["vitgraft demo"],
     )
-    from vitgraft.demo import add_demo_arguments
+    from vitgraft.tools.demo import add_demo_arguments
 
     add_demo_arguments(parser)
 
@@ -280,34 +216,6 @@ def _check_coco(args: argparse.Namespace):
         return check_coco.check_coco(sets, args.workers, step), findings
 
 
-def _plan(args: argparse.Namespace) -> int:
-    check_output(args.output)
-    from dataclasses import fields
-
-    from vitgraft.report import plan, plan_page
-
-    given = {field.name: getattr(args, field.name, None) for field in fields(plan.Assumptions)}
-    given["keep_batch"] = not args.scale_batch
-    try:
-        assumptions = plan.Assumptions(**{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        raise CommandError("--" + str(error).replace("; ", "; --").replace("_", "-")) from error
-    recipes = plan.find_recipes(args.config)
-    with Progress(len(recipes)) as step:
-        plans = []
-        for path in recipes:
-            step(str(path))
-            plans.append(plan.make_plan(path, assumptions, args.gpus))
-    command = shlex.join(["vitgraft", *args.words])
-    print_as(
-        args,
-        lambda out: plan_page.print_terminal(plans, assumptions, out),
-        lambda: plan_page.to_markdown(plans, assumptions, command),
-        lambda: plan.to_json(plans, assumptions),
-    )
-    return 0
-
-
 def _predict(args: argparse.Namespace) -> int:
     args.output = args.output or []
     for path in [*args.output, *([args.html] if args.html else [])]:
@@ -321,32 +229,12 @@ def _predict(args: argparse.Namespace) -> int:
         raise CommandError(f"--memory {args.memory:g}: over 0")
     if args.pictures and (args.pictures.is_file() or not args.pictures.parent.is_dir()):
         raise CommandError(f"--pictures {args.pictures}: not a folder that can be made")
-    from vitgraft.evaluation.command import run
+    from vitgraft.predict.run import run
 
     return run(args)
 
 
-def _results(args: argparse.Namespace) -> int:
-    out = console()
-    from vitgraft.report import runs
-
-    try:
-        records = runs.read_runs(args.runs, args.dataset)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    summaries = runs.summarize(records)
-    if args.format == "markdown":
-        write(None, runs.to_markdown(summaries))
-    else:
-        runs.print_terminal(summaries, out)
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        for folder, record in zip(args.runs, records, strict=True):
-            write(args.output / f"{folder.name}.json", json.dumps(record, indent=1) + "\n")
-    return 0
-
-
 def _demo(args: argparse.Namespace) -> int:
-    from vitgraft.demo import main as demo
+    from vitgraft.tools.demo import main as demo
 
     return demo(args)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from vitgraft.data.decode import decode_image, open_image
-from vitgraft.data.sources import ImageSource, check_same_classes, open_source
+from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.open import check_same_classes, open_source
 from vitgraft.errors import DataError, ImageError
 
 SPLITS = ("train", "training", "val", "validation", "test")

@@ -21,8 +21,8 @@ from typing import Any
 from vitgraft.data.check import Finding, Report, SetReport, digest_of, oddness
 from vitgraft.data.coco import NEEDED, CocoFiles, find_images, find_jsons, lacking, wrong_values
 from vitgraft.data.decode import decode_image, open_image
-from vitgraft.data.objects import check_segmentation, to_rle
-from vitgraft.data.sources import ImageSource
+from vitgraft.data.detection_targets import check_segmentation, to_rle
+from vitgraft.data.readers.base import ImageSource
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["CocoSet", "check_coco", "open_cocos"]

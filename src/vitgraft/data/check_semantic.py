@@ -19,9 +19,9 @@ import numpy as np
 from vitgraft.data.check import Finding, Report, SetReport, digest_of, oddness
 from vitgraft.data.decode import decode_annotated, decode_image, open_image
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, decode_labels
+from vitgraft.data.readers.base import ImageSource, is_image_name
+from vitgraft.data.readers.tar import is_tar
 from vitgraft.data.semantic import ANNOTATIONS, IMAGES, Files, find_pairs, read_class_names
-from vitgraft.data.sources import ImageSource, is_image_name
-from vitgraft.data.tar import is_tar
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["Pairs", "check_pairs", "is_semantic", "open_pairs"]

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_annotated
-from vitgraft.data.objects import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
-from vitgraft.data.sources import FileSource, ImageSource
-from vitgraft.data.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
+from vitgraft.data.detection_targets import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
+from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.folder import FileSource
+from vitgraft.data.readers.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["CocoFiles", "CocoSource", "find_jsons", "is_coco", "open_coco", "read_coco_json"]

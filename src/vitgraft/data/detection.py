@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vitgraft.data.base import DataModule
 from vitgraft.data.coco import CocoSource, open_coco
+from vitgraft.data.detection_targets import DigitObjects, Objects, ObjectSource, check_same_categories, to_target
 from vitgraft.data.detection_transforms import (
     DetectionAugmentation,
     DetectionPreprocessing,
@@ -17,8 +19,6 @@ from vitgraft.data.detection_transforms import (
     train_transform,
 )
 from vitgraft.data.digits import SceneConfig
-from vitgraft.data.module import DataModule
-from vitgraft.data.objects import DigitObjects, Objects, ObjectSource, check_same_categories, to_target
 from vitgraft.data.samples import Samples
 from vitgraft.errors import DataError
 

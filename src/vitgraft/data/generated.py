@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.semantic import PixelSource
-from vitgraft.data.sources import ImageSource
 from vitgraft.randomness import derive
 
 

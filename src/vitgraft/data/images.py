@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from vitgraft.data.decode import decode_image
+from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.samples import Samples
 from vitgraft.data.sampling import Draw
-from vitgraft.data.sources import ImageSource
 from vitgraft.data.transforms import BatchedTransform, Transform
 from vitgraft.errors import ImageError
 

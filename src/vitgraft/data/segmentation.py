@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitgraft.data.base import DataModule
 from vitgraft.data.digits import SceneConfig
 from vitgraft.data.generated import GeneratedPixels
 from vitgraft.data.label_maps import LabelRule, check_histogram
-from vitgraft.data.module import DataModule
 from vitgraft.data.samples import Samples
 from vitgraft.data.segmentation_transforms import (
     EvalTransform,

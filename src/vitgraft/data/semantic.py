@@ -23,8 +23,9 @@ from PIL import Image
 from vitgraft.data.decode import decode_annotated
 from vitgraft.data.digits import SceneConfig, digit_instances, make_scene
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
-from vitgraft.data.sources import FileSource, ImageSource, is_image_name
-from vitgraft.data.tar import TarSource, is_tar, open_index
+from vitgraft.data.readers.base import ImageSource, is_image_name
+from vitgraft.data.readers.folder import FileSource
+from vitgraft.data.readers.tar import TarSource, is_tar, open_index
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["DigitScenePixels", "Files", "PixelSource", "SemanticSource", "open_semantic", "read_class_names"]

@@ -15,6 +15,8 @@ from timm.data.transforms import MaybeToTensor
 from torch import nn
 from torchvision import transforms
 
+from vitgraft.models.spec import input_size_of
+
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
@@ -225,8 +227,6 @@ def model_preprocessing(model: nn.Module, input_size: tuple[int, int] | None = N
         input_size: (height, width) instead of the model's own.
         options: other fields of `Preprocessing` that replace the model's own; None leaves them.
     """
-    from vitgraft.report.spec import input_size_of
-
     config = resolve_model_data_config(model)
     config["input_size"] = input_size or input_size_of(model)[1:]
     return Preprocessing(**config | {name: value for name, value in options.items() if value is not None})

@@ -20,7 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vitgraft.models._rcnn import Anchors, RegionProposals, RoIAlignLevels, RoIHeads, RPNHead, Targets, paste_masks
-from vitgraft.models.pyramid import STRIDES, SimpleFeaturePyramid, feature_backbone
+from vitgraft.models.feature_pyramid import STRIDES, SimpleFeaturePyramid, feature_backbone
 
 __all__ = ["SIZE_DIVISOR", "MaskRCNN", "pad_images"]
 

@@ -119,7 +119,8 @@ class UperNet(nn.Module):
 
     Args:
         backbone: Images -> list of maps, from fine to coarse, with `feature_info.channels()`: DenseFeatures (a new
-            LayerNorm on each map, as the authors have it), or what `vitgraft.models.pyramid.feature_backbone` gives.
+            LayerNorm on each map, as the authors have it), or what
+            `vitgraft.models.feature_pyramid.feature_backbone` gives.
         num_classes: K.
         channels: Width of the head; less than the authors' 512 is cheaper (MAC grow with its square).
         pool_scales: Sides of the maps of the pyramid pooling.

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
-from vitgraft.tasks._models import is_graft_name
+from vitgraft.models.mask_rcnn import MaskRCNN
+from vitgraft.weights.create import is_graft_name
 
 POSITIVE = ("lr", "layer_decay")
 AT_LEAST_ZERO = (
@@ -82,8 +84,6 @@ def classification_problems(values: Mapping[str, Any]) -> list[str]:
 
 def detector_problems(options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the options of `MaskRCNN` that a recipe gives under `detector`."""
-    from vitgraft.models.mask_rcnn import MaskRCNN
-
     known = [name for name in inspect.signature(MaskRCNN).parameters if name not in ("model", "num_classes", "masks")]
     found = []
     for name in options:
@@ -104,8 +104,6 @@ def _names(given: Mapping[str, Any]) -> list[str]:
     from timm import list_models
     from timm.optim import list_optimizers
 
-    import vitgraft
-
     found = []
     opt, model = given.get("opt"), given.get("model")
     if opt is not None and opt not in (known := list_optimizers()):
@@ -115,7 +113,7 @@ def _names(given: Mapping[str, Any]) -> list[str]:
         close = ", ".join(difflib.get_close_matches(model, known, 5)) or "timm.list_models() names all"
         found.append(f"model={model!r} is no model that timm knows: {close}")
     try:
-        vitgraft.GraftConfig.make(given.get("graft"))
+        GraftConfig.make(given.get("graft"))
     except (GraftError, TypeError) as error:
         found.append(f"graft: {error}")
     kwargs = given.get("model_kwargs") or {}

@@ -13,12 +13,12 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import nn
 
 from vitgraft.errors import RecipeError
-from vitgraft.evaluation.files import print_report, write_report
-from vitgraft.evaluation.metrics import ClassificationMetrics, EvaluationReport
+from vitgraft.metrics.classification import ClassificationMetrics, EvaluationReport
+from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.tasks._checks import classification_problems
-from vitgraft.tasks._models import build_model
-from vitgraft.tasks._start_weights import load_start_weights
-from vitgraft.tasks.task import Task
+from vitgraft.tasks._initial_weights import load_start_weights
+from vitgraft.tasks.base import Task
+from vitgraft.weights.create import build_model
 
 __all__ = ["Classification"]
 
@@ -47,7 +47,7 @@ class Classification(Task):
 
     LOGGED: ClassVar = {"acc": "top1", "acc5": "top5", "acc_class": "mean_class_accuracy", "ece": "ece", "loss": "loss"}
     MAIN = "acc"
-    DATA = "vitgraft.data.datamodule.ImageData"
+    DATA = "vitgraft.data.classification.ImageData"
 
     def __init__(
         self,
@@ -138,11 +138,11 @@ class Classification(Task):
     def write_report(
         self, folder: Path, report: EvaluationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.evaluation.files.write_report`."""
+        """See `vitgraft.metrics.report_writer.write_report`."""
         return write_report(folder, report, self.class_names, title, facts, unreadable)
 
     def print_report(self, console: Any, report: EvaluationReport, title: str, unreadable: int) -> None:
-        """See `vitgraft.evaluation.files.print_report`."""
+        """See `vitgraft.metrics.report_writer.print_report`."""
         print_report(console, report, self.class_names, title, unreadable)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:

@@ -14,9 +14,9 @@ from torch import nn
 from vitgraft.errors import ModelSpecError, RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.tasks._checks import detector_problems
-from vitgraft.tasks._models import build_backbone
-from vitgraft.tasks._start_weights import load_start_weights, new_parts
-from vitgraft.tasks.task import Task
+from vitgraft.tasks._initial_weights import load_start_weights, new_parts
+from vitgraft.tasks.base import Task
+from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detection"]
 
@@ -112,8 +112,8 @@ class Detection(Task):
         return loss
 
     def make_metric(self) -> Any:
-        """COCO's average precisions of boxes and masks (`vitgraft.evaluation.coco.DetectionMetrics`)."""
-        from vitgraft.evaluation.coco import DetectionMetrics
+        """COCO's average precisions of boxes and masks (`vitgraft.metrics.detection.DetectionMetrics`)."""
+        from vitgraft.metrics.detection import DetectionMetrics
 
         return DetectionMetrics(self.class_names, self.hparams.masks is None or self.hparams.masks)
 
@@ -126,14 +126,14 @@ class Detection(Task):
     def write_report(
         self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.evaluation.detection_files.write_report`."""
-        from vitgraft.evaluation.detection_files import write_report
+        """See `vitgraft.metrics.detection_report.write_report`."""
+        from vitgraft.metrics.detection_report import write_report
 
         return write_report(folder, report, self.class_names, title, facts, unreadable)
 
     def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
-        """See `vitgraft.evaluation.detection_files.print_report`."""
-        from vitgraft.evaluation.detection_files import print_report
+        """See `vitgraft.metrics.detection_report.print_report`."""
+        from vitgraft.metrics.detection_report import print_report
 
         print_report(console, report, self.class_names, title, unreadable)
 

@@ -21,7 +21,7 @@ KINDS = {"model": LightningModule, "data": LightningDataModule}
 # an extra that the others do without
 MODULES = {
     "Classification": "vitgraft.tasks.classification",
-    "ImageData": "vitgraft.data.datamodule",
+    "ImageData": "vitgraft.data.classification",
     "Detection": "vitgraft.tasks.detection",
     "DetectionData": "vitgraft.data.detection",
     "Segmentation": "vitgraft.tasks.segmentation",

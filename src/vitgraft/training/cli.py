@@ -24,6 +24,7 @@ from vitgraft.errors import (
     RunFolderError,
     TrainingError,
 )
+from vitgraft.weights.files import read_hyper_parameters
 
 try:
     import pytorch_lightning as pl
@@ -32,15 +33,15 @@ try:
 except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
-from vitgraft.data.datamodule import ImageData
+from vitgraft.data.classification import ImageData
 from vitgraft.tasks.classification import Classification
 from vitgraft.training import run_folder
+from vitgraft.training.callbacks.checkpoint import Checkpoints
+from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
+from vitgraft.training.callbacks.epoch_loss import EpochLoss
+from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
+from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
 from vitgraft.training.check_recipe import find_problems, resolve, with_class_paths
-from vitgraft.training.checkpoints import Checkpoints
-from vitgraft.training.ema import AveragedWeights, ChosenWeights
-from vitgraft.training.epoch_loss import EpochLoss
-from vitgraft.training.evaluation_files import EvaluationFiles
-from vitgraft.training.guards import Guards, is_out_of_memory
 from vitgraft.training.recipe import Request, as_text, merge, parse_words, with_init_args
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
@@ -187,8 +188,6 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
     """
     if path is None or command == "fit":
         return recipe
-    from vitgraft.training.rebuild import read_hyper_parameters
-
     class_path, options = read_hyper_parameters(path)
     model = {"class_path": class_path, "init_args": options}
     return {**recipe, "model": model}

@@ -21,10 +21,10 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.errors import RunFolderError
-from vitgraft.report.machine import describe, source_commit
-from vitgraft.training import checkpoint_files
-from vitgraft.training.checkpoints import check_writable
-from vitgraft.training.notices import note, warn
+from vitgraft.machine import describe, source_commit
+from vitgraft.terminal import note, warn
+from vitgraft.training.callbacks.checkpoint import check_writable
+from vitgraft.weights import files as checkpoint_files
 
 __all__ = ["RunLogger", "begin", "find_checkpoint", "nothing_half_written"]
 

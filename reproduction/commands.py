@@ -1,0 +1,212 @@
+"""The commands of `python -m reproduction`: tables, figures, results."""
+
+import argparse
+import json
+from pathlib import Path
+
+from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
+from vitgraft.errors import CommandError
+from vitgraft.terminal import Progress, console, write
+
+__all__ = ["add_commands"]
+
+BENCH_FILE = Path("results/bench_tables.json")
+"""Where images/s of the tables are looked for."""
+
+
+def add_commands(commands) -> None:
+    """Adds these commands to the parser's sub-commands."""
+    _add_tables(commands)
+    _add_figures(commands)
+    _add_results(commands)
+
+
+def _add_tables(commands) -> None:
+    parser = add_command(
+        commands,
+        "tables",
+        _tables,
+        "the paper's tables beside our counts and measurements",
+        "Prints the paper's tables with columns paper, here and difference. Parameters and MAC are counted\n"
+        "now; images/s are read from a file, or measured with --speed (all tables: about half an hour on two CPU\n"
+        "cores); scores come from the files in the results folder. What was not measured says so.",
+        [
+            "python -m reproduction tables",
+            "python -m reproduction tables --table 2 5",
+            "python -m reproduction tables --output tables.md",
+            "python -m reproduction tables --speed --bench results/bench_tables.json --output docs/tables.md",
+        ],
+    )
+    parser.add_argument("--table", nargs="+", metavar="N", help="1 to 8 or A (default: all)")
+    add_format(parser)
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: ./results")
+    parser.add_argument("--speed", action="store_true", help="measure images/s now, the models in turns")
+    _add_bench_file(parser)
+    parser.add_argument("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
+
+
+def _add_bench_file(parser) -> None:
+    parser.add_argument(
+        "--bench",
+        type=Path,
+        metavar="FILE.json",
+        help=f"images/s: read from FILE, or written to it with --speed (default: {BENCH_FILE} is read if it is there)",
+    )
+
+
+def _add_figures(commands) -> None:
+    parser = add_command(
+        commands,
+        "figures",
+        _figures,
+        "the paper's figures 1 (b) and 2 (a), drawn and measured",
+        "tradeoff: accuracy against MAC as printed, arrows where grafts were added, and images/s read from a file\n"
+        "or measured with --speed. reach: the effective receptive field of a centre token in Swin-T and DeiT-T with\n"
+        "and without grafts, with random weights on real photos. PNG and SVG each, and a page with the numbers.",
+        [
+            "python -m reproduction figures",
+            "python -m reproduction figures tradeoff --bench results/bench_tables.json --out docs/pictures",
+            "python -m reproduction figures reach --photos DIR --seeds 0 1 2",
+        ],
+    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="tradeoff, reach (default: both)")
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
+    _add_bench_file(parser)
+    parser.add_argument("--speed", action="store_true", help="measure images/s now, for the speed panel")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for reach (default: scikit-learn's two)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="start values (default: 0)")
+
+
+def _add_results(commands) -> None:
+    parser = add_command(
+        commands,
+        "results",
+        _results,
+        "finished runs side by side, seeds as mean and spread",
+        "Reads the folders of runs that vitgraft fit made and prints their last evaluations; runs that differ in\n"
+        "their seed alone become one row. --output writes a JSON file for each run, for the results folder.",
+        [
+            "python -m reproduction results runs/*",
+            "python -m reproduction results runs/graft_* --dataset cifar10 --output results",
+        ],
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
+    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
+
+
+def _tables(args: argparse.Namespace) -> int:
+    check_output(args.output)
+    from reproduction import speed, tables
+    from reproduction.scores import read_scores
+
+    wanted = list(dict.fromkeys(number.upper() for number in args.table or tables.TABLES))
+    unknown = [number for number in wanted if number not in tables.TABLES]
+    if unknown:
+        raise CommandError(f"--table {' '.join(unknown)}: there are {', '.join(tables.TABLES)}")
+    if not args.results.is_dir() and args.results != Path("results"):
+        raise CommandError(f"--results {args.results}: no such folder")
+    try:
+        scores = read_scores(args.results)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    _check_speed(args)
+    rows = sum(len(tables.TABLES[number].rows) for number in wanted)
+    with Progress(rows + (speed.speed_reports(wanted) if args.speed else 0)) as step:
+
+        def told(items):
+            for row in items:
+                step(row.label)
+                yield row
+
+        record = _bench_record(args, step, wanted)
+        speeds, where = speed.speeds_of(record) if record else ({}, "")
+        measured = tables.Measured(scores, speeds, where)
+        counted = {number: tables.count_table(tables.TABLES[number], measured, told) for number in wanted}
+    print_as(
+        args,
+        lambda out: tables.print_terminal(counted, out, where),
+        lambda: tables.to_markdown(counted, where),
+        lambda: tables.to_json(counted, where),
+    )
+    return 0
+
+
+def _check_speed(args: argparse.Namespace) -> None:
+    """Before minutes are spent: what --speed needs is there."""
+    if not args.speed:
+        return
+    from vitgraft.tools.bench import BenchConfig
+
+    check_output(args.bench)
+    try:
+        BenchConfig(getattr(args, "device", "cpu"))
+    except (ValueError, RuntimeError) as error:
+        raise CommandError(str(error)) from error
+    if getattr(args, "threads", None):
+        import torch
+
+        torch.set_num_threads(args.threads)
+
+
+def _bench_record(args: argparse.Namespace, step, tables) -> dict | None:
+    """The images/s that were asked for: measured now, or read; None where there are none."""
+    from reproduction import speed
+
+    if args.speed:
+        record = speed.measure_speeds(step, tables, getattr(args, "device", "cpu"))
+        if args.bench:
+            write(args.bench, json.dumps(record, indent=1) + "\n")
+        return record
+    if args.bench is None and not BENCH_FILE.exists():
+        return None
+    try:
+        return speed.read_speeds(args.bench or BENCH_FILE)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _figures(args: argparse.Namespace) -> int:
+    out = console()
+    from reproduction import figures, speed
+
+    wanted = args.figures or list(figures.FIGURES)
+    unknown = [name for name in wanted if name not in figures.FIGURES]
+    if unknown:
+        raise CommandError(f"unknown figure {', '.join(unknown)}; there are {', '.join(figures.FIGURES)}")
+    if args.photos and not args.photos.is_dir():
+        raise CommandError(f"--photos {args.photos}: no such folder")
+    _check_speed(args)
+    total = speed.speed_reports(figures.TRADEOFF_TABLES) if args.speed else 0
+    total += len(figures.SYSTEMS) * len(args.seeds) * ("reach" in wanted)
+    with Progress(total) as step:
+        record = _bench_record(args, step, figures.TRADEOFF_TABLES) if "tradeoff" in wanted else None
+        try:
+            written = figures.make_figures(args.out, wanted, record, args.photos, args.seeds, step)
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+    for path in written:
+        out.print(str(path), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _results(args: argparse.Namespace) -> int:
+    out = console()
+    from vitgraft.tools import results
+
+    try:
+        records = results.read_runs(args.runs, args.dataset)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    summaries = results.summarize(records)
+    if args.format == "markdown":
+        write(None, results.to_markdown(summaries))
+    else:
+        results.print_terminal(summaries, out)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for folder, record in zip(args.runs, records, strict=True):
+            write(args.output / f"{folder.name}.json", json.dumps(record, indent=1) + "\n")
+    return 0

@@ -1,0 +1,102 @@
+"""`python -m reproduction figures`: the paper's figures 1 (b) and 2 (a), the second one measured, as PNG and SVG."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reproduction.reach import SYSTEMS, draw_reach, load_photos, measure_reach, to_markdown, to_record
+from reproduction.speed import speeds_of
+from reproduction.tradeoff import draw_tradeoff
+
+__all__ = ["FIGURES", "TRADEOFF_TABLES", "make_figures"]
+
+FIGURES = ("tradeoff", "reach")
+TRADEOFF_TABLES = ("1", "2")
+"""The paper's tables whose systems figure 1 (b) shows."""
+
+
+def make_figures(
+    out: Path,
+    which: Sequence[str] = FIGURES,
+    bench_record: dict[str, Any] | None = None,
+    photos: Path | None = None,
+    seeds: Sequence[int] = (0,),
+    report: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Draws the figures into a folder.
+
+    Args:
+        out: Folder; made where it is missing.
+        which: Of `FIGURES`.
+        bench_record: What `bench` returned, for the speed panel; None leaves that panel out.
+        photos: Folder of photos for "reach"; None takes the two that scikit-learn ships.
+        seeds: Of the random start values whose reach is averaged.
+        report: Told in a line what happens, for "reach" once for each system and seed.
+
+    Returns:
+        The files written: a PNG and an SVG for each figure, reach.json with its shares, and figures.md, a page of
+        all figures that are in the folder.
+
+    Raises:
+        ValueError: `photos` holds no image.
+    """
+    images = load_photos(photos) if "reach" in which else None
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+
+    def save(figure: Any, name: str) -> None:
+        for path in (out / f"{name}.png", out / f"{name}.svg"):
+            figure.savefig(path, dpi=90, metadata={"Date": None} if path.suffix == ".svg" else None)
+            written.append(path)
+
+    if "tradeoff" in which:
+        if bench_record is None:
+            figure = draw_tradeoff()
+        else:
+            speeds, where = speeds_of(bench_record)
+            medians = {name: speed.median for (task, name), speed in speeds.items() if task == "classification"}
+            figure = draw_tradeoff(medians, where)
+        save(figure, "tradeoff")
+    if images is not None:
+        results = measure_reach(images, SYSTEMS, seeds, report)
+        save(draw_reach(results), "reach")
+        (out / "reach.json").write_text(json.dumps(to_record(results, len(images), seeds), indent=1) + "\n")
+        written.append(out / "reach.json")
+    (out / "figures.md").write_text(page(out), encoding="utf-8")
+    return [*written, out / "figures.md"]
+
+
+def page(folder: Path) -> str:
+    """Markdown of the figures that a folder holds, with the shares of reach.json as a table."""
+    parts = ["# The paper's figures\n\nMade by `python -m reproduction figures`, which writes PNG and SVG.\n"]
+    if (folder / "tradeoff.png").exists():
+        parts.append(TRADEOFF_TEXT)
+    if (folder / "reach.json").exists():
+        record = json.loads((folder / "reach.json").read_text(encoding="utf-8"))
+        parts.append(REACH_TEXT.format(table=to_markdown(record), **record))
+    return "\n".join(parts)
+
+
+TRADEOFF_TEXT = """\
+## Figure 1 (b): accuracy against cost
+
+Stars are grafted models, arrows start at their backbones. Accuracies and MAC are the paper's; below them stand
+images/s as measured here (`--bench`; in the repository `results/bench_tables.json`), where they were.
+
+![accuracy against MAC, and images/s against MAC](tradeoff.png)
+"""
+
+REACH_TEXT = """\
+## Figure 2 (a), measured: how far a token looks
+
+The gradient of a stage's centre token with respect to the input (effective receptive field), averaged over {photos}
+photos and {seeds_text} of random weights, 224 x 224
+(`python -m reproduction figures reach --photos DIR --seeds ...`). In each cell
+the share of the image with any gradient at all, which the token sees, and the share where it is above 0.1 % of its
+largest value, which it reaches. Grafts change what a token sees at once; how far it reaches is a matter of weights,
+here random ones, and with grafts it is not always further.
+
+{table}
+![gradient of the centre token with respect to the input](reach.png)
+"""

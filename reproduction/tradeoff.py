@@ -1,0 +1,158 @@
+"""Figure 1 (b) of the paper: accuracy against cost, and beside it what the cost means in speed on this machine."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from reproduction.paper import TABLES, PaperRow
+
+__all__ = ["FAMILIES", "GRAFTED", "draw_tradeoff", "rows_of"]
+
+# The families of tables 1 and 2 by the beginning of their rows' labels, each with the colour of its line.
+FAMILIES = {
+    "PVT": "#7f7f7f",
+    "PoolFormer": "#bcbd22",
+    "T2T": "#8c564b",
+    "TNT": "#e377c2",
+    "ViL": "#17becf",
+    "RegionViT": "#9467bd",
+    "CrossViT": "#ff9896",
+    "Swin": "#1f77b4",
+    "CSWin": "#ff7f0e",
+    "DeiT": "#2ca02c",
+}
+GRAFTED = " + GrafT"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One system: the paper's numbers (MAC in units of 10^9, top-1 in percent), and the spec of its model here."""
+
+    label: str
+    family: str
+    macs: float
+    top1: float
+    model: str
+
+    @property
+    def grafted(self) -> bool:
+        return self.label.endswith(GRAFTED)
+
+
+def _point(row: PaperRow) -> Point:
+    family = next(name for name in FAMILIES if row.label.startswith(name))
+    return Point(row.label, family, float(row.macs), float(row.scores[0]), str(row.spec))
+
+
+def rows_of(*numbers: str) -> list[Point]:
+    """The systems of the paper's tables with these numbers, in printed order."""
+    return [_point(row) for number in numbers for row in TABLES[number].rows]
+
+
+def draw_tradeoff(speeds: dict[str, float] | None = None, where: str = "") -> Any:
+    """Draws accuracy against MAC (the paper's numbers) and, with `speeds`, images/s measured here against MAC.
+
+    Args:
+        speeds: images/s of inference by the model's spec.
+        where: The machine and setting of `speeds`, for the panels' titles.
+
+    Returns:
+        A matplotlib figure: a column each for tables 1 and 2, accuracy above and speed below.
+    """
+    from matplotlib.figure import Figure
+
+    rows = 2 if speeds else 1
+    figure = Figure(figsize=(11.5, 4.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, width_ratios=(1.6, 1), squeeze=False)
+    panels = []
+    for column, (number, title) in enumerate((("1", "pyramid backbones"), ("2", "homogeneous backbones"))):
+        ax, points = axes[0, column], rows_of(number)
+        panels.append((ax, points, lambda point: point.top1))
+        ax.set_title(f"{title} (the paper's table {number})", fontsize=10)
+        ax.set_ylabel("ImageNet-1K top-1, %, as printed")
+        if speeds:
+            ax = axes[1, column]
+            panels.append((ax, [p for p in points if p.model in speeds], lambda point: speeds[point.model]))
+            ax.set_title("speed, measured likewise" if column else f"speed, measured: {where}", fontsize=10)
+            ax.set_ylabel("images/s, inference")
+            ax.sharex(axes[0, column])
+    for ax, points, height in panels:
+        _draw(ax, points, height)
+        ax.set_xlabel("MAC per image, 10⁹, as printed")
+        ax.grid(color="#e6e6e6", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(0.14, 0.1)
+    figure.draw_without_rendering()  # the names need to know where the panels are,
+    figure.set_layout_engine("none")  # and that they stay there
+    for panel in panels:
+        _label(*panel)
+    return figure
+
+
+def _draw(ax: Any, points: list[Point], height: Any) -> None:
+    """Each family a line from its smallest to its largest, a star and an arrow where grafts were added."""
+    for family, color in FAMILIES.items():
+        plain = [point for point in points if point.family == family and not point.grafted]
+        plain.sort(key=lambda point: point.macs)
+        ax.plot([p.macs for p in plain], [height(p) for p in plain], "-o", color=color, ms=4.5, lw=1.2)
+    for point in points:
+        x, y, color = point.macs, height(point), FAMILIES[point.family]
+        if point.grafted:
+            ax.plot([x], [y], "*", color=color, ms=13, markeredgecolor="#222222", markeredgewidth=0.6, zorder=3)
+            base = next((p for p in points if p.label + GRAFTED == point.label), None)
+            if base is not None:
+                start = (base.macs, height(base))
+                style = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.1, "shrinkA": 4, "shrinkB": 6}
+                ax.annotate("", (x, y), start, arrowprops=style)
+
+
+def _label(ax: Any, points: list[Point], height: Any) -> None:
+    """Writes the names where they cover neither each other nor a point, and as little as can be of the lines."""
+    from matplotlib import patheffects
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    canvas = FigureCanvasAgg(ax.figure)
+    canvas.draw()  # only then are the places of points and texts known
+    renderer = canvas.get_renderer()
+    dots = [ax.transData.transform((point.macs, height(point))) for point in points]
+    frame = ax.get_window_extent(renderer)
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    taken += [
+        Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for p, (x, y) in zip(points, dots, strict=True) if p.grafted
+    ]
+    lines = [ax.transData.transform(line.get_xydata()) for line in ax.lines if len(line.get_xydata()) > 1]
+    steps = np.linspace(0, 1, 60)[:, None]
+    crossed = np.concatenate([a + steps * (b - a) for line in lines for a, b in pairwise(line)] or [np.empty((0, 2))])
+    places = [(9, 3, "left"), (9, -10, "left"), (-9, 3, "right"), (-9, -10, "right"), (0, 9, "center")]
+    places += [(0, -16, "center"), (12, 14, "left"), (-12, 14, "right"), (12, -22, "left"), (-12, -22, "right")]
+    for point in sorted(points, key=lambda point: not point.grafted):
+        best = None
+        for dx, dy, align in places:
+            text = ax.annotate(
+                point.label,
+                (point.macs, height(point)),
+                (dx, dy),
+                textcoords="offset points",
+                ha=align,
+                fontsize=7.5,
+                color=FAMILIES[point.family],
+                fontweight="bold" if point.grafted else "normal",
+                path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
+            )
+            box = text.get_window_extent(renderer)
+            overlaps = 100 * sum(box.overlaps(other) for other in taken)
+            overlaps += 100 * ((box.x0 < frame.x0) + (box.x1 > frame.x1))
+            overlaps += int(((crossed > box.min) & (crossed < box.max)).all(1).sum())
+            if best is None or overlaps < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (overlaps, text, box)
+            else:
+                text.remove()
+            if overlaps == 0:
+                break
+        taken.append(best[2])

@@ -1,0 +1,97 @@
+"""Hugging Face data sets, when `datasets` is installed: `hf:NAME`, `hf:NAME@CONFIGURATION`, or a folder of theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vitgraft.data.readers.base import ImageSource
+from vitgraft.errors import DataError, ImageError
+
+PREFIX = "hf:"
+
+
+class HuggingFaceSource(ImageSource):
+    """A split with one image column and one class column; the encoded bytes are taken as they are stored.
+
+    Args:
+        rows: a `datasets.Dataset`.
+        shown: what to call it in messages.
+
+    Raises:
+        DataError: there is no image column or no class column, or more than one.
+    """
+
+    def __init__(self, rows, shown: str):
+        import datasets
+
+        self.shown = shown
+        self.column = _only_column(rows, datasets.Image, shown, "image")
+        classes = _only_column(rows, datasets.ClassLabel, shown, "class label")
+        self.class_names = tuple(rows.features[classes].names)
+        self.labels = np.asarray(rows.with_format("numpy")[classes][:], dtype=np.int64)
+        self.rows = rows.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
+
+    def name(self, index: int) -> str:
+        return f"{self.shown}[{index}]"
+
+    def read(self, index: int) -> bytes:
+        image = self.rows[index][self.column] or {}
+        if image.get("bytes") is not None:
+            return image["bytes"]
+        if not image.get("path"):
+            raise ImageError(self.name(index), "the row has no image")
+        try:
+            return Path(image["path"]).read_bytes()
+        except OSError as error:
+            raise ImageError(self.name(index), error.strerror or str(error)) from error
+
+    def where(self) -> str:
+        return self.shown
+
+
+def is_huggingface(root: str | Path) -> bool:
+    """Whether a path is `hf:NAME`, or a folder that `Dataset.save_to_disk` wrote."""
+    if str(root).startswith(PREFIX):
+        return True
+    return any((Path(root) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def open_huggingface(root: str | Path, split: str | None) -> HuggingFaceSource:
+    """One split of a data set of the hub, or of a folder that `save_to_disk` wrote.
+
+    Args:
+        root: `hf:NAME`, `hf:NAME@CONFIGURATION`, or the folder.
+        split: such as "train"; "val" stands for "validation" too. None where the folder is one set.
+
+    Raises:
+        DataError: `datasets` is not installed, or there is no such set or split.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{root}: needs the package datasets: pip install datasets") from error
+    text = str(root)
+    try:
+        if text.startswith(PREFIX):
+            name, _, configuration = text.removeprefix(PREFIX).partition("@")
+            found = datasets.load_dataset(name, configuration or None)
+        else:
+            found = datasets.load_from_disk(text)
+    except Exception as error:  # network, file system, and the package's own kinds
+        raise DataError(f"{root}: can't be loaded ({type(error).__name__}: {error})") from error
+    if not isinstance(found, dict):
+        return HuggingFaceSource(found, text)
+    names = [split, "validation"] if split == "val" else [split]
+    for name in names:
+        if name in found:
+            return HuggingFaceSource(found[name], f"{text}[{name}]")
+    raise DataError(f"{root}: no split {split!r}; there is {', '.join(found)}")
+
+
+def _only_column(rows, kind: type, shown: str, what: str) -> str:
+    found = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        raise DataError(f"{shown}: wanted one {what} column, there are {len(found)}: {', '.join(rows.features)}")
+    return found[0]

@@ -1,1 +1,0 @@
-"""Evaluating classifiers: numbers, pictures, predictions. Nothing here needs Lightning."""

@@ -1,0 +1,131 @@
+"""What a speed was measured on and with: device names, versions, the peak of matrix products, memory."""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vitgraft._version import __version__
+
+MIB = 2**20
+
+
+def device_name(device: torch.device) -> str:
+    """The product name of a GPU, or of the CPU as the operating system gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:  # not Linux
+        names = []
+    return names[0] if names else (platform.processor() or platform.machine())
+
+
+def describe(device: torch.device) -> dict[str, str | int | bool]:
+    """Hardware, versions and the global settings that change the speed."""
+    import timm
+
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "cpu_count": os.cpu_count() or 0,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cuda": torch.version.cuda or "" if device.type == "cuda" else "",
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "vitgraft": __version__,
+    }
+
+
+def source_commit() -> str | None:
+    """The commit of the clone that this package runs from, with "+" where files differ from it; None elsewhere."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+        run.check_returncode()
+        return run.stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):  # a package inside somebody else's clone
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was told; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(function: Callable[[], object], times: int, device: torch.device) -> float:
+    """Seconds that `times` calls take, from idle device to idle device."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.02) -> float:
+    """FLOP/s of the fastest square matrix product that was found: the peak that achieved rates are compared with.
+
+    Plain and transposed right-hand sides are tried (a linear layer's weight is transposed; where hardware lacks a
+    dtype, one of the two can be many times slower), in sizes that double until a product takes long enough.
+
+    Args:
+        device: where.
+        dtype: of both operands. float32 runs at the precision that is set (`float32_matmul_precision`).
+        seconds: how long the largest product takes at most about; its side is 8192 at most.
+    """
+    size, best = 128, 0.0
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, device=device, dtype=dtype)
+        products = [functools.partial(torch.mm, a, right, out=out) for right in (b, b.t())]
+        taken = [min(timed(product, 1, device) for _ in range(3)) for product in products]
+        best = max(best, 2 * size**3 / min(taken))
+        if min(taken) >= seconds or size >= 8192:
+            return best
+        size *= 2
+
+
+def cpu_peak_bytes(step: Callable[[], object]) -> int:
+    """Most bytes that PyTorch's CPU allocator hands out during a call, above what was there before it.
+
+    This is what `torch.cuda.max_memory_allocated` is on a GPU. The growth of the process (RSS) would not do: freed
+    memory stays with the process, so that the second model of a run seems to need none. Buffers that libraries
+    allocate by themselves (oneDNN's scratch) are not seen.
+    """
+    # the profiler's C++ library writes its stages to stderr unless told otherwise before its first use
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event["args"]["Ev Idx"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak

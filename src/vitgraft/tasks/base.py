@@ -1,0 +1,378 @@
+"""What all tasks share: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights.
+
+This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from vitgraft.errors import GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.grafting import train_grafts_only
+from vitgraft.randomness import derive, seed_all
+from vitgraft.tasks._checks import problems_of
+from vitgraft.tasks._sharding import shard
+from vitgraft.tasks.optim import Schedule, make_optimizer, scale_learning_rates
+from vitgraft.weights.create import build_model, data_config_of
+from vitgraft.weights.official import check_names_and_shapes
+
+try:
+    import pytorch_lightning as pl
+except ImportError as error:
+    raise MissingExtraError("pytorch-lightning", "train") from error
+
+__all__ = ["Task"]
+
+
+class Task(pl.LightningModule):
+    """A model and how it is trained.
+
+    Everything random in a training step is seeded by (seed, step, process), and the learning rate follows from the
+    number of the step, so a resumed run needs no more than weights, optimizer and counters.
+
+    A task of its own gives `build`, `make_metric`, `training_step` (which begins with `before_step`), `evaluate`, the
+    names of what it logs, `write_report` and `print_report`.
+
+    Args:
+        model: Name of a timm model (vitgraft's are among them), or a module.
+        num_classes: None takes those of the data.
+        pretrained: Start from timm's weights of that name (`graft_...backbone`: the backbone's).
+        checkpoint_path: Start from the weights of this file, or of a run's folder (its best.ckpt, else last.ckpt).
+        model_kwargs: Options of timm.create_model: drop_path_rate, img_size, ...
+        graft: Options of GraftConfig. A name that is not grafted already gets grafts by them; None: none.
+        train_grafts_only: Freeze the backbone; grafts and head train.
+        grad_checkpointing: Save memory by computing the blocks' inside twice.
+        opt: timm's name of the optimizer.
+        lr: Peak learning rate.
+        lr_batch: Total batch for which `lr` is meant: it is scaled linearly to the total batch of the run (images per
+            process x processes x accumulated steps). None: `lr` as given.
+        lr_scale: What is scaled: "lr", or "all": warmup_lr and min_lr as well.
+        weight_decay: On all but vectors and what the model itself names (position embeddings, the grafts' tables).
+        no_weight_decay: Name patterns of further parameters without it.
+        decay_vectors: Vectors (biases, norms) decay as well, where no pattern names them, as with mmcv.
+        betas, eps, momentum: Of the optimizer; None leaves its own default.
+        opt_kwargs: Further options of the optimizer.
+        layer_decay: Factor on the learning rate from one layer to the one before it; None: the same for all.
+        sched: "cosine", "poly", "tanh", "step" or "constant".
+        sched_on_updates: Whether the rate moves with every update (Swin) or once an epoch (DeiT, CSWin).
+        sched_kwargs: Further options of timm's create_scheduler_v2.
+        warmup_epochs, warmup_steps: Linear warm-up in epochs, or in updates, which wins.
+        warmup_lr, min_lr: Learning rate at the start of the warm-up and at the end.
+        warmup_prefix: The decay starts after the warm-up instead of beneath it.
+        cooldown_epochs: The last epochs of the run stay at `min_lr`.
+        seed: Of start weights and of all that a step draws.
+        class_names: Filled from the data; travels with the checkpoint.
+        data_config: Overrides of the model's input_size, mean, std, crop_pct, interpolation.
+
+    Raises:
+        RecipeError: Options out of range; the message names all of them.
+    """
+
+    LOGGED: ClassVar[Mapping[str, str]] = {}  # name behind `val/` and `test/` -> name in `report.numbers()`
+    MAIN: ClassVar[str] = ""  # the one of LOGGED that the bar shows
+    DATA: ClassVar[str]  # class path of the data where a recipe names none
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        num_classes: int | None = None,
+        pretrained: bool = False,
+        checkpoint_path: str | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        graft: dict[str, Any] | None = None,
+        train_grafts_only: bool = False,
+        grad_checkpointing: bool = False,
+        opt: str = "adamw",
+        lr: float = 1e-3,
+        lr_batch: int | None = None,
+        lr_scale: Literal["lr", "all"] = "lr",
+        weight_decay: float = 0.05,
+        no_weight_decay: Sequence[str] = (),
+        decay_vectors: bool = False,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        momentum: float | None = None,
+        opt_kwargs: dict[str, Any] | None = None,
+        layer_decay: float | None = None,
+        sched: Literal["cosine", "poly", "tanh", "multistep", "constant"] = "cosine",
+        sched_on_updates: bool = True,
+        sched_kwargs: dict[str, Any] | None = None,
+        warmup_epochs: float = 0.0,
+        warmup_steps: int | None = None,
+        warmup_lr: float = 0.0,
+        min_lr: float = 0.0,
+        warmup_prefix: bool = False,
+        cooldown_epochs: float = 0.0,
+        seed: int = 0,
+        class_names: list[str] | None = None,
+        data_config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        ready = isinstance(model, nn.Module)
+        self.save_hyperparameters(ignore=["model"] if ready else [])  # those of the task itself among them
+        problems = self.problems(dict(self.hparams))
+        if problems:
+            raise RecipeError([f"model.{problem}" for problem in problems])
+        self.model: nn.Module | None = None
+        self._schedule: Any = None
+        self.averaged_model: nn.Module | None = None  # set by AveragedWeights, past nn.Module's list of children
+        self.weights_suffix = ""  # "_ema" where `model` holds the averaged weights
+        if ready:
+            self.hparams.num_classes = num_classes or getattr(model, "num_classes", None)
+            self.take(model)
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """What is out of range among these options (all of them, each with its name)."""
+        return problems_of(values)
+
+    @classmethod
+    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
+        """Why a model cannot be built from options that are fine one by one; tried without making a tensor."""
+        if not isinstance(values.get("model"), str) or ":" in values["model"]:
+            return []
+        try:
+            build_model(
+                values["model"],
+                values.get("num_classes") or 2,
+                values.get("model_kwargs"),
+                values.get("graft"),
+                device="meta",
+            )
+        except (ModelSpecError, GraftError) as error:
+            return [f"model: {error}"]
+        return []
+
+    # what a task gives
+
+    def build(self) -> nn.Module:
+        """The model of `num_classes` classes, from `self.hparams`; the generators are seeded.
+
+        The backbone's own start weights (`pretrained`, `checkpoint_path`) are loaded here.
+        """
+        raise NotImplementedError
+
+    def make_metric(self) -> Any:
+        """A torchmetrics metric with `report()`, over all processes, whose result has `numbers()`."""
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> None:
+        """Counts one batch of a validation or a test."""
+        raise NotImplementedError
+
+    def write_report(
+        self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
+    ) -> list[Path]:
+        """Writes what an evaluation leaves behind; the files.
+
+        Args:
+            folder: Made where it is missing.
+            report: Of the metric.
+            title: In words, what was evaluated.
+            facts: The same for metrics.json.
+            unreadable: "name: reason" of the images that could not be counted.
+        """
+        raise NotImplementedError
+
+    def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
+        """Shows an evaluation in the terminal; `unreadable` images are left out of it."""
+        raise NotImplementedError
+
+    # the model
+
+    def configure_model(self) -> None:
+        """Builds the model once the number of classes is known; Lightning calls this after the data's setup."""
+        if self.model is not None:
+            return
+        h = self.hparams
+        if h.num_classes is None:
+            raise RecipeError("num_classes: not given, and the data has no class names to count")
+        seed_all(derive(h.seed, "init"))
+        model = self.build()
+        backbone = self.backbone_of(model)
+        if h.train_grafts_only:
+            from pytorch_lightning.utilities import rank_zero_only
+
+            rank_zero_only(print)(train_grafts_only(model))
+        if h.grad_checkpointing:
+            backbone.set_grad_checkpointing()
+        self.take(model)
+        h.data_config = self.data_config
+        if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
+            shard(model, self.device_mesh)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; weights of another model are a `CheckpointError` that lists what differs."""
+        if strict:
+            check_names_and_shapes(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def backbone_of(self, model: nn.Module) -> nn.Module:
+        """The timm model inside the model of the task."""
+        return model
+
+    def take(self, model: nn.Module) -> None:
+        """Makes a model the task's own; tasks with losses by the options extend it."""
+        self.model = model
+        self.make_metrics()
+
+    def make_metrics(self) -> None:
+        """Makes what validation and test measure: one metric each for the raw and the averaged weights."""
+        self.metrics = nn.ModuleDict({weights: self.make_metric() for weights in ("raw", "ema")})
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """timm's data configuration of the model: input_size, mean, std, crop_pct, interpolation; known before the
+        model is built."""
+        given = self.hparams.data_config or {}
+        if self.model is not None:
+            return {**data_config_of(self.backbone_of(self.model)), **given}
+        return {**data_config_of(self.hparams.model, self.hparams.model_kwargs), **given}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of all classes; numbered where the data has no names."""
+        return list(self.hparams.class_names or [f"class {i}" for i in range(self.hparams.num_classes)])
+
+    def setup(self, stage: str) -> None:
+        """Takes the classes of the data, or refuses data of other classes than the model's."""
+        h = self.hparams
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "preprocessing"):  # with the data's own options on top: what the checkpoint must keep
+            used = asdict(data.preprocessing)
+            plain = {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
+            h.data_config = {**plain, "input_size": [self.data_config["input_size"][0], *used["input_size"]]}
+        names = getattr(data, "class_names", None)
+        if not names:
+            return
+        if h.num_classes is None:
+            h.num_classes = len(names)
+        if h.class_names and len(h.class_names) != len(names):
+            absent, unknown = (sorted(set(a) - set(b)) for a, b in ((h.class_names, names), (names, h.class_names)))
+            raise RecipeError(
+                f"the model knows {len(h.class_names)} classes, the data has {len(names)}; only the model has "
+                f"{absent[:5]}, only the data {unknown[:5]}. An evaluation needs images of the model's "
+                "classes, under the same names"
+            )
+        if h.num_classes != len(names):
+            raise RecipeError(
+                f"num_classes={h.num_classes}, but the data has {len(names)} classes ({', '.join(names[:3])} ...): "
+                "give num_classes: null to take those of the data"
+            )
+        if h.class_names and list(h.class_names) != list(names):
+            wrong = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
+            raise RecipeError(
+                f"the model was trained for other classes than those of the data, or in another order: {wrong[:5]} "
+                "(model / data)"
+            )
+        h.class_names = list(names)
+
+    def forward(self, images: Any) -> Any:
+        """What the model makes of a batch of images."""
+        return self.model(images)
+
+    # training
+
+    def on_train_start(self) -> None:
+        """Builds the schedule, now that the length of an epoch is known."""
+        trainer, h = self.trainer, self.hparams
+        batches = trainer.num_training_batches
+        updates = max(1, -(-batches // trainer.accumulate_grad_batches)) if batches != float("inf") else 0
+        total = trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs * updates
+        if updates and trainer.max_epochs and trainer.max_epochs > 0:
+            total = min(total, trainer.max_epochs * updates)
+        self._schedule = Schedule(
+            h.sched,
+            h.sched_on_updates,
+            h.warmup_epochs,
+            h.warmup_steps,
+            self._rates.warmup_lr,
+            self._rates.min_lr,
+            h.cooldown_epochs,
+            h.warmup_prefix,
+            h.sched_kwargs,
+        ).build(trainer.optimizers[0], updates or total, total)
+        if self.global_step:  # a run that goes on: building the schedule has set the rate to that of its beginning
+            self._schedule.step(self.global_step - 1 if h.sched_on_updates else self.current_epoch)
+
+    def before_step(self, batch_idx: int) -> None:
+        """Seeds all that the step draws, and sets its learning rate."""
+        h = self.hparams
+        seed_all(derive(h.seed, "step", self.global_step, batch_idx, self.global_rank))
+        self._schedule.step(self.global_step if h.sched_on_updates else self.current_epoch)
+        self.log("lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """timm's optimizer; the rates after the batch rule, which is printed."""
+        h = self.hparams
+        trainer = self._trainer
+        batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        if h.lr_batch is not None and batch_size is None:
+            raise RecipeError("lr_batch: needs a data module that knows its batch_size; give lr_batch: null")
+        processes, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
+        self._rates = scale_learning_rates(
+            h.lr, h.warmup_lr, h.min_lr, h.lr_batch, h.lr_scale, batch_size or 1, processes, accumulate
+        )
+        if batch_size is not None:
+            self.print(self._rates.text)
+        options = {name: h[name] for name in ("betas", "eps", "momentum") if h[name] is not None}
+        return make_optimizer(
+            self.model,
+            h.opt,
+            self._rates.lr,
+            h.weight_decay,
+            h.no_weight_decay,
+            h.layer_decay,
+            h.decay_vectors,
+            **options,
+            **(h.opt_kwargs or {}),
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says which class rebuilds the model from the checkpoint's hyper-parameters."""
+        checkpoint["task"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    # evaluation
+
+    def evaluated_models(self) -> dict[str, nn.Module]:
+        """What an evaluation measures: "raw" the model, "ema" the averaged one where a callback has set it."""
+        averaged = self.__dict__.get("averaged_model")
+        if self.__dict__.get("weights_suffix"):  # the model itself has the averaged weights
+            return {"ema": self.model}
+        return {"raw": self.model} | ({} if averaged is None else {"ema": averaged})
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what was counted before, for instance in the sanity check."""
+        for metric in self.metrics.values():
+            metric.reset()
+        self.reports: dict[str, Any] = {}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Counts a batch."""
+        for weights, model in self.evaluated_models().items():
+            self.evaluate(model, self.metrics[weights], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the numbers of the whole set, each sample counted once."""
+        self._log_evaluation("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """As validation, under `test/`."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        for weights in self.evaluated_models():
+            report = self.reports[weights] = self.metrics[weights].report()
+            numbers = report.numbers()
+            for name, number in self.LOGGED.items():
+                if numbers.get(number) is not None:  # a detector without masks has no numbers of them
+                    # the same on all processes already; synchronising it again keeps Lightning from warning
+                    shown = f"{stage}/{name}" + ("_ema" if weights == "ema" else "")
+                    self.log(shown, float(numbers[number]), prog_bar=shown == f"{stage}/{self.MAIN}", sync_dist=True)

@@ -1,0 +1,367 @@
+"""`vitgraft bench`: how fast models are beside each other, on this machine, in this run.
+
+The models take turns: each round times every model once (A B C A B C ...), so that a machine that slows down or is
+shared slows all of them, and the ratio to the first model is the median of the ratios *within* a round. Before the
+first round every model is warmed up; a time runs from idle device to idle device.
+
+"infer" is a forward pass in eval mode without gradients; "train" a whole step: forward pass, cross entropy, backward
+pass, optimizer. bfloat16 is autocast over float32 weights in both. Images are random: loading is not measured.
+"""
+
+import contextlib
+import functools
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vitgraft.machine import cpu_peak_bytes, describe, matmul_rate, synchronize, timed
+from vitgraft.models.spec import ModelSpec, input_size_of
+from vitgraft.terminal import print_whole
+from vitgraft.tools.count import count_macs, count_params
+from vitgraft.weights.create import create_at
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MODES = ("infer", "train")
+FUSED_ATTN = ("fastest", "on", "off")
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+
+MEMORY_NOTE = {
+    "cuda": "most that PyTorch's allocator held for the model: weights, gradients, optimizer state, activations",
+    "cpu": "weights and optimizer state plus the most that PyTorch's allocator handed out during a step; what "
+    "libraries allocate by themselves (oneDNN's scratch) is not seen",
+}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How to measure.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+        dtypes: of `DTYPES`; bfloat16 is autocast.
+        modes: of `MODES`.
+        batch_size: images per step.
+        img_size: side of the square images; None takes each model's own size.
+        rounds: how often each model is timed.
+        round_seconds: about how long one timing lasts; a fast model takes more steps for it.
+        compile: whether the models run through `torch.compile`.
+        fused_attn: timm's switch for fused attention while the models are made and run: "on" includes paths that
+            timm calls experimental (Swin's), "off" is attention written out, "fastest" tries both for every model.
+        optimizer: of `OPTIMIZERS`, for the training step.
+        memory: whether to measure the peak memory, which takes one more step per model.
+    """
+
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ("float32",)
+    modes: tuple[str, ...] = ("infer",)
+    batch_size: int = 16
+    img_size: int | None = None
+    rounds: int = 10
+    round_seconds: float = 1.0
+    compile: bool = False
+    fused_attn: str = "fastest"
+    optimizer: str = "adamw"
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        choices = {"dtypes": DTYPES, "modes": MODES}
+        wrong = [
+            f"{name}={value!r}: one of {', '.join(allowed)}"
+            for name, allowed in choices.items()
+            for value in getattr(self, name)
+            if value not in allowed
+        ]
+        for name, allowed in {"fused_attn": FUSED_ATTN, "optimizer": OPTIMIZERS}.items():
+            if getattr(self, name) not in allowed:
+                wrong.append(f"{name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
+        for name in ("batch_size", "rounds"):
+            if getattr(self, name) < 1:
+                wrong.append(f"{name}={getattr(self, name)!r}: at least 1")
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            wrong.append(f"device={self.device!r}: PyTorch finds no CUDA device here; use 'cpu'")
+        if wrong:
+            raise ValueError("bench: " + "; ".join(wrong))
+
+
+@dataclass
+class Contestant:
+    """A model that is ready to be timed: `step()` is one inference or training step on its batch."""
+
+    spec: ModelSpec
+    fused_attn: bool
+    model: nn.Module
+    step: Callable[[], object]
+    input_size: tuple[int, int, int]
+    state_bytes: int = 0
+    peak_bytes: int | None = None
+    trial: dict[str, float] = field(default_factory=dict)
+    steps: int = 1
+    images_per_second: list[float] = field(default_factory=list)
+
+
+Make = Callable[[ModelSpec], tuple[nn.Module, tuple[int, int, int]]]
+"""A spec to the module that is timed and the (channels, height, width) of its images."""
+
+
+def bench(
+    specs: Sequence[str | ModelSpec],
+    config: BenchConfig | None = None,
+    report: Callable[[str], None] | None = None,
+    make: Make | None = None,
+) -> dict[str, Any]:
+    """Measures the models beside each other, in every mode and dtype of the configuration.
+
+    Args:
+        specs: the models; the first is what the others are compared with.
+        config: how to measure.
+        report: told in a line what happens, for a progress bar: it is called `total_reports(...)` times.
+        make: what is timed for a spec, on the CPU, instead of the timm model itself.
+
+    Returns:
+        JSON values: "machine", "config" and "results", one result per mode, dtype and model.
+
+    Raises:
+        ModelSpecError: a model is unknown or does not take its options.
+    """
+    config, report = config or BenchConfig(), report or (lambda _: None)
+    parsed = [ModelSpec.parse(spec) if isinstance(spec, str) else spec for spec in specs]
+    make = make or functools.partial(_whole_model, img_size=config.img_size)
+    for spec in parsed:  # all names and options are checked before the first minute is spent
+        make(spec)
+    device = torch.device(config.device)
+    results = []
+    for mode in config.modes:
+        for dtype in config.dtypes:
+            results += _compare(parsed, make, mode, dtype, device, config, report)
+    return {
+        "kind": "bench",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe(device),
+        "config": asdict(config),
+        "memory": MEMORY_NOTE[device.type] if config.memory else "not measured",
+        "results": results,
+    }
+
+
+def _whole_model(spec: ModelSpec, img_size: int | None) -> tuple[nn.Module, tuple[int, int, int]]:
+    model = create_at(spec, img_size)
+    return model, input_size_of(model, img_size)
+
+
+def total_reports(models: int, config: BenchConfig) -> int:
+    """How often `bench` calls `report`."""
+    return len(config.modes) * len(config.dtypes) * models * (1 + config.rounds)
+
+
+def _compare(specs, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig, report):
+    contestants = []
+    for spec in specs:
+        report(f"{mode} {dtype}: preparing {spec}")
+        contestants.append(_prepare(spec, make, mode, dtype, device, config))
+    peak = matmul_rate(device, DTYPES[dtype])
+    for number in range(config.rounds):
+        for one in contestants:
+            report(f"{mode} {dtype}: round {number + 1} of {config.rounds}, {one.spec}")
+            with fused_attention(one.fused_attn):
+                seconds = timed(one.step, one.steps, device)
+            one.images_per_second.append(one.steps * config.batch_size / seconds)
+        # the best of the run is the peak: what it is compared with may have had a quieter moment
+        peak = max(peak, matmul_rate(device, DTYPES[dtype]))
+    return [_result(one, contestants[0], mode, dtype, peak, config) for one in contestants]
+
+
+def _prepare(
+    spec: ModelSpec, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig
+) -> Contestant:
+    """The contestant at the asked attention setting, or at the faster one after a short trial; warmed up."""
+    settings = {"on": [True], "off": [False], "fastest": [True, False]}[config.fused_attn]
+    tried: list[tuple[float, Contestant]] = []
+    for fused in settings:
+        with fused_attention(fused):
+            one = _contestant(spec, make, fused, mode, dtype, device, config)
+            seconds = timed(one.step, 1, device)
+            if seconds < config.round_seconds:  # a longer step is warm after the first, and shows its time in one
+                timed(one.step, 1, device)
+                once = timed(one.step, 1, device)
+                steps = max(1, round(config.round_seconds / 2 / once))
+                seconds = min(timed(one.step, steps, device) for _ in range(2)) / steps
+        tried.append((seconds, one))
+    seconds, best = min(tried, key=lambda pair: pair[0])
+    best.trial = {"on" if one.fused_attn else "off": config.batch_size / taken for taken, one in tried}
+    best.steps = max(1, round(config.round_seconds / seconds))
+    del tried, one
+    _free(device)
+    return best
+
+
+def _contestant(
+    spec: ModelSpec, make: Make, fused: bool, mode: str, dtype: str, device: torch.device, config: BenchConfig
+) -> Contestant:
+    _free(device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    model, input_size = make(spec)
+    model = model.to(device).train(mode == "train")
+    images = torch.randn(config.batch_size, *input_size, device=device)
+    run = torch.compile(model) if config.compile else model
+    autocast = torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
+
+    if mode == "infer":
+
+        def step() -> None:
+            with torch.no_grad(), autocast:
+                run(images)
+
+        release = step
+        optimizer = None
+    else:
+        with torch.no_grad():
+            classes = model.eval()(images[:1]).shape[-1]
+        model.train()
+        labels = torch.randint(classes, (config.batch_size,), device=device)
+        optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=1e-5)
+
+        def release() -> None:
+            with autocast:
+                loss = F.cross_entropy(run(images), labels)
+            loss.backward()
+            optimizer.step()
+
+        def step() -> None:
+            release()
+            optimizer.zero_grad()
+
+    one = Contestant(spec, fused, model, step, input_size)
+    step()  # makes the optimizer's state
+    one.state_bytes = _tensor_bytes(model, optimizer)
+    if config.memory:
+        if device.type == "cuda":
+            step()
+            synchronize(device)
+            one.peak_bytes = torch.cuda.max_memory_allocated(device) - before
+        else:
+            # without the release of the gradients, which the profiler would see as memory of unknown size
+            one.peak_bytes = one.state_bytes + cpu_peak_bytes(release)
+            if optimizer is not None:
+                optimizer.zero_grad()
+    return one
+
+
+def _result(one: Contestant, first: Contestant, mode: str, dtype: str, peak: float, config: BenchConfig):
+    speeds = one.images_per_second
+    macs = count_macs(one.model, one.input_size, training=mode == "train")
+    achieved = 2 * macs * statistics.median(speeds)
+    ratios = [mine / theirs for mine, theirs in zip(speeds, first.images_per_second, strict=True)]
+    low, _, high = _quartiles(speeds)
+    return {
+        "model": str(one.spec),
+        "mode": mode,
+        "dtype": dtype,
+        "batch_size": config.batch_size,
+        "input_size": list(one.input_size),
+        "fused_attn": "on" if one.fused_attn else "off",
+        "fused_attn_trial_images_per_second": one.trial,
+        "params": count_params(one.model),
+        "macs_per_image": macs,
+        "images_per_second": {"median": statistics.median(speeds), "q25": low, "q75": high, "rounds": speeds},
+        "steps_per_round": one.steps,
+        "ratio_to_first": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "peak_memory_bytes": one.peak_bytes,
+        "achieved_flops_per_second": achieved,
+        "matmul_peak_flops_per_second": peak,
+        "share_of_matmul_peak": achieved / peak,
+    }
+
+
+def print_terminal(result: dict[str, Any], console) -> None:
+    """Prints what `bench` returned: one table per mode and dtype, and under it what it was measured on."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    config = result["config"]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result["results"]:
+        groups.setdefault((row["mode"], row["dtype"]), []).append(row)
+    for (mode, dtype), rows in groups.items():
+        what = "inference" if mode == "infer" else f"training step ({config['optimizer']})"
+        precision = "bfloat16 autocast" if dtype == "bfloat16" else dtype
+        peak = rows[0]["matmul_peak_flops_per_second"]
+        console.print(
+            f"{what}, {precision}, batch {config['batch_size']}", style="bold", highlight=False, soft_wrap=True
+        )
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("model", no_wrap=True)
+        for heading in ("images/s", "25-75 %", "ratio", "min-max", "memory\nMiB", "MAC\nG", "share\nof peak", "fused"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in rows:
+            speed, ratio, memory = row["images_per_second"], row["ratio_to_first"], row["peak_memory_bytes"]
+            table.add_row(
+                escape(row["model"]),
+                f"{speed['median']:.4g}",
+                f"{speed['q25']:.4g}-{speed['q75']:.4g}",
+                f"{ratio['median']:.3f}",
+                f"{ratio['min']:.3f}-{ratio['max']:.3f}",
+                "-" if memory is None else f"{memory / 2**20:.0f}",
+                f"{row['macs_per_image'] / 1e9:.3f}",
+                f"{row['share_of_matmul_peak']:.0%}",
+                row["fused_attn"],
+            )
+        print_whole(console, table)
+        console.print(
+            f"matmul peak in this run: {peak / 1e9:.4g} GFLOP/s ({dtype}); 1 MAC = 2 FLOP", style="dim", soft_wrap=True
+        )
+        console.print()
+    machine = result["machine"]
+    used = f"{machine['device']} ({machine['device_name']}), {machine['threads']} of {machine['cpu_count']} CPU threads"
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("vitgraft", "torch", "timm", "python"))
+    compiled = "torch.compile" if config["compile"] else "eager"
+    lines = [
+        f"{used}, {compiled}, {config['rounds']} rounds, the models in turn",
+        f"{versions}, {machine['platform']}, float32 matmul precision {machine['float32_matmul_precision']}",
+        f"fused: timm's set_fused_attn, experimental paths included where on; asked for: {config['fused_attn']}",
+        f"memory: {result['memory']}",
+    ]
+    for line in lines:
+        console.print(escape(line), style="dim", highlight=False, soft_wrap=True)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+@contextlib.contextmanager
+def fused_attention(on: bool) -> Iterator[None]:
+    """timm's switch for fused attention, for models made or run inside; "on" includes its experimental paths."""
+    from timm.layers import config, set_fused_attn
+
+    usual = config.use_fused_attn(), config.use_fused_attn(experimental=True)
+    set_fused_attn(on, experimental=on)
+    try:
+        yield
+    finally:
+        set_fused_attn(usual[0], experimental=usual[1])
+
+
+def _tensor_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
+    tensors = [*model.parameters(), *model.buffers()]
+    for state in optimizer.state.values() if optimizer is not None else ():
+        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

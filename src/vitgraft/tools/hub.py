@@ -1,0 +1,183 @@
+"""Exports in timm's hub format: a folder with config.json and model.safetensors.
+
+`timm.create_model("local-dir:DIR", pretrained=True)` loads it in any process that has imported vitgraft, and
+`huggingface_hub.upload_folder` puts it on the hub as it stands.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vitgraft._version import __version__
+from vitgraft.data.transforms import Preprocessing
+from vitgraft.errors import CheckpointError
+from vitgraft.predict.load import checkpoint_options, open_classifier
+
+__all__ = ["HubExport", "architecture_of", "export_hub", "export_run", "is_run"]
+
+
+@dataclass(frozen=True)
+class HubExport:
+    """What was written.
+
+    Attributes:
+        path: The folder.
+        architecture: timm's name of the model.
+        weights: "raw", "ema", or what else they are.
+        num_classes: Of the classifier.
+        difference: Largest difference of an output between the model and its export as timm loads it; 0.0, or the
+            export would have failed.
+    """
+
+    path: Path
+    architecture: str
+    weights: str
+    num_classes: int
+    difference: float
+
+
+def is_run(source: str) -> bool:
+    """Whether a text names a run's folder or a checkpoint rather than a model."""
+    path = Path(source)
+    return path.suffix == ".ckpt" or path.is_file() or (path.is_dir() and not (path / "config.json").is_file())
+
+
+def export_run(source: str | Path, folder: str | Path, weights: str | None = None) -> HubExport:
+    """Exports a run with its class names, input size, colours and crop.
+
+    Args:
+        source: The run's folder (its best.ckpt, else last.ckpt) or one of its checkpoints.
+        folder: Made; must not hold anything.
+        weights: "raw" or "ema"; None takes the averaged ones where there are any.
+
+    Raises:
+        CheckpointError: No checkpoint of a classifier there, it is damaged, or the folder is not empty.
+    """
+    options = checkpoint_options(source)
+    found = open_classifier(str(source), weights)
+    name, arguments = architecture_of(options["model"], options.get("model_kwargs"), options.get("graft"))
+    return export_hub(found.model, folder, name, arguments, found.preprocessing, found.class_names, found.weights)
+
+
+def architecture_of(
+    model: str, model_kwargs: Mapping[str, Any] | None = None, graft: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """(timm's name, arguments of timm.create_model) that make a model of the classification task again."""
+    name, arguments = model.split(".")[0], dict(model_kwargs or {})
+    if graft is None:
+        return name, arguments
+    if name.startswith("graft_"):
+        return name, {**arguments, "graft": {**arguments.get("graft", {}), **graft}}
+    return "grafted", {**arguments, "backbone": name, "graft": dict(graft)}
+
+
+def export_hub(
+    model: nn.Module,
+    folder: str | Path,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    class_names: Sequence[str] = (),
+    weights: str = "raw",
+) -> HubExport:
+    """Writes a model, loads it as timm does, and compares the outputs.
+
+    Args:
+        model: Made by timm.create_model; in eval mode afterwards.
+        folder: Made; must not hold anything. It is there complete or not at all.
+        architecture: Registered name.
+        arguments: Of timm.create_model, beside num_classes; values that JSON has.
+        preprocessing: What the model expects of its images.
+        class_names: Of each class; none where they are unknown.
+        weights: What they are, for the file's metadata.
+
+    Raises:
+        CheckpointError: The folder is not empty, or what timm loads is not the same model.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; export into another folder")
+    model.eval()
+    if getattr(model, "graft_config", None) is not None and model.graft_config.img_size is not None:
+        # levels and E_aa stay those of the image size that the model was made for
+        graft = {**arguments.get("graft", {}), "img_size": list(model.graft_config.img_size)}
+        arguments = {**arguments, "graft": graft}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        new = Path(scratch) / folder.name
+        new.mkdir()
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+        save_file(tensors, new / "model.safetensors", {"format": "pt", "vitgraft": __version__, "weights": weights})
+        config = _config(model, architecture, arguments, preprocessing, class_names)
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # safetensors makes its file for the owner alone; others may read it as they may the one beside it
+        shutil.copymode(new / "config.json", new / "model.safetensors")
+        difference = _compare(model, new, preprocessing)
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(new, folder)
+    return HubExport(folder, architecture, weights, model.num_classes, difference)
+
+
+def _config(
+    model: nn.Module,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """timm's config.json (timm.models.save_for_hf)."""
+    own = getattr(model, "pretrained_cfg", None) or {}
+    channels = getattr(model, "in_chans", None) or own.get("input_size", (3,))[0]
+    config = {
+        "architecture": architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "pretrained_cfg": {
+            "tag": "vitgraft",
+            "custom_load": False,
+            "input_size": [channels, *preprocessing.input_size],
+            "fixed_input_size": own.get("fixed_input_size", False),
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": preprocessing.crop_mode,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": model.num_classes,
+            "pool_size": None,
+            "first_conv": own.get("first_conv"),
+            "classifier": own.get("classifier"),
+        },
+    }
+    if class_names:
+        config["label_names"] = list(class_names)
+    if arguments:
+        config["model_args"] = dict(arguments)
+    return config
+
+
+def _compare(model: nn.Module, folder: Path, preprocessing: Preprocessing) -> float:
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:
+        raise CheckpointError(f"timm can't load the export: {error}") from error
+    device = next(model.parameters()).device
+    shape = (2, loaded.pretrained_cfg["input_size"][0], *preprocessing.input_size)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        difference = (model(images.to(device)).cpu() - loaded(images)).abs().max().item()
+    if not (difference == 0.0 or (device.type != "cpu" and difference < 1e-3)):
+        raise CheckpointError(
+            f"the model that timm loads from the export differs: outputs by {difference:.1e}. Was the model made with "
+            "options that are not in its recipe?"
+        )
+    return difference

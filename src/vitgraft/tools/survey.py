@@ -1,0 +1,168 @@
+"""Which vision transformers can be grafted, tried on the installed libraries and not only claimed.
+
+`vitgraft families` runs `survey()`; its Markdown is docs/families.md.
+"""
+
+import importlib.metadata
+import importlib.util
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitgraft.grafting import graft, grafts
+from vitgraft.grafting.trace import find_targets, output_tensors
+from vitgraft.terminal import print_whole
+from vitgraft.tools.survey_models import LIBRARIES, SmallModel, known_families
+
+__all__ = ["FamilyResult", "family_of", "print_terminal", "survey", "to_markdown", "try_model"]
+
+
+@dataclass(frozen=True)
+class FamilyResult:
+    """The outcome of one family: `grafts` of `blocks` grafted and identity kept, or the reason why not."""
+
+    library: str
+    family: str
+    model: str
+    grafts: int
+    blocks: int
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the family can be grafted."""
+        return not self.reason
+
+
+def family_of(model: nn.Module) -> str:
+    """timm's file of the model's class or of its nearest base class there; "" for a model from elsewhere."""
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith("timm.models."):
+            return cls.__module__.rsplit(".", 1)[-1]
+    return ""
+
+
+def _output(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    output = model(image)
+    return [t for t in output_tensors(dict(output) if hasattr(output, "items") else output) if t.is_floating_point()]
+
+
+def _equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+def try_model(small: SmallModel) -> FamilyResult:
+    """Grafts a small model with init="identity" and compares it, bit for bit, with the backbone.
+
+    After that the projection of each graft gets other weights and the output must change: a graft that is never run
+    would pass the first comparison.
+    """
+    start = time.perf_counter()
+    here = small.library, small.family, small.name
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            model = small.make().eval()
+            size = small.img_size or model.pretrained_cfg["input_size"][-1]
+            image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+            before, names = _output(model, image), set(model.state_dict())
+            targets = find_targets(model, size)
+            graft(model, init="identity", img_size=size, **small.graft)
+            after = _output(model, image)
+            made = grafts(model)
+            for one in made.values():
+                nn.init.normal_(one.levels[0].up.proj.weight)
+            changed = _output(model, image)
+    except Exception as error:
+        return FamilyResult(*here, 0, 0, f"{type(error).__name__}: {error}")
+    reason = ""
+    if not _equal(before, after):
+        reason = "identity grafts change its output"
+    elif _equal(before, changed):
+        reason = "its grafts do not change the output"
+    elif not names <= set(model.state_dict()):
+        reason = "its parameters changed their names"
+    return FamilyResult(*here, len(made), len(targets), reason, time.perf_counter() - start)
+
+
+def survey(names: Sequence[str] = ()) -> Iterator[FamilyResult]:
+    """Tries families, one after the other; a library that is not installed is one result.
+
+    Args:
+        names: Libraries, families, or both; none for all.
+    """
+    for library in LIBRARIES:
+        known = known_families(library)
+        if names and library not in names:
+            known = {key: value for key, value in known.items() if key.split()[0] in names}
+        if known and importlib.util.find_spec(library) is None:
+            yield FamilyResult(library, "-", "-", 0, 0, "the library is not installed")
+            continue
+        for key, value in known.items():
+            yield FamilyResult(library, key, "-", 0, 0, value) if isinstance(value, str) else try_model(value)
+
+
+_NOTES = {
+    "timm": "Not counted: files of convolutional networks in which attention is an optional layer inside a bottleneck "
+    "(byobnet, cspnet, cspnext, nfnet, vovnet).",
+    "transformers": "Files of other models that use the blocks of one of these work as well.",
+}
+
+
+def to_markdown(results: list[FamilyResult]) -> str:
+    """docs/families.md."""
+    lines = [
+        "# Which models can be grafted",
+        "",
+        "Made by `vitgraft families --output docs/families.md`, which grafts one small model of each family, checks "
+        "that identity grafts leave its output equal bit for bit, and that other weights change it. Blocks of your "
+        "own: `vitgraft.register_block` (docs/method.md).",
+    ]
+    for library in dict.fromkeys(r.library for r in results):
+        of_it = [r for r in results if r.library == library]
+        if importlib.util.find_spec(library) is None:
+            lines += ["", f"## {library}", "", "Not installed, and so not tried."]
+            continue
+        count = f"{sum(r.ok for r in of_it)} of {len(of_it)} families with attention blocks"
+        version = importlib.metadata.version("open_clip_torch" if library == "open_clip" else library)
+        lines += [
+            "",
+            f"## {library}",
+            "",
+            f"{library} {version}: {count}. {_NOTES.get(library, '')}".rstrip(),
+            "",
+            "| file | tried with | blocks with an attention residual | grafted by default | result |",
+            "|---|---|---|---|---|",
+        ]
+        for r in of_it:
+            counts = f"{r.blocks} | {r.grafts}" if r.ok else "- | -"
+            lines.append(f"| `{r.family}` | `{r.model}` | {counts} | {'grafted' if r.ok else 'no: ' + r.reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def print_terminal(results: Sequence[FamilyResult], console) -> None:
+    """One line per family: how many blocks carry a graft, or why none does."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("library")
+    table.add_column("file")
+    table.add_column("tried with")
+    table.add_column("grafts", justify="right")
+    table.add_column("result", max_width=60)
+    for result in results:
+        outcome = "grafted" if result.ok else f"no: {result.reason}"
+        count = f"{result.grafts} of {result.blocks}" if result.ok else "-"
+        row = (result.library, result.family, result.model, count, escape(outcome))
+        table.add_row(*row, style="" if result.ok else "dim")
+    print_whole(console, table)
+    grafted = sum(result.ok for result in results)
+    console.print(f"{grafted} of {len(results)} families grafted", highlight=False)

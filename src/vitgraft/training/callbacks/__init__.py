@@ -1,0 +1,1 @@
+"""What holds for every run, as Lightning callbacks: checkpoints, averaged weights, guards."""

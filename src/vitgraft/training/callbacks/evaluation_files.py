@@ -1,0 +1,85 @@
+"""What `vitgraft validate` and `vitgraft test` show and write."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from vitgraft.machine import describe
+from vitgraft.terminal import console
+
+__all__ = ["EvaluationFiles"]
+
+
+class EvaluationFiles(pl.Callback):
+    """Shows the numbers of an evaluation and writes them into the run's folder.
+
+    They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema, and of a part
+    of the set (`limit_val_batches`, `max_images`) in OUT/validate_part ..., so that they never replace those of the
+    whole set; what they are is the task's matter (`Task.write_report`).
+    """
+
+    def __init__(self) -> None:
+        self.bad: list[str] = []
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bad = []
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.bad += getattr(batch, "bad", [])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, pl_module, "validate")
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, pl_module, "test")
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        bad = [self.bad]
+        if trainer.world_size > 1:
+            bad = [None] * trainer.world_size
+            torch.distributed.all_gather_object(bad, self.bad)
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        unreadable = sorted(text for part in bad for text in part)
+        data = getattr(trainer.datamodule, "facts", {})
+        part = "_part" if limited(trainer, stage) or data.get("max_images") is not None else ""
+        for weights, report in getattr(pl_module, "reports", {}).items():
+            words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
+            title = f"{stage}{', ONLY A PART of the set' if part else ''}: "
+            title += f"{trainer.ckpt_path or 'no checkpoint'}, {words}"
+            folder = Path(trainer.default_root_dir) / (stage + ("_ema" if weights == "ema" else "") + part)
+            pl_module.print_report(console(), report, title, len(unreadable))
+            facts = {
+                "stage": stage,
+                "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+                "weights": weights,
+                "model": str(pl_module.hparams.get("model", type(pl_module.model).__name__)),
+                "data": getattr(trainer.datamodule, "root", None),
+                "split": getattr(trainer.datamodule, "splits", {}).get("val" if stage == "validate" else "test"),
+                "data_config": pl_module.data_config,
+                "data_options": data,
+                **{name: pl_module.hparams[name] for name in ("detector",) if name in pl_module.hparams},
+                "processes": trainer.world_size,
+                "precision": str(trainer.precision),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "machine": describe(trainer.strategy.root_device),
+            }
+            if part:
+                facts["limited"] = "only a part of the set was measured"
+            written = pl_module.write_report(folder, report, stage, facts, unreadable)
+            folder = written[0].parent if written else folder  # the task may choose one beside it
+            print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
+
+
+def limited(trainer: pl.Trainer, stage: str) -> bool:
+    """Whether the trainer was told to stop before the end of the set."""
+    limit = trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches
+    return not (isinstance(limit, float) and limit == 1.0)  # the int 1 is one batch

@@ -1,0 +1,1 @@
+"""Weights: official checkpoints, the files of runs, and models by name with their weights."""

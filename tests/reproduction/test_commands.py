@@ -1,0 +1,49 @@
+"""The command line of the paper's tables and figures: help that teaches, errors without a traceback."""
+
+import json
+import sys
+
+import pytest
+
+from reproduction.__main__ import main
+
+
+def run(capsys, *words):
+    """Exit code, stdout and stderr of the command line."""
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", ["tables", "figures", "results"])
+def test_help_teaches(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and f"examples:\n  python -m reproduction {command}" in out
+    _, out, _ = run(capsys, "--help")
+    assert f"    {command} " in out
+    assert run(capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tables", "--table", "2", "9"], "--table 9: there are 1, 2, 3, 4, 5, 6, 7, 8, A"),
+        (["tables", "--output", "/nowhere/t.md"], "the folder /nowhere does not exist"),
+    ],
+)
+def test_errors_have_no_traceback(capsys, words, message):
+    code, out, err = run(capsys, *words)
+    assert code == 2 and message in err and out == "" and "Traceback" not in err
+    assert err.startswith("python -m reproduction tables: error: ")
+
+
+def test_tables_need_no_rich_for_files(capsys, monkeypatch, tmp_path):
+    for name in ("rich", "rich.console", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, out, _ = run(capsys, "tables", "--table", "a", "--format", "markdown")
+    assert code == 0 and "\n## Table A: " in out and "| DeiT-T | 0 | 0 | 5.7 | 5.717 |" in out
+    path = tmp_path / "tables.json"
+    assert run(capsys, "tables", "--table", "a", "--format", "json", "--output", str(path))[:2] == (0, "")
+    assert json.loads(path.read_text())["tables"][0]["table"] == "A"

@@ -1,0 +1,35 @@
+"""What is recorded of the machine and of the code."""
+
+import re
+import subprocess
+
+import torch
+
+from vitgraft import machine
+
+
+def test_the_commit_is_that_of_the_clone_and_marks_changed_files(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    module = tmp_path / "machine.py"
+    monkeypatch.setattr(machine, "__file__", str(module))
+    assert machine.source_commit() is None  # no clone
+    git("init", "-q")
+    (tmp_path / "other.py").write_text("")
+    git("add", "other.py")
+    git("commit", "-qm", "somebody else's")
+    module.write_text("a = 1\n")
+    assert machine.source_commit() is None  # in a clone, but not of it
+    git("add", "machine.py")
+    git("commit", "-qm", "ours")
+    assert machine.source_commit() == git("rev-parse", "--short=12", "HEAD")
+    module.write_text("a = 2\n")
+    assert re.fullmatch("[0-9a-f]{12}[+]", machine.source_commit())
+
+
+def test_description_of_a_cpu():
+    found = machine.describe(torch.device("cpu"))
+    assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads() and found["device_name"]

@@ -1,0 +1,137 @@
+"""The benchmark: what it measures on a micro model, and the fields of its JSON."""
+
+import io
+import json
+
+import pytest
+import timm
+import torch
+from rich.console import Console
+from torch import nn
+
+from vitgraft.errors import ModelSpecError
+from vitgraft.machine import MIB, cpu_peak_bytes, describe, matmul_rate, timed
+from vitgraft.tools.bench import BenchConfig, bench, fused_attention, print_terminal, total_reports
+from vitgraft.tools.count import count_macs, count_params
+
+MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def result():
+    config = BenchConfig(modes=("infer", "train"), batch_size=2, img_size=32, rounds=2, round_seconds=0.01)
+    told = []
+    found = bench([MICRO, MICRO.replace("depth=1", "depth=3")], config, told.append)
+    assert len(told) == total_reports(2, config) == 2 * 2 * 3
+    return json.loads(json.dumps(found))
+
+
+def test_schema(result):
+    assert set(result) == {"kind", "date", "machine", "config", "memory", "results"} and result["kind"] == "bench"
+    for name in ("device", "device_name", "threads", "cpu_count", "python", "torch", "timm", "vitgraft"):
+        assert result["machine"][name]
+    assert result["config"]["dtypes"] == ["float32"] and result["config"]["batch_size"] == 2
+    assert [(row["mode"], row["model"][:36]) for row in result["results"]] == [
+        (mode, f"vit_tiny_patch16_224:depth={depth}:embed_d") for mode in ("infer", "train") for depth in (1, 3)
+    ]
+    for row in result["results"]:
+        speed = row["images_per_second"]
+        assert len(speed["rounds"]) == 2 and 0 < speed["q25"] <= speed["median"] <= speed["q75"]
+        assert row["dtype"] == "float32" and row["fused_attn"] in ("on", "off") and row["steps_per_round"] >= 1
+        assert set(row["fused_attn_trial_images_per_second"]) == {"on", "off"}
+        assert row["input_size"] == [3, 32, 32] and row["peak_memory_bytes"] > row["params"] * 4
+        expected = 2 * row["macs_per_image"] * speed["median"] / row["matmul_peak_flops_per_second"]
+        assert row["share_of_matmul_peak"] == pytest.approx(expected)
+
+
+def test_ratios_are_of_the_same_round(result):
+    first, second = result["results"][:2]
+    pairs = zip(second["images_per_second"]["rounds"], first["images_per_second"]["rounds"], strict=True)
+    ratios = sorted(mine / theirs for mine, theirs in pairs)
+    assert first["ratio_to_first"] == {"median": 1, "min": 1, "max": 1}
+    assert second["ratio_to_first"] == pytest.approx(
+        {"min": ratios[0], "median": (ratios[0] + ratios[1]) / 2, "max": ratios[1]}
+    )
+
+
+def test_counts_and_memory(result):
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=48, img_size=32, num_classes=5)
+    infer, train = result["results"][0], result["results"][2]
+    assert infer["params"] == train["params"] == count_params(model)
+    assert infer["macs_per_image"] == count_macs(model, (3, 32, 32))
+    assert train["macs_per_image"] == count_macs(model, (3, 32, 32), training=True) > 2 * infer["macs_per_image"]
+    # AdamW: weights, gradients and two moments
+    assert train["peak_memory_bytes"] > 4 * 4 * count_params(model) > infer["peak_memory_bytes"]
+
+
+def test_prints_what_it_was_measured_on(result):
+    file = io.StringIO()
+    print_terminal(result, Console(file=file, width=200))
+    text = file.getvalue()
+    assert "inference, float32, batch 2" in text and "training step (adamw), float32, batch 2" in text
+    for value in (MICRO, torch.__version__, timm.__version__, "eager, 2 rounds", "asked for: fastest", "oneDNN"):
+        assert value in text
+
+
+def test_bfloat16_is_autocast_and_sgd_has_no_moments():
+    config = BenchConfig(
+        dtypes=("bfloat16",), modes=("train",), batch_size=1, rounds=1, round_seconds=0.001, fused_attn="off",
+        optimizer="sgd", memory=False,
+    )  # fmt: skip
+    (row,) = bench([MICRO], BenchConfig(**{**config.__dict__, "img_size": 32}))["results"]
+    assert row["dtype"] == "bfloat16" and row["fused_attn"] == "off" and row["peak_memory_bytes"] is None
+    assert set(row["fused_attn_trial_images_per_second"]) == {"off"}
+
+
+def test_unknown_models_are_found_before_anything_is_measured():
+    told = []
+    with pytest.raises(ModelSpecError, match="vit_tny"):
+        bench([MICRO, "vit_tny_patch16_224"], BenchConfig(), told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtypes": ("float16",)}, "dtypes='float16': one of float32, bfloat16"),
+        ({"modes": ("eval",)}, "modes='eval'"),
+        ({"rounds": 0}, "rounds=0: at least 1"),
+        ({"fused_attn": "yes"}, "fused_attn='yes': one of fastest, on, off"),
+    ],
+)
+def test_config_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        BenchConfig(**options)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_fused_attention_switch_reaches_swin_and_is_put_back(on):
+    before = timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)
+    with fused_attention(on):
+        model = timm.create_model("swin_tiny_patch4_window7_224", depths=(1,), num_heads=(3,))
+    assert model.layers[0].blocks[0].attn.fused_attn is on
+    assert (timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)) == before
+
+
+def test_cpu_peak_is_what_is_held_at_once():
+    def step() -> None:
+        first = torch.ones(MIB // 4)
+        second = torch.ones(MIB // 4)
+        del first, second
+        torch.ones(MIB // 4)
+
+    assert cpu_peak_bytes(step) == 2 * MIB
+
+
+def test_cpu_peak_of_a_linear_layer():
+    layer, x = nn.Linear(256, 1024, bias=False), torch.ones(64, 256)
+    with torch.no_grad():
+        assert cpu_peak_bytes(lambda: layer(x)) == 64 * 1024 * 4
+
+
+def test_machine():
+    assert describe(CPU)["threads"] == torch.get_num_threads()
+    assert matmul_rate(CPU, torch.float32, seconds=0.001) > 1e8
+    calls = []
+    assert timed(lambda: calls.append(1), 3, CPU) > 0 and len(calls) == 3
