@@ -14,7 +14,7 @@ from torch import nn
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError, NoGraftPointError
 from vitgraft.grafting.blocks import NOT_GRAFTABLE, class_path
-from vitgraft.grafting.inject import GraftHooks, GridSource, TokenGrid, detach_hooks
+from vitgraft.grafting.inject import GraftHooks, GridSource, TokenGrid, detach_hooks, has_hooks
 from vitgraft.grafting.replace import SwinBlock, WindowedAttention, replace_child, restore_children
 from vitgraft.grafting.trace import GraftTarget, find_targets
 from vitgraft.layers.graft import GrafT, max_levels, plan_levels
@@ -28,7 +28,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 def is_grafted(model: nn.Module) -> bool:
     """Whether the model carries grafts, or had its attention replaced by `graft`."""
-    return any("_graft_hooks" in m.__dict__ or "graft_config" in m.__dict__ for m in model.modules())
+    return any(has_hooks(m) or "graft_config" in m.__dict__ for m in model.modules())
 
 
 def grafts(model: nn.Module) -> dict[str, GrafT]:
@@ -282,8 +282,8 @@ def _attach(model: nn.Module, config: GraftConfig, targets: list[GraftTarget], m
     sources: dict[tuple[str, int | None], GridSource] = {}
 
     def token_grid(target: GraftTarget) -> TokenGrid | None:
-        if target.source is None:
-            return None
+        if target.source is None:  # the block itself is given it
+            return TokenGrid(GridSource(), prefix=target.prefix) if target.flat else None
         name, patch, ratio = target.source
         if (name, patch) not in sources:
             source = sources[name, patch] = GridSource(patch)
@@ -335,8 +335,8 @@ def strip(model: nn.Module) -> nn.Module:
     if not is_grafted(model):
         raise GraftError(f"{type(model).__name__} carries no graft: there is nothing to strip")
     for module in list(model.modules()):
-        if any(isinstance(hooks, GraftHooks) for hooks in module.__dict__.get("_graft_hooks", ())):
-            module._modules.pop("graft", None)
+        if has_hooks(module) and isinstance(module._modules.get("graft"), nn.Module):
+            del module.graft
         detach_hooks(module)
         if module.__dict__.pop("graft_config", None) is not None:
             del module.no_weight_decay

@@ -19,7 +19,7 @@ from torch import nn
 from vitgraft.errors import GraftError
 from vitgraft.grafting.blocks import BlockSpec, first_argument
 
-__all__ = ["BlockHooks", "GraftHooks", "GridSource", "TokenGrid", "detach_hooks"]
+__all__ = ["BlockHooks", "GraftHooks", "GridSource", "TokenGrid", "detach_hooks", "has_hooks"]
 
 Size = tuple[int, int]
 
@@ -54,26 +54,28 @@ def _tagged(x: torch.Tensor, source: object) -> Size | None:
     return tag[1] if tag is not None and tag[0] == id(source) else None
 
 
-class _Attached:
-    """Hooks that can be copied, pickled and removed with the modules that carry them."""
+_HANDLES = "_graft_handles"
 
-    def __init__(self) -> None:
-        self.handles: list = []
 
-    def _keep(self, carrier: nn.Module, *handles: Any) -> None:
-        self.handles += handles
-        carrier.__dict__.setdefault("_graft_hooks", []).append(self)
+def _keep(carrier: nn.Module, *handles: Any) -> None:
+    """Keeps the handles of hooks with a module, with which they are copied and pickled."""
+    carrier.__dict__.setdefault(_HANDLES, []).extend(handles)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether this file has attached hooks to a module."""
+    return _HANDLES in module.__dict__
 
 
 def detach_hooks(module: nn.Module) -> None:
     """Removes all hooks that this file has attached to a module and its children."""
-    for hooks in module.__dict__.pop("_graft_hooks", ()):
-        for handle in hooks.handles:
-            handle.remove()
+    for handle in module.__dict__.pop(_HANDLES, ()):
+        handle.remove()
 
 
-class GridSource(_Attached):
-    """Notes the grid of each image at the module that makes the patches, or the one that receives the image.
+class GridSource:
+    """Notes the grid of each image: at the module that makes the patches, at the one that receives the image, or at a
+    block that is given it.
 
     Args:
         patch: Side of a patch in pixels where the grid is worked out from the image that `module` receives; None where
@@ -81,27 +83,30 @@ class GridSource(_Attached):
     """
 
     def __init__(self, patch: int | None = None):
-        super().__init__()
         self.patch = patch
         self.size: Size | None = None  # of the last image, for compiled blocks
         self.traced: Size | None = None  # the same, where it was noted by compiled code
         self.trained: set[Size] = set()  # sizes that a backward pass may ask for
 
+    def __deepcopy__(self, memo: dict) -> "GridSource":
+        return self  # of the patch projection or the blocks alone: what one copy notes, the other reads
+
     def attach(self, module: nn.Module) -> None:
         """Attaches the hook to the module that makes the patches."""
         if self.patch is None:
-            self._keep(module, module.register_forward_hook(self.note_output))
+            _keep(module, module.register_forward_hook(self.note_output))
         else:
-            self._keep(module, module.register_forward_pre_hook(self.note_image, with_kwargs=True))
+            _keep(module, module.register_forward_pre_hook(self.note_image, with_kwargs=True))
 
     def note_output(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self._note((output.shape[-2], output.shape[-1]))
+        self.note((output.shape[-2], output.shape[-1]))
 
     def note_image(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         image = first_argument(args, kwargs)
-        self._note((image.shape[-2] // self.patch, image.shape[-1] // self.patch))
+        self.note((image.shape[-2] // self.patch, image.shape[-1] // self.patch))
 
-    def _note(self, size: Size) -> None:
+    def note(self, size: Size, alone: bool = False) -> None:
+        """Notes the size of the map of an image, `alone` or beside others that no block has used yet."""
         if torch.compiler.is_compiling():
             self.traced = size
             return
@@ -111,7 +116,7 @@ class GridSource(_Attached):
         sizes, task = _of_this_thread("sizes"), _backward_task()
         noted_in, noted, used = sizes.get(self, (task, (), False))
         # several images may be read before the first block runs, such as crops of two sizes
-        earlier = () if used or noted_in != task else noted
+        earlier = () if alone or used or noted_in != task else noted
         sizes[self] = (task, tuple(dict.fromkeys((*earlier, size))), False)
 
     def sizes(self) -> tuple[Size, ...]:
@@ -180,7 +185,8 @@ class TokenGrid:
         if not sizes:
             raise GraftError(
                 f"{name} got {tokens} tokens, and the grid of their image is unknown, since no image was read in this "
-                "thread: run the model, or its patch projection first"
+                "thread: run the model, or its patch projection first. A patch projection that was replaced after "
+                "grafting has lost its hook: replace it first, then graft"
             )
         if any(self._fits(size, tokens) for size in sizes):
             hint = _REENTRANT if _backward_task() != -1 else "Run the model on one image size at a time"
@@ -194,15 +200,15 @@ class TokenGrid:
 class _Call:
     """One call of a block."""
 
-    def __init__(self, block: nn.Module, grid: Size | None = None, alone: bool = False):
+    def __init__(self, block: nn.Module, alone: bool = False):
         self.block = block  # under nn.DataParallel a copy of the one that was grafted
-        self.grid = grid
+        self.grid: Size | None = None
         self.alone = alone  # of its `forward` without the block's own hooks
         self.x0: torch.Tensor | None = None
         self.added = False
 
 
-class BlockHooks(_Attached):
+class BlockHooks:
     """The hooks of one block: X0 is noted, then `combine` gives what replaces the attention's result.
 
     Args:
@@ -211,7 +217,6 @@ class BlockHooks(_Attached):
     """
 
     def __init__(self, block: nn.Module, spec: BlockSpec):
-        super().__init__()
         self.block = block
         self.spec = spec
         self.call: _Call | None = None  # while a compiler traces
@@ -225,6 +230,11 @@ class BlockHooks(_Attached):
         return copied
 
     def combine(self, call: _Call, result: torch.Tensor) -> torch.Tensor:
+        """What replaces the attention's result."""
+        raise NotImplementedError
+
+    def note_grid(self, size: Size) -> None:
+        """Notes the grid that the block is given."""
         raise NotImplementedError
 
     def attach(self) -> None:
@@ -239,9 +249,9 @@ class BlockHooks(_Attached):
             handles.append(child.register_forward_pre_hook(self.add_to_input, with_kwargs=True))
         elif spec.output_of:
             handles.append(block.get_submodule(spec.output_of).register_forward_hook(self.add_to_output))
-        # also after an error: nothing may be left of the call
-        handles.append(block.register_forward_hook(self.end, always_call=True))
-        self._keep(block, *handles)
+        # also after an error: nothing may be left of the call; before other hooks, which see what the next block gets
+        handles.append(block.register_forward_hook(self.end, prepend=True, always_call=True))
+        _keep(block, *handles)
 
     def _open(self, call: _Call) -> _Call:
         if torch.compiler.is_compiling():
@@ -264,8 +274,9 @@ class BlockHooks(_Attached):
                 "are attached: use timm.create_model(..., features_only=True), forward_intermediates, "
                 "vitgraft.DenseFeatures or torch.export"
             )
-        grid = self.spec.grid(args, kwargs) if self.spec.grid is not None else None
-        call = self._open(_Call(block, grid))
+        if self.spec.grid is not None:
+            self.note_grid(self.spec.grid(args, kwargs))
+        call = self._open(_Call(block))
         if not self.spec.input_from:
             self._note(call, x)
 
@@ -360,22 +371,21 @@ class GraftHooks(BlockHooks):
     grid.)
 
     Args:
-        grid: Grid of flat tokens where the block is not given it.
+        grid: Grid of flat tokens; None where the block's tokens are a map.
     """
 
     def __init__(self, block: nn.Module, spec: BlockSpec, grid: TokenGrid | None = None):
         super().__init__(block, spec)
         self.grid = grid
 
+    def note_grid(self, size: Size) -> None:
+        if self.grid is not None:
+            self.grid.source.note(size, alone=True)
+
     def _note(self, call: _Call, x0: torch.Tensor) -> None:
         call.x0 = x0
         if self.grid is not None:
             call.grid = self.grid.of(x0, x0.shape[1] if x0.dim() == 3 else x0.shape[-1], call.block)
-        elif self.spec.grid is not None and not torch.compiler.is_compiling():
-            call.grid = call.grid or _tagged(x0, self)
-            if call.grid is None:
-                raise GraftError(f"{type(call.block).__name__} ran without the size of its grid. {_REENTRANT}")
-            _tag(x0, self, call.grid)
 
     def combine(self, call: _Call, result: torch.Tensor) -> torch.Tensor:
         x, spec = call.x0, self.spec

@@ -39,7 +39,8 @@ class GraftTarget:
         prefix: Prefix tokens in front of the grid's.
         source: Where the grid of flat tokens comes from: name of a module, side of a patch in pixels if it is that of
             the image which the module receives (else None), and side of a token in cells of the module's map. None
-            where the block shows its grid, or is given it.
+            where the block's tokens are a map, or the block is given the grid.
+        flat: Whether the tokens are flat.
         whole: Whether the block maps one tensor of X0's shape to another, as fusing after it needs.
         is_read: Whether the model's output depends on the tokens of the grid that the block returns.
     """
@@ -53,6 +54,7 @@ class GraftTarget:
     stage: int = 0
     prefix: int = 0
     source: tuple[str, int | None, int] | None = None
+    flat: bool = False
     whole: bool = True
     is_read: bool = True
 
@@ -131,9 +133,12 @@ class _Probe(BlockHooks):
             self.maps_before, self.input = len(self.maps), first_argument(args, kwargs)
         super().begin(block, args, kwargs)
 
+    def note_grid(self, size: Size) -> None:
+        self.grid = self.grid or size
+
     def combine(self, call: Any, result: torch.Tensor) -> torch.Tensor:
         if self.x0 is None:
-            self.x0, self.result, self.grid = call.x0, result, call.grid
+            self.x0, self.result = call.x0, result
         return result
 
     def end(self, block: nn.Module, args: tuple, output: Any) -> Any:
@@ -265,7 +270,7 @@ def _target(model: nn.Module, name: str, probe: _Probe) -> GraftTarget | None:
     else:
         dim, size = x.shape[3], x.shape[1:3]
     size = int(size[0]), int(size[1])
-    return GraftTarget(name, block, spec, size, dim, _num_heads(block, dim), 0, prefix, source, whole)
+    return GraftTarget(name, block, spec, size, dim, _num_heads(block, dim), 0, prefix, source, x.dim() == 3, whole)
 
 
 def _prefixes(model: nn.Module, name: str, spec: BlockSpec) -> Callable[[int, int], bool]:
@@ -330,7 +335,8 @@ def _is_read(model: nn.Module, image: torch.Tensor, output: Any, last: GraftTarg
     def broken(output: Any) -> bool:
         return any(tensor.is_floating_point() and bool(tensor.isnan().any()) for tensor in output_tensors(output))
 
-    handle = last.block.register_forward_hook(spoil)
+    # before hooks of others, such as those by which transformers collects the maps of a backbone
+    handle = last.block.register_forward_hook(spoil, prepend=True)
     try:
         return broken(output) or broken(_run(model, image))
     except GraftError:  # a model that refuses what is not finite has read it
