@@ -234,3 +234,16 @@ def test_distributed_data_parallel(tmp_path):
     }
     for key in MODELS:
         assert found[key, 0][1] and found[key, 0] == found[key, 1], key
+
+
+@pytest.mark.slow
+def test_what_was_compiled_before_grafting_is_compiled_anew():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, class_token=False, global_pool="avg").eval()
+    compiled = torch.compile(model, backend="eager")
+    x = images(1, 3, 64, 64)
+    with torch.no_grad():
+        before = compiled(x)
+        vitgraft.graft(model, window_size=2)
+        assert torch.equal(compiled(x), model(x)) and not torch.equal(compiled(x), before)
+        vitgraft.strip(model)
+        assert torch.equal(compiled(x), before)

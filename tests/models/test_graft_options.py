@@ -7,7 +7,7 @@ from timm.layers import Attention
 from zoo import backbone, image, images, wake
 
 import vitgraft
-from vitgraft import GraftConfig
+from vitgraft import GraftConfig, GraftError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -133,7 +133,7 @@ def test_every_second_graft_is_shifted():
         ({"width": 10}, "width=10 is no multiple of num_heads=4: the nearest that are: 8 or 12"),
         ({"attention": "cross_shaped"}, "num_heads=1 is odd"),
         ({"level_sizes": (5, 3)}, "several windows"),
-        ({"level_sizes": (5, 3), "levels": (2, 2, 2)}, r"levels=\(2, 2, 2\) wants 2 levels below a 4 x 4 map"),
+        ({"level_sizes": (5, 3), "levels": (2, 2, 2)}, r"levels=\(2, 2, 2\) asks for 2 levels below the 4 x 4 map"),
     ],
     ids=str,
 )
@@ -252,3 +252,33 @@ def test_slim_grafts_train_at_most_a_twentieth(name, width, slim, full):
         assert report.grafts / backbone_size == pytest.approx(expected, abs=5e-4)
         if options:
             assert report.grafts / backbone_size <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"levels": 99}, "gets more than"),
+        ({"levels": 99, "level_sizes": 4}, "gets more than 2"),
+        ({"levels": 2, "level_sizes": 1}, "gets more than 1"),
+        ({"level_sizes": (16,)}, "level_sizes=.*: give smaller sizes"),
+        ({"level_sizes": (16,), "levels": (1,)}, "at most 0 with level_sizes="),
+        ({"levels": 0}, "levels=0: give a larger number"),
+        ({"window_size": 16}, "a smaller window_size"),
+    ],
+    ids=str,
+)
+def test_an_option_that_gives_no_level_is_named(options, said):
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, patch_size=4, depth=2, class_token=False, global_pool="avg"
+    )
+    with pytest.raises(GraftError, match=said):
+        vitgraft.graft(model, **{"window_size": 2, **options})
+
+
+def test_the_blocks_that_the_warning_gives():
+    def make():
+        return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3)
+
+    with pytest.warns(UserWarning, match=r"blocks=\(1, 2\) grafts it too"):
+        assert list(vitgraft.grafts(vitgraft.graft(make(), window_size=2))) == ["blocks.1"]
+    assert list(vitgraft.grafts(vitgraft.graft(make(), window_size=2, blocks=(1, 2)))) == ["blocks.1", "blocks.2"]

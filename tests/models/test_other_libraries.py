@@ -235,7 +235,7 @@ def test_a_block_of_ones_own():
         pass
 
     model = of_blocks(Mine)
-    with pytest.raises(vitgraft.NoGraftPointError, match=r"Mine may have that form: vitgraft.register_block"):
+    with pytest.raises(vitgraft.NoGraftPointError, match=r"Mine has that form: vitgraft.register_block"):
         vitgraft.graft(model, img_size=64)
     vitgraft.register_block(Mine, output_of="ls1")
     check(model)
@@ -279,3 +279,179 @@ def test_specs_that_do_not_fit_the_block(options, reason):
     vitgraft.register_block(Mine, **options)
     with pytest.raises(GraftError, match=reason):
         vitgraft.graft(of_blocks(Mine), img_size=64)
+
+
+def transformers_model(name: str, config: str, **options) -> nn.Module:
+    library = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
+    return getattr(library, name)(getattr(library, config)(**{**sizes, **options})).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "options"),
+    [
+        ("Dinov2Backbone", "Dinov2Config", {"mlp_ratio": 2}),
+        ("DINOv3ViTBackbone", "DINOv3ViTConfig", {"intermediate_size": 64}),
+        ("BeitBackbone", "BeitConfig", {"intermediate_size": 64}),
+    ],
+)
+@pytest.mark.parametrize("ffn", ["shared", "separate"])
+def test_the_last_map_of_a_backbone_is_grafted(name, config, options, ffn):
+    """transformers collects the maps by hooks of its own, which must see the block with its graft."""
+    model, x = transformers_model(name, config, **options), images(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(x).feature_maps[-1]
+        vitgraft.graft(model, window_size=2, ffn=ffn)
+        assert [key.split(".")[-1] for key in vitgraft.grafts(model)] == ["1", "2"]
+        for key, graft in vitgraft.grafts(model).items():
+            if not key.endswith("2"):
+                graft.init_identity()
+        assert not torch.equal(model(x).feature_maps[-1], before)
+
+
+def test_hooks_of_others_see_the_block_with_its_graft():
+    """Where the graft is added to the block's own output."""
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3).eval()
+    seen = []
+    model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    vitgraft.graft(model, window_size=2, ffn="separate")
+    model.blocks[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    seen.clear()
+    model(images(1, 3, 64, 64))
+    assert torch.equal(*seen)
+
+
+def test_on_the_meta_device_the_blocks_are_those_of_any_device():
+    """Or it is an error that says what to give."""
+
+    def make() -> nn.Module:
+        return OTHER_MODELS["torchvision vit"].make()
+
+    with torch.device("meta"):
+        with pytest.raises(GraftError, match=r"blocks=\(1, 2, 3\) grafts that block, blocks=\(1, 2\) leaves it out"):
+            vitgraft.graft(make(), window_size=2)
+        model = vitgraft.graft(make(), window_size=2, blocks=(1, 2))
+    assert list(vitgraft.grafts(model)) == list(vitgraft.grafts(vitgraft.graft(make(), window_size=2)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_is_loaded_from_the_meta_device(tmp_path):
+    """As from_pretrained makes it."""
+    library = pytest.importorskip("transformers")
+
+    class Grafted(library.ViTForImageClassification):
+        def __init__(self, config):
+            super().__init__(config)
+            vitgraft.graft(self, window_size=2, blocks=(1, 2))
+
+    options = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 64,
+        "patch_size": 8,
+    }
+    model = Grafted(library.ViTConfig(**options)).eval()
+    model.save_pretrained(tmp_path)
+    x = images(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(Grafted.from_pretrained(tmp_path).eval()(x).logits, model(x).logits)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_of_transformers_swin(reentrant):
+    """Its stages are checkpointed, and their blocks inside them."""
+    library = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    swin = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2]}
+    model = library.SwinModel(library.SwinConfig(**swin, window_size=4, drop_path_rate=0.0))
+    wake(vitgraft.graft(model, window_size=2)).train().double()
+    other = copy.deepcopy(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    for each in (model, other):
+        each(images(2, 3, 64, 64).double()).last_hidden_state[..., 0].square().sum().backward()
+    grads = [{n: p.grad for n, p in m.named_parameters() if ".graft." in n} for m in (model, other)]
+    assert grads[0] and all(torch.allclose(grads[0][n], grads[1][n]) for n in grads[0])
+
+
+class Masked(nn.Module):
+    """A masked autoencoder's encoder: a quarter of the patches in random order, as many as a grid of half the side."""
+
+    def __init__(self):
+        from timm.layers import PatchEmbed
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        self.patch_embed = PatchEmbed(64, 8, 3, 32)
+        self.pos_embed = nn.Parameter(torch.randn(1, 64, 32))
+        self.cls = nn.Parameter(torch.zeros(1, 1, 32))
+        self.blocks = nn.ModuleList(Block(32, 2) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed(x) + self.pos_embed
+        kept = torch.rand(x.shape[:2]).argsort(1)[:, :16]
+        x = torch.cat((self.cls.expand(len(x), -1, -1), x.gather(1, kept[..., None].expand(-1, -1, 32))), 1)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_tokens_chosen_at_random_are_no_grid():
+    with pytest.raises(GraftError, match="other tokens of the same image at each run"):
+        vitgraft.graft(Masked(), window_size=2)
+
+
+def test_an_attention_result_of_another_layout():
+    """SAM's attention returns windows."""
+
+    class Windows(DinoBlock):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            B, N, C = x.shape
+            windows = self.ls1(self.norm1(x).view(4 * B, N // 4, C))
+            return x + windows.view(B, N, C)
+
+    vitgraft.register_block(Windows, output_of="ls1")
+    with pytest.raises(GraftError, match="another layout than X0"):
+        vitgraft.graft(of_blocks(Windows), img_size=64)
+
+    class Registered(Windows):
+        pass
+
+    vitgraft.register_block(Registered, output_of="ls1", from_grid=lambda block, g, result: g.reshape(result.shape))
+    check(of_blocks(Registered))
+
+
+def test_a_block_that_is_the_model():
+    from timm.models.pvt_v2 import Block
+
+    model = vitgraft.graft(Alone(Block(32, 2)), window_size=2, img_size=8, blocks=(0,))
+    block = model.block
+    assert list(vitgraft.grafts(block)) == [""]
+    assert vitgraft.train_grafts_only(block).grafts > 0
+    assert all(p.requires_grad for p in block.graft.parameters())
+
+
+class Alone(nn.Module):
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 32, 1), block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.block(x.flatten(2).transpose(1, 2), x.shape[2:]).mean(1)
+
+
+@pytest.mark.parametrize("part", ["patch_embed", "blocks"])
+def test_a_part_that_was_copied_keeps_the_grid(part):
+    """PEFT's modules_to_save copies parts."""
+    import timm
+
+    model = vitgraft.graft(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3).eval(), window_size=2)
+    x = images(1, 3, 64, 64)
+    expected = model(x)
+    setattr(model, part, copy.deepcopy(getattr(model, part)))
+    assert torch.equal(model(x), expected)

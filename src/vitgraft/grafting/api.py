@@ -4,11 +4,13 @@ A grafted block is the backbone's block plus one child called `graft`; every par
 Which blocks there are is in `blocks.py` and `trace.py`, how grafts are attached in `inject.py`.
 """
 
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitgraft.config import GraftConfig
@@ -45,24 +47,26 @@ def grafts(model: nn.Module) -> dict[str, GrafT]:
 
 
 def _levels(config: GraftConfig, targets: list[GraftTarget]) -> list[int]:
-    """Number of levels of each target; raises where what is wanted does not fit."""
+    """Number of levels of each target.
+
+    Raises:
+        GraftError: `levels` asks for more than the maps have.
+    """
     wanted = config.levels
     if isinstance(wanted, tuple):
         stages = targets[-1].stage + 1
         if len(wanted) != stages:
-            sizes = list(dict.fromkeys((t.stage, t.feat_size) for t in targets))
-            maps = ", ".join(f"{h} x {w}" for _, (h, w) in sizes)
             raise GraftError(
-                f"levels={wanted} has {len(wanted)} entries, the model has {stages} stages (maps of {maps} tokens): "
-                f"give {stages}, a single number, or 'auto'"
+                f"levels={wanted} has {len(wanted)} entries, the model has {stages} stages (maps of {_maps(targets)} "
+                f"tokens): give {stages}, a single number, or 'auto'"
             )
         for target in targets:
             most = max_levels(target.feat_size, config.level_sizes)
             if wanted[target.stage] > most:
                 h, w = target.feat_size
                 raise GraftError(
-                    f"levels={wanted} wants {wanted[target.stage]} levels below a {h} x {w} map ({target.name}); it "
-                    f"can be halved {most} times until one token is left"
+                    f"levels={wanted} asks for {wanted[target.stage]} levels below the {h} x {w} map of {target.name}, "
+                    f"which has at most {most} with level_sizes={config.level_sizes!r}"
                 )
         return [wanted[target.stage] for target in targets]
 
@@ -72,42 +76,57 @@ def _levels(config: GraftConfig, targets: list[GraftTarget]) -> list[int]:
     auto = plan("auto")
     if not isinstance(wanted, int):
         return auto
-    if wanted > max(auto) > 0 and config.level_sizes == "halve":
+    planned = plan(wanted)
+    # halved further than "auto" does, levels are smaller than the window
+    most = max(auto if config.level_sizes == "halve" else planned)
+    if wanted > most > 0:
         raise GraftError(
-            f"levels={wanted}: with window_size={config.window_size} no block of this model gets more than "
-            f"{max(auto)}, where one window covers the level; a tuple, one entry per stage, sets more"
+            f"levels={wanted}: with window_size={config.window_size} and level_sizes={config.level_sizes!r} no block "
+            f"of this model gets more than {most}; a tuple, one entry per stage, sets more"
         )
-    return plan(wanted)
+    return planned
+
+
+def _maps(targets: list[GraftTarget]) -> str:
+    return ", ".join(dict.fromkeys(f"{h} x {w}" for h, w in (t.feat_size for t in targets)))
 
 
 def _choose(config: GraftConfig, targets: list[GraftTarget], levels: list[int]) -> list[int]:
-    """Indices of the blocks that get a graft."""
+    """Indices of the blocks that get a graft.
+
+    Raises:
+        GraftError: `blocks` names blocks that are not there or get no level.
+    """
     able = [i for i, n in enumerate(levels) if n > 0 or config.left_levels > 0]
     if isinstance(config.blocks, tuple):
-        outside = [i for i in config.blocks if i >= len(targets)]
-        if outside:
-            raise GraftError(
-                f"blocks={config.blocks}: there is no block {outside[0]}; this model has blocks 0 to {len(targets) - 1}"
-            )
         for i in config.blocks:
+            if i >= len(targets):
+                raise GraftError(
+                    f"blocks={config.blocks}: there is no block {i}; this model has blocks 0 to {len(targets) - 1}"
+                )
             if i not in able:
                 h, w = targets[i].feat_size
                 raise GraftError(
                     f"blocks={config.blocks}: block {i} ({targets[i].name}) has a {h} x {w} map, which gets no level "
-                    f"with levels={config.levels!r} and window_size={config.window_size}; give levels as a tuple or "
-                    "a smaller window"
+                    f"with {_no_level(config)}"
                 )
         return sorted(config.blocks)
     # the paper leaves the first layer alone: its features are not encoded enough (section 3.3)
     able = [i for i in able if i > 0]
-    read = [i for i in able if targets[i].is_read]
-    for i in sorted({*able} - {*read}) if read else ():
+    unread = [i for i in able if targets[i].is_read is False]
+    if unread and unread != able:
         warnings.warn(
-            f"{targets[i].name} gets no graft, since nothing reads the patch tokens that it returns (only its class "
-            f"token is used); blocks=(..., {i}) adds it for dense features",
+            f"{targets[unread[0]].name} gets no graft, since the model's output does not depend on the patch tokens "
+            f"that it returns (only on its class token); blocks={tuple(able)} grafts it too, for dense features",
             stacklevel=3,
         )
-    able = read or able
+        able = [i for i in able if i not in unread]
+    unknown = [targets[i].name for i in able if targets[i].is_read is None]
+    if unknown:
+        raise GraftError(
+            f"whether the output depends on the patch tokens of {unknown[0]} cannot be seen on the meta device: "
+            f"blocks={tuple(able)} grafts that block, blocks={tuple(able[:-1])} leaves it out"
+        )
     if config.blocks == "all_but_first":
         return able
     if config.blocks > len(able):
@@ -117,21 +136,38 @@ def _choose(config: GraftConfig, targets: list[GraftTarget], levels: list[int]) 
     return able[len(able) - config.blocks :]
 
 
+def _no_level(config: GraftConfig) -> str:
+    """The option by which a map gets no level, and what would give it one."""
+    if config.levels == 0 or isinstance(config.levels, tuple):
+        return f"levels={config.levels!r}: give a larger number, or 'auto'"
+    if config.level_sizes != "halve":
+        return f"level_sizes={config.level_sizes!r}: give smaller sizes, or 'halve'"
+    return (
+        f"levels={config.levels!r} and window_size={config.window_size}: a smaller window_size, or a tuple of levels, "
+        "gives it one"
+    )
+
+
 def _why_nothing(model: nn.Module, targets: list[GraftTarget], config: GraftConfig) -> str:
     name = type(model).__name__
     if targets:
+        if config.blocks == ():
+            return f"{name}: blocks=() leaves all blocks without a graft; 'all_but_first' is the default"
         if len(targets) == 1 and config.blocks == "all_but_first":
             return f"{name}: blocks='all_but_first' leaves its only block without a graft; blocks=(0,) gives it one"
-        sizes = ", ".join(dict.fromkeys(f"{h} x {w}" for h, w in (t.feat_size for t in targets)))
         return (
-            f"{name}: none of its {len(targets)} blocks gets a graft with levels={config.levels!r}, window_size="
-            f"{config.window_size} and blocks={config.blocks!r} (maps of {sizes} tokens); a smaller window_size or a "
-            "tuple of levels would give some"
+            f"{name}: none of its {len(targets)} blocks (maps of {_maps(targets)} tokens) gets a level with "
+            f"{_no_level(config)}"
         )
-    classes = [type(m) for m in model.modules() if any("attn" in n or "attention" in n for n, _ in m.named_children())]
-    hint = (
-        f"; {class_path(classes[-1])} may have that form: vitgraft.register_block() makes it known" if classes else ""
-    )
+    # the class that is repeated most often, as blocks are
+    blocks = [type(m) for m in model.modules() if any("attn" in n or "attention" in n for n, _ in m.named_children())]
+    hint = ""
+    if blocks:
+        path = class_path(max(blocks, key=blocks.count))
+        hint = (
+            f'. If {path} has that form: vitgraft.register_block({path.rpartition(".")[2]}, input_from="<its norm>", '
+            'output_to="<its drop path>")'
+        )
     return (
         f"{name} has no block that can carry a graft: none is known to have the form x + attention(norm(x)). "
         f"`vitgraft families` lists what can be grafted{hint}"
@@ -248,7 +284,14 @@ def graft(
     _check_targets(config, targets, chosen)
     made = {i: _make(config, targets[i], levels[i], n % 2 == 1) for n, i in enumerate(chosen)}
     _attach(model, config, targets, made)
+    _forget_compiled()
     return model
+
+
+def _forget_compiled() -> None:
+    """Code that was compiled before would run without the hooks."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _make(config: GraftConfig, target: GraftTarget, levels: int, odd: bool) -> GrafT:
@@ -320,7 +363,7 @@ class _NoWeightDecay:
         of_class = getattr(type(self.model), "no_weight_decay", None)
         names = set(of_class(self.model)) if of_class is not None else set()
         learned = ("anti_alias", "relative_position_bias_table")
-        return names | {n for n, _ in self.model.named_parameters() if ".graft." in n and n.endswith(learned)}
+        return names | {n for n, _ in self.model.named_parameters() if ".graft." in f".{n}" and n.endswith(learned)}
 
 
 def strip(model: nn.Module) -> nn.Module:
@@ -342,6 +385,7 @@ def strip(model: nn.Module) -> nn.Module:
             del module.no_weight_decay
     for module in list(model.modules()):  # afterwards, since the originals take over what children are left
         restore_children(module)
+    _forget_compiled()
     return model
 
 
@@ -403,7 +447,7 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
     head_ids = {id(p) for h in heads if isinstance(h, nn.Module) for p in h.parameters()}
     norm_ids = {id(p) for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
     for name, parameter in model.named_parameters():
-        if ".graft." in name:
+        if ".graft." in f".{name}":
             kind, trains = "grafts", True
         elif id(parameter) in head_ids:
             kind, trains = "head", head

@@ -6,8 +6,8 @@ Classes of other libraries are named by their import path, so that none of these
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ ANY_PREFIX = -1
 class BlockSpec:
     """Where a graft is attached to the blocks of one class. Children are named as in `get_submodule`, dots included.
 
+    Tokens lie row by row, prefix tokens in front of them.
+
     Args:
         input_from: Child whose first argument is X0; "" for the block's own input.
         output_to: Child whose first argument is the attention's result; the graft is added before it. A child that is
@@ -40,6 +42,9 @@ class BlockSpec:
         accepts: Whether this very block has the residual; None for always.
         to_grid, from_grid: For a layout of its own: (block, X0) to tokens or (B, H, W, C), and (block, graft, result)
             from the graft's (B, H, W, C) to the result's layout.
+
+    Raises:
+        GraftError: Not exactly one of `output_to` and `output_of`, an unknown layout or an impossible number of tokens.
     """
 
     input_from: str = "norm1"
@@ -51,6 +56,20 @@ class BlockSpec:
     accepts: Callable[[nn.Module], bool] | None = None
     to_grid: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
     from_grid: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.output_to is None) == (self.output_of is None):
+            raise GraftError(
+                f"output_to={self.output_to!r}, output_of={self.output_of!r}: give one of them, the child that the "
+                "attention's result is passed to, or the child that returns it"
+            )
+        if self.output_to == "":
+            raise GraftError("output_to='': give a child, or output_of='' for the block's own output")
+        if self.layout not in get_args(Layout):
+            raise GraftError(f"layout={self.layout!r} is not one of {', '.join(map(repr, get_args(Layout)))}")
+        prefix = self.prefix_tokens
+        if prefix is not None and (not isinstance(prefix, int) or prefix < ANY_PREFIX):
+            raise GraftError(f"prefix_tokens={prefix!r} must be a whole number >= 0, -1 for any, or None")
 
     @property
     def path(self) -> str:
@@ -102,7 +121,7 @@ def _has_skip(block: nn.Module) -> bool:
     return block.has_skip
 
 
-def _attention_before_norm(block: nn.Module) -> bool:
+def _norm_after_sum(block: nn.Module) -> bool:
     return not block.normalize_before
 
 
@@ -159,7 +178,7 @@ _sized = BlockSpec(output_to="drop_path1", grid=size_argument)
 _attention_tuple = BlockSpec("layernorm_before", output_of="attention")  # x + attention(layernorm_before(x))[0]
 _clip = BlockSpec("layer_norm1", output_of="self_attn")
 _transformers_swin = BlockSpec("layernorm_before", "drop_path", grid=size_argument)
-_detr = BlockSpec("", output_of="self_attn", accepts=_attention_before_norm)
+_detr = BlockSpec("", output_of="self_attn", accepts=_norm_after_sum)
 
 _TABLES: dict[str, dict[str, BlockSpec]] = {
     "timm.models.": {
@@ -240,7 +259,11 @@ _TABLES: dict[str, dict[str, BlockSpec]] = {
         "vision_transformer.EncoderBlock": BlockSpec("ln_1", "dropout"),
     },
     "transformers.models.": {
+        "aimv2.modeling_aimv2.Aimv2EncoderLayer": BlockSpec("rms_norm1", output_of="attention"),
+        "altclip.modeling_altclip.AltCLIPEncoderLayer": _clip,
         "beit.modeling_beit.BeitLayer": BlockSpec("layernorm_before", "drop_path"),
+        "blip.modeling_blip.BlipEncoderLayer": _clip,
+        "blip_2.modeling_blip_2.Blip2EncoderLayer": _clip,
         "chinese_clip.modeling_chinese_clip.ChineseCLIPVisionLayer": _clip,
         "clip.modeling_clip.CLIPEncoderLayer": _clip,
         "clipseg.modeling_clipseg.CLIPSegEncoderLayer": _clip,
@@ -256,7 +279,9 @@ _TABLES: dict[str, dict[str, BlockSpec]] = {
         "eomt.modeling_eomt.EomtLayer": BlockSpec(output_to="drop_path", prefix_tokens=ANY_PREFIX),
         "eomt_dinov3.modeling_eomt_dinov3.EomtDinov3Layer": BlockSpec(output_to="drop_path", prefix_tokens=ANY_PREFIX),
         "focalnet.modeling_focalnet.FocalNetLayer": BlockSpec("", "drop_path", grid=size_argument),
+        "glpn.modeling_glpn.GLPNLayer": BlockSpec("layer_norm_1", "drop_path", grid=size_argument),
         "ijepa.modeling_ijepa.IJepaLayer": _attention_tuple,
+        "instructblip.modeling_instructblip.InstructBlipEncoderLayer": _clip,
         "maskformer.modeling_maskformer_swin.MaskFormerSwinLayer": _transformers_swin,
         "metaclip_2.modeling_metaclip_2.MetaClip2EncoderLayer": _clip,
         "owlvit.modeling_owlvit.OwlViTEncoderLayer": _clip,
@@ -264,6 +289,9 @@ _TABLES: dict[str, dict[str, BlockSpec]] = {
         "rt_detr.modeling_rt_detr.RTDetrEncoderLayer": _detr,
         "rt_detr_v2.modeling_rt_detr_v2.RTDetrV2EncoderLayer": _detr,
         "sam.modeling_sam.SamVisionLayer": BlockSpec("layer_norm1", output_of="attn", from_grid=_to_transformers_sam),
+        "sam_hq.modeling_sam_hq.SamHQVisionLayer": BlockSpec(
+            "layer_norm1", output_of="attn", from_grid=_to_transformers_sam
+        ),
         "segformer.modeling_segformer.SegformerLayer": BlockSpec("layernorm_before", "drop_path", grid=size_argument),
         "siglip.modeling_siglip.SiglipEncoderLayer": _clip,
         "swin.modeling_swin.SwinLayer": _transformers_swin,
@@ -303,8 +331,11 @@ NOT_GRAFTABLE: dict[str, str] = {
     "transformers.models.levit.modeling_levit": "its residuals are wrapped; timm has the same model as levit_*",
     "transformers.models.lw_detr.modeling_lw_detr": "its tokens are cut into windows before the blocks",
     "transformers.models.mobilevit.modeling_mobilevit": "timm has the same model as mobilevit_*",
+    "transformers.models.mobilevitv2.modeling_mobilevitv2": "timm has the same model as mobilevitv2_*",
+    "transformers.models.pvt.modeling_pvt": "this package has the same model for timm as pvt_*",
     "transformers.models.pvt_v2.modeling_pvt_v2": "timm has the same model as pvt_v2_*",
     "transformers.models.rf_detr.modeling_rf_detr": "its tokens are cut into windows before the blocks",
+    "transformers.models.sam2.modeling_sam2": "timm has its encoder as sam2_hiera_*",
     "transformers.models.siglip2.modeling_siglip2": (
         "a batch may hold images of different grids; timm has its models of one size as vit_*_siglip_*.v2_webli"
     ),
@@ -334,33 +365,16 @@ def find_spec(block: nn.Module) -> BlockSpec | None:
     return None
 
 
-def register_block(
-    cls: type[nn.Module],
-    *,
-    input_from: str = "norm1",
-    output_to: str | None = None,
-    output_of: str | None = None,
-    layout: Layout = "tokens",
-    grid: Callable[[tuple, Mapping[str, Any]], Size] | None = None,
-    prefix_tokens: int | None = None,
-) -> None:
+def register_block(cls: type[nn.Module], **options: Any) -> None:
     """Makes a class of blocks known to `graft`, for the residual form `x + ...(attention(norm(x)))`.
 
     Args:
         cls: Class of the blocks; subclasses are found too.
-        input_from: Child whose first argument is X0, the input of the residual branch ("" for the block's own input).
-            Children of children are named with dots, as in `get_submodule`.
-        output_to: Child that the attention's result is passed to, as its first argument; the graft is added before it.
-        output_of: Instead of `output_to`, where nothing follows the attention: child whose output (or the first entry
-            of a tuple) is the attention's result; "" for the block's own output.
-        layout: "tokens" for (B, N, C), "nhwc" for (B, H, W, C), "nchw" for (B, C, H, W).
-        grid: Grid (H, W) of flat tokens from the block's arguments, `grid(args, kwargs)`; None where it is that of the
-            patch projection's output.
-        prefix_tokens: Number of tokens in front of the grid's; None infers up to 8.
+        **options: Those of `BlockSpec`: `input_from`, one of `output_to` and `output_of`, `layout`, `grid`,
+            `prefix_tokens`, `accepts`, `to_grid`, `from_grid`.
 
     Raises:
-        GraftError: No class of modules, one that is registered already, or not exactly one of `output_to` and
-            `output_of`.
+        GraftError: No class of modules, one that is registered already, or options that are impossible.
 
     Example:
         >>> vitgraft.register_block(MyBlock, input_from="norm1", output_to="drop_path1", layout="tokens")
@@ -370,16 +384,8 @@ def register_block(
     known = _spec_of(cls)
     if known is not None:
         raise GraftError(f"{class_path(cls)} is registered already, {known.path}; a subclass can be registered anew")
-    if (output_to is None) == (output_of is None):
-        raise GraftError(
-            f"output_to={output_to!r}, output_of={output_of!r}: give one of them, the child that the attention's "
-            "result is passed to, or the child that returns it"
-        )
-    if output_to == "":
-        raise GraftError("output_to='': give a child, or output_of='' for the block's own output")
-    layouts = ("tokens", "nhwc", "nchw")
-    if layout not in layouts:
-        raise GraftError(f"layout={layout!r} is not one of {', '.join(map(repr, layouts))}")
-    if prefix_tokens is not None and (not isinstance(prefix_tokens, int) or prefix_tokens < 0):
-        raise GraftError(f"prefix_tokens={prefix_tokens!r} must be a whole number >= 0 or None")
-    _REGISTERED[cls] = BlockSpec(input_from, output_to, output_of, layout, grid, prefix_tokens)
+    names = [field.name for field in fields(BlockSpec)]
+    for name in options:
+        if name not in names:
+            raise GraftError(f"register_block() has no option {name!r}; there are {', '.join(names)}")
+    _REGISTERED[cls] = BlockSpec(**options)

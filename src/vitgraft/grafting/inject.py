@@ -356,8 +356,7 @@ class BlockHooks:
         if call is None or (call.x0 is None and not call.added):
             return (
                 f"Its forward does not call {start}, where X0 is read. A child that was replaced after grafting has "
-                "lost its hooks (replace it first, then graft), as has code that was compiled before grafting "
-                "(torch.compiler.reset())"
+                "lost its hooks: replace it first, then graft"
             )
         again = " again" if call.added else ""
         return f"Its forward calls {start}{again} and never {target} afterwards, where the graft is added"

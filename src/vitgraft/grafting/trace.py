@@ -42,7 +42,8 @@ class GraftTarget:
             where the block's tokens are a map, or the block is given the grid.
         flat: Whether the tokens are flat.
         whole: Whether the block maps one tensor of X0's shape to another, as fusing after it needs.
-        is_read: Whether the model's output depends on the tokens of the grid that the block returns.
+        is_read: Whether the model's output depends on the tokens of the grid that the block returns; None where this
+            cannot be seen (on the meta device).
     """
 
     name: str
@@ -56,7 +57,7 @@ class GraftTarget:
     source: tuple[str, int | None, int] | None = None
     flat: bool = False
     whole: bool = True
-    is_read: bool = True
+    is_read: bool | None = True
 
 
 def _config_value(model: nn.Module, name: str) -> Any:
@@ -221,9 +222,32 @@ def find_targets(model: nn.Module, img_size: int | Size | None = None) -> list[G
             if targets:
                 target.stage = targets[-1].stage + (target.feat_size != targets[-1].feat_size)
             targets.append(target)
+    _check_order(model, image, targets, probes)
     if targets and targets[-1].prefix:
         targets[-1].is_read = _is_read(model, image, output, targets[-1])
     return targets
+
+
+def _check_order(model: nn.Module, image: torch.Tensor, targets: list[GraftTarget], probes: Mapping) -> None:
+    """Fewer tokens than patches may be some that were chosen at random, as a masked autoencoder does.
+
+    Raises:
+        GraftError: A second run of the same image gives a block other tokens.
+    """
+    fewer = [target for target in targets if target.source is not None and target.source[2] > 1]
+    if not fewer or image.is_meta:
+        return
+    again = _Probe(fewer[0].block, fewer[0].spec, [])
+    again.attach()
+    try:
+        _run(model, image)
+    finally:
+        detach_hooks(again.block)
+    if not torch.equal(again.x0, probes[fewer[0].name].x0):
+        raise GraftError(
+            f"{fewer[0].name} gets other tokens of the same image at each run: a graft needs the whole grid, row by "
+            "row. Graft the model without its random masking"
+        )
 
 
 def _watch_maps(model: nn.Module, candidates: Mapping, maps: list, channels: int) -> Iterator[Any]:
@@ -253,6 +277,12 @@ def _target(model: nn.Module, name: str, probe: _Probe) -> GraftTarget | None:
     block, spec, x0, result = probe.block, probe.spec, probe.x0, probe.result
     if spec.from_grid is None and x0.numel() != result.numel():
         return None  # the block changes the resolution or the width: X0 and the attention's result do not match
+    if spec.from_grid is None and x0.dim() == result.dim() and x0.shape != result.shape:
+        raise GraftError(
+            f"{name} ({type(block).__name__}): the attention's result {tuple(result.shape)} has another layout than X0 "
+            f"{tuple(x0.shape)}, so that a graft cannot be added {spec.path}; register_block(..., from_grid=...) "
+            "brings the graft into that layout"
+        )
     whole = all(isinstance(x, torch.Tensor) and x.shape == x0.shape for x in (probe.input, probe.output))
     x = x0 if spec.to_grid is None else spec.to_grid(block, x0)
     source, prefix = None, 0
@@ -293,10 +323,10 @@ def _source(model: nn.Module, name: str, probe: _Probe, tokens: int) -> tuple[tu
     """
     accepts = _prefixes(model, name, probe.spec)
     maps = probe.maps[: probe.maps_before][::-1]
-    for module, patch, (height, width) in maps:
-        for ratio in () if patch else (1, 2, 4, 8, 16, 32):
+    for ratio in (1, 2, 4, 8, 16, 32):
+        for module, patch, (height, width) in maps:
             size = -(-height // ratio), -(-width // ratio)
-            if accepts(tokens - size[0] * size[1], ratio):
+            if not patch and accepts(tokens - size[0] * size[1], ratio):
                 return (module, None, ratio), size
     for module, patch, (height, width) in maps:
         for side in PATCHES if patch else ():
@@ -321,11 +351,12 @@ def output_tensors(output: Any) -> Iterator[torch.Tensor]:
         yield from (tensor for value in output for tensor in output_tensors(value))
 
 
-def _is_read(model: nn.Module, image: torch.Tensor, output: Any, last: GraftTarget) -> bool:
+def _is_read(model: nn.Module, image: torch.Tensor, output: Any, last: GraftTarget) -> bool | None:
     """Whether the output depends on the grid's tokens that the last block returns: not so under a class token."""
     if image.is_meta:
         pools = (getattr(model.get_submodule(parent), "global_pool", None) for parent in above(last.name))
-        return next((pool for pool in pools if isinstance(pool, str)), "") != "token"
+        pool = next((pool for pool in pools if isinstance(pool, str)), None)  # timm's models state it
+        return None if pool is None else pool != "token"
 
     def spoil(_block: nn.Module, _args: tuple, output: Any) -> Any:
         x = output[0] if isinstance(output, (tuple, list)) else output

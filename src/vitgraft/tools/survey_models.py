@@ -144,6 +144,8 @@ _hidden = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 _vit = {**_hidden, "intermediate_size": 64, "image_size": 64, "patch_size": 8}
 _dino = {**_hidden, "mlp_ratio": 2, "image_size": 64, "patch_size": 8}
 _swin = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+_sam = {**_vit, "mlp_dim": 64, "window_size": 4, "global_attn_indexes": [1, 3], "output_channels": 16}
+_segformer = {"hidden_sizes": [16] * 4, "depths": [2, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
 _eomt = {**_vit, "num_register_tokens": 4, "num_blocks": 2, "num_queries": 20, "num_upscale_blocks": 1}
 _four_stages = {
     **_swin,
@@ -181,16 +183,15 @@ OTHER_MODELS: dict[str, SmallModel] = {
     "chinese clip": _transformers("chinese_clip", "ChineseCLIPVisionModel", "ChineseCLIPVisionConfig", **_vit),
     "ijepa": _transformers("ijepa", "IJepaForImageClassification", "IJepaConfig", **_vit),
     "vit msn": _transformers("vit_msn", "ViTMSNForImageClassification", "ViTMSNConfig", **_vit),
-    "sam": _transformers(
-        "sam",
-        "SamVisionModel",
-        "SamVisionConfig",
-        **_vit,
-        mlp_dim=64,
-        window_size=4,
-        global_attn_indexes=[1, 3],
-        output_channels=16,
-    ),
+    "aimv2": _transformers("aimv2", "Aimv2VisionModel", "Aimv2VisionConfig", **_vit),
+    "altclip": _transformers("altclip", "AltCLIPVisionModel", "AltCLIPVisionConfig", **_vit),
+    "blip": _transformers("blip", "BlipVisionModel", "BlipVisionConfig", **_vit),
+    "blip 2": _transformers("blip_2", "Blip2VisionModel", "Blip2VisionConfig", **_vit),
+    "instructblip": _transformers("instructblip", "InstructBlipVisionModel", "InstructBlipVisionConfig", **_vit),
+    "sam": _transformers("sam", "SamVisionModel", "SamVisionConfig", **_sam),
+    "sam hq": _transformers("sam_hq", "SamHQVisionModel", "SamHQVisionConfig", **_sam),
+    "segformer": _transformers("segformer", "SegformerForImageClassification", "SegformerConfig", **_segformer),
+    "glpn": _transformers("glpn", "GLPNForDepthEstimation", "GLPNConfig", decoder_hidden_size=16, **_segformer),
     "eomt": _transformers("eomt", "EomtForUniversalSegmentation", "EomtConfig", **_eomt),
     "eomt dinov3": _transformers("eomt_dinov3", "EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", **_eomt),
     "poolformer": _transformers(
