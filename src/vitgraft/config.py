@@ -77,7 +77,8 @@ class GraftConfig:
             image size (the paper's 3, 2, 1, 0 for Swin at 224). An integer: at most that many (table 6 a). A tuple:
             exactly that many, one entry per stage (a stage is a run of blocks with one map size).
         img_size: Image side in pixels, or (height, width), whose maps fix the number of levels and the shapes of E_aa.
-            None: the size that the model is built for. The paper's dense-task models have those of 224 at every size.
+            None: the size that the model is built for, or 224 where it states none. The paper's dense-task models
+            have those of 224 at every size.
         level_sizes: Sizes of the levels. "halve" (paper): half of the next finer one, rounded up. An integer f >= 1:
             the next finer one divided by f, rounded up; 1 is a parallel branch without another scale. A tuple: the
             sizes, finest first, each an integer (the longer side) or (height, width), of which a block uses those
@@ -211,10 +212,10 @@ class GraftConfig:
         unknown = [name for name in options if name not in known]
         if unknown:
             hints = {name: get_close_matches(str(name), known, n=1) for name in unknown}
-            said = ", ".join(
+            named = ", ".join(
                 f"{name!r}" + (f" (did you mean {hint[0]!r}?)" if hint else "") for name, hint in hints.items()
             )
-            raise GraftError(f"unknown graft option {said}; there are {', '.join(known)}")
+            raise GraftError(f"unknown graft option {named}; there are {', '.join(known)}")
         return cls(**options)
 
     @classmethod
