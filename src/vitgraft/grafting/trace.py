@@ -1,8 +1,8 @@
 """Which blocks of a model can carry a graft, and on what grid: one run of the model on a blank image shows it.
 
 The hooks that will add the grafts (`inject.py`) watch that run, so that a block whose children are not called as its
-`BlockSpec` has it is found before anything is changed. Blocks on maps show their grid. That of flat tokens is the grid of
-the last convolution before them with as many cells, or follows from the image that the model received.
+`BlockSpec` has it is found before anything is changed. Blocks on maps show their grid. That of flat tokens is the grid
+of the last convolution before them with as many cells, or follows from the image that the model received.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -180,8 +180,8 @@ def find_targets(model: nn.Module, img_size: int | Size | None = None) -> list[G
         img_size: Height and width of the image; None takes the model's own.
 
     Raises:
-        GraftError: The model does not run on such an image, a block does not call its children as its spec has it, or the
-            grid of a block's tokens cannot be inferred.
+        GraftError: The model does not run on such an image, a block does not call its children as its spec has it,
+            or the grid of a block's tokens cannot be inferred.
     """
     candidates = {name: (module, find_spec(module)) for name, module in model.named_modules()}
     candidates = {name: (block, spec) for name, (block, spec) in candidates.items() if spec is not None}
