@@ -67,15 +67,15 @@ def test_detections():
     masks[1, 40:60, 10:40] = True  # below the first one, which has a higher score
     boxes = np.array([[10, 20, 40, 60], [60, 20, 90, 60]], dtype=np.float32)
     names = ["nut", "bolt"]
-    drawn = draw_detections(image, boxes, [1, 2], names, [0.9, 0.8], masks, "title")
-    assert drawn.width == 600 and drawn.height > 480  # enlarged, with a caption below
+    drawn = draw_detections(image, boxes, [1, 2], names, [0.9, 0.8], masks)
+    assert drawn.width > 600 and drawn.height == 480  # enlarged, with a legend
     pixels = np.asarray(drawn).astype(int)
     assert np.abs(pixels[6 * 50, 6 * 25] - 0.45 * palette(24)[0]).max() < 2  # inside the masks
     assert pixels[6 * 50, 6 * 75].sum() == 0  # a box without a mask is empty
     assert pixels[6 * 40, 6 * 60 : 6 * 60 + 3].sum() > 100  # its frame
     assert has_color(drawn.crop((360, 120, 540, 160)), palette(24)[1])  # the background of its name
-    assert pixels[485:].max() == 255 and (pixels[485:] < 100).any()  # a white strip with letters
-    empty = draw_detections(image, np.zeros((0, 4)), [], ["nut"], [])
-    assert np.asarray(empty)[:480].max() == 0 and (np.asarray(empty)[485:] < 100).any()
+    assert pixels[:, 605:].max() == 255 and (pixels[:, 605:] < 100).any()  # letters on white
+    empty = np.asarray(draw_detections(image, np.zeros((0, 4)), [], ["nut"], []))
+    assert empty[:, :600].max() == 0 and (empty[:, 605:] < 100).any()
     many = np.tile([[0, 0, 5, 5]], (1000, 1))
-    assert draw_detections(image, many, [1] * 1000, ["nut"], [0.5] * 1000).size == drawn.size
+    assert draw_detections(image, many, [1] * 1000, ["nut"], [0.5] * 1000).size[1] == 480

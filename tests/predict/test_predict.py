@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from small_models import NAMES, checkpoint, predict, tiny, write_images
 
-from vitgraft.cli import main
 from vitgraft.data.readers.open import open_files
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import ImageError
@@ -20,7 +19,7 @@ from vitgraft.predict.base import Prediction
 from vitgraft.predict.classification import Classifier
 from vitgraft.predict.load import open_model
 from vitgraft.predict.run import predictions
-from vitgraft.predict.writers import HtmlWriter, writer_for
+from vitgraft.predict.writers import CsvWriter, HtmlWriter
 
 
 @pytest.fixture
@@ -146,7 +145,7 @@ def classifier(names=NAMES):
 
 
 def test_an_interrupted_file_is_not_left_behind(tmp_path):
-    with pytest.raises(KeyboardInterrupt), writer_for(tmp_path / "p.csv", classifier()) as writer:
+    with pytest.raises(KeyboardInterrupt), CsvWriter(tmp_path / "p.csv", classifier()) as writer:
         writer.add(Prediction("a.jpg", 1, 1, np.ones(6) / 6))
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -215,11 +214,3 @@ def test_table_in_the_terminal(capsys, tmp_path, photos):
     (row,) = [line for line in out.splitlines() if "a.jpg" in line]
     assert code == 0 and row.count("%") == 2 and "48 x 64" in row
     assert "broken.png" in out
-
-
-def test_help_has_examples(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["predict", "--help"])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert "vitgraft predict --ckpt runs/NAME photos/" in out and "--html" in out

@@ -123,7 +123,7 @@ def draw_detections(
     masks: np.ndarray | None = None,
     title: str = "",
 ) -> Image.Image:
-    """The image with each detection in a color of its own, and the number of objects of each class below.
+    """The image with each detection in a color of its own, and the number of objects of each class beside it.
 
     Args:
         image: RGB, of any size; enlarged or shrunk to one to look at.
@@ -132,7 +132,7 @@ def draw_detections(
         class_names: Of the labels 1 to C.
         scores: Of each, 0 to 1, descending.
         masks: bool (N, H, W) of the image's size, or None.
-        title: Before the numbers.
+        title: A line above.
     """
     drawn = resized(image)
     size = int(np.clip(min(drawn.size) / 40, 12, 22))
@@ -140,7 +140,7 @@ def draw_detections(
     if masks is not None and len(masks):
         drawn = overlay(drawn, _regions(masks, drawn.size), colors, alpha=0.45)
     if len(labels):
-        # a single class has its name below
+        # a single class is named beside the image
         names = ["" if len(class_names) == 1 else _shortened(class_names[label - 1]) for label in labels]
         texts = [f"{name} {score:.0%}".strip() for name, score in zip(names, scores, strict=True)]
         texts = [text if number < MOST_NAMED else None for number, text in enumerate(texts)]
@@ -159,7 +159,10 @@ def draw_detections(
         )
         drawn = to_pil_image(pixels)
     counts = Counter(_shortened(class_names[label - 1]) for label in labels).most_common()
-    return _with_caption(drawn, [f"{name} ({count})" for name, count in counts], title, _font(size))
+    rows = [(None, name, str(count)) for name, count in counts[:MOST_CLASSES]]
+    if more := counts[MOST_CLASSES:]:
+        rows.append((None, f"{len(more)} more classes", str(sum(count for _, count in more))))
+    return _with_legend(drawn, rows or [(None, "nothing found", "")], title)
 
 
 def _regions(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -172,9 +175,10 @@ def _regions(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _with_legend(image: Image.Image, rows: Sequence[tuple], title: str) -> Image.Image:
-    """The image with its title above, and (color, name, text) of each row beside it."""
+    """The image with its title above, and (color or None, name, text) of each row beside it."""
     size = int(np.clip(image.height / 24, 14, 28))
-    font, line, swatch = _font(size), int(size * 1.5), int(size * 1.1)
+    font, line = _font(size), int(size * 1.5)
+    swatch = int(size * 1.1) if any(color for color, _, _ in rows) else 0
     top = line + size // 2 if title else 0
     widths = [int(max((font.getlength(row[column]) for row in rows), default=0)) for column in (1, 2)]
     width = image.width + 4 * size + swatch + sum(widths)
@@ -192,20 +196,6 @@ def _with_legend(image: Image.Image, rows: Sequence[tuple], title: str) -> Image
             draw.rectangle(corners, fill=color, outline="black")
         draw.text((left + swatch + size // 2, middle), name, "black", font, anchor="lm")
         draw.text((width - size // 2, middle), text, "black", font, anchor="rm")
-    return canvas
-
-
-def _with_caption(image: Image.Image, parts: list[str], title: str, font) -> Image.Image:
-    """The image above a line of text, which is cut where it is too long."""
-    start, total = f"{title}: " if title else "", len(parts)
-    text = start + (", ".join(parts) or "nothing found")
-    while len(parts) > 1 and font.getlength(text) > image.width - 12:
-        parts = parts[:-1]
-        text = start + ", ".join([*parts, f"... {total - len(parts)} more classes"])
-    height = int(1.6 * font.size)
-    canvas = Image.new("RGB", (image.width, image.height + height), "white")
-    canvas.paste(image, (0, 0))
-    ImageDraw.Draw(canvas).text((6, image.height + height // 2), text, "black", font, anchor="lm")
     return canvas
 
 

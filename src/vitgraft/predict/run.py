@@ -19,7 +19,7 @@ from vitgraft.errors import CommandError, ImageError
 from vitgraft.metrics.report_writer import unused_stem
 from vitgraft.predict.base import Prediction, Predictor
 from vitgraft.predict.load import PREDICTORS, open_model
-from vitgraft.predict.writers import HtmlWriter, writer_for
+from vitgraft.predict.writers import WRITERS, HtmlWriter
 from vitgraft.terminal import Progress, console, print_whole
 
 __all__ = ["predictions", "run"]
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     thumbnails = args.html_images if args.html else 0
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(writer_for(path, predictor)) for path in args.output]
+        writers = [stack.enter_context(WRITERS[path.suffix](path, predictor)) for path in args.output]
         if args.html:
             writers.append(stack.enter_context(HtmlWriter(args.html, predictor, args.html_images)))
         step = stack.enter_context(Progress(len(source)))

@@ -12,13 +12,13 @@ from typing import Any, Self
 
 from vitgraft.predict.base import Prediction, Predictor
 
-__all__ = ["CsvWriter", "HtmlWriter", "JsonWriter", "Writer", "writer_for"]
+__all__ = ["WRITERS", "CsvWriter", "HtmlWriter", "JsonWriter", "Writer"]
 
 
 class Writer:
     """Writes predictions as they come; the file is there when all are written, and only then.
 
-    `with writer_for(path, predictor) as writer: writer.add(prediction)`.
+    `with CsvWriter(path, predictor) as writer: writer.add(prediction)`.
     """
 
     def __init__(self, path: Path, predictor: Predictor):
@@ -85,17 +85,8 @@ class JsonWriter(Writer):
         self.file.write("\n ]\n}\n")
 
 
-def writer_for(path: Path, predictor: Predictor) -> Writer:
-    """The writer for the file's suffix, .csv or .json.
-
-    Raises:
-        ValueError: Another suffix.
-    """
-    kinds = {".csv": CsvWriter, ".json": JsonWriter}
-    if path.suffix not in kinds:
-        raise ValueError(f"{path}: the name must end in .csv or .json")
-    return kinds[path.suffix](path, predictor)
-
+WRITERS = {".csv": CsvWriter, ".json": JsonWriter}
+"""By the suffix of `--output`."""
 
 STYLE = """
 :root { color-scheme: light dark }

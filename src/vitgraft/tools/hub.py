@@ -64,6 +64,8 @@ def export_run(source: str | Path, folder: str | Path, weights: str | None = Non
     """
     found = open_model(source, weights, task="classification")
     options = found.hyper_parameters
+    if options is None:
+        raise CheckpointError(f"{source}: not a run")
     name, arguments = architecture_of(options["model"], options.get("model_kwargs"), options.get("graft"))
     return export_hub(found.model, folder, name, arguments, found.preprocessing, found.class_names, found.weights)
 
