@@ -214,3 +214,9 @@ def test_table_in_the_terminal(capsys, tmp_path, photos):
     (row,) = [line for line in out.splitlines() if "a.jpg" in line]
     assert code == 0 and row.count("%") == 2 and "48 x 64" in row
     assert "broken.png" in out
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        predict(capsys, "--help")
+    assert "vitgraft predict --ckpt runs/NAME photos/" in capsys.readouterr().out
