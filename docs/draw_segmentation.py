@@ -1,4 +1,4 @@
-"""Draws images, labels and predictions of a trained segmenter beside each other, for the documentation.
+"""Draws images, labels and predictions with their legend beside each other, for the documentation.
 
 python docs/draw_segmentation.py RUN ROOT docs/pictures/segmentation.png --split validation --images 5 40 80
 
@@ -8,18 +8,19 @@ ROOT is a set in ADE20K's layout; without it ("-") the scenes of digits are draw
 import argparse
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vitgraft.data.label_maps import LabelRule
 from vitgraft.data.segmentation import scene_config
 from vitgraft.data.semantic import DigitScenePixels, open_semantic
-from vitgraft.predict.draw_masks import draw_side_by_side
-from vitgraft.predict.segmentation import open_segmenter, segment
+from vitgraft.predict.draw import draw_classes, overlay, palette, resized
+from vitgraft.predict.load import open_model
 
 
 def draw(args: argparse.Namespace) -> None:
     """One row for each image."""
-    segmenter = open_segmenter(args.run, args.weights)
+    segmenter = open_model(args.run, args.weights, task="segmentation")
     names = segmenter.class_names
     if args.root == "-":
         source = DigitScenePixels(max(args.images) + 1, "test", config=scene_config(args.scene_size))
@@ -29,7 +30,11 @@ def draw(args: argparse.Namespace) -> None:
     rows = []
     for index in args.images:
         image, labels = source.load(index)
-        rows.append(draw_side_by_side(image, labels, segment(segmenter, image), names))
+        (predicted,) = segmenter.predict([image])
+        shown = resized(image)
+        parts = [shown, overlay(shown, labels, palette(len(names))), draw_classes(image, predicted, names)]
+        height = max(part.height for part in parts)  # of a legend that is longer than the image
+        rows.append(Image.fromarray(np.hstack([part.crop((0, 0, part.width, height)) for part in parts])))
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:

@@ -10,9 +10,7 @@ import vitgraft
 from vitgraft.errors import CheckpointError
 
 pytest.importorskip("pytorch_lightning")
-from vitgraft.predict.detection import open_detector
-from vitgraft.predict.load import open_classifier
-from vitgraft.predict.segmentation import open_segmenter
+from vitgraft.predict.load import open_model
 from vitgraft.tasks.classification import Classification
 from vitgraft.tasks.detection import Detection
 from vitgraft.tasks.segmentation import Segmentation
@@ -35,7 +33,6 @@ HEADS = {
     Detection: {"detector": {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8}},
     Segmentation: {"head_channels": 8, "aux_channels": 8},
 }
-OPEN = {Classification: open_classifier, Detection: open_detector, Segmentation: open_segmenter}
 
 
 def make(task, kind, classes=3, **kwargs):
@@ -110,7 +107,7 @@ def test_weights_of_another_model_are_reported_by_name_on_every_way(tmp_path, ta
     other.configure_model()
     save(source, tmp_path / "other.ckpt", model_kwargs=kwargs)
     with pytest.raises(CheckpointError) as predict:
-        OPEN[task](str(tmp_path / "other.ckpt"))
+        open_model(tmp_path / "other.ckpt")
     _reports(str(predict.value))
     with pytest.raises(CheckpointError) as resume:
         other.load_state_dict(source.state_dict())
@@ -125,7 +122,7 @@ def test_weights_of_another_model_by_name(tmp_path):
     source = make(Classification, "a name and options").model
     torch.save({"state_dict": source.state_dict()}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError) as named:
-        open_classifier(f"vit_tiny_patch16_224:checkpoint_path={tmp_path / 'last.ckpt'}:num_classes=3")
+        open_model(f"vit_tiny_patch16_224:checkpoint_path={tmp_path / 'last.ckpt'}:num_classes=3")
     assert "loading state_dict" not in str(named.value) and "looks like a ViT or DeiT, with grafts" in str(named.value)
 
 
@@ -134,5 +131,5 @@ def test_weights_of_another_model_in_an_exported_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save(make(Classification, "a name and options").model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="the weights do not fit the model: ") as exported:
-        open_classifier(str(tmp_path))
+        open_model(tmp_path)
     assert "loading state_dict" not in str(exported.value)

@@ -13,7 +13,7 @@ import vitgraft
 from vitgraft import cli
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError, GraftError
-from vitgraft.predict.load import open_classifier
+from vitgraft.predict.load import open_model
 from vitgraft.tools import hub
 from vitgraft.weights import files as checkpoint_files
 from vitgraft.weights.create import build_model
@@ -87,11 +87,11 @@ def test_run_loads_in_another_process(run, tmp_path, weights, capsys):
     assert seen["labels"] == options["class_names"]
     for name, value in options["data_config"].items():
         assert seen["config"][name] == value, name
-    expected = open_classifier(str(folder), weights or "ema").model
+    expected = open_model(folder, weights or "ema").model
     images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), expected(images))
-    assert open_classifier(str(tmp_path / "out")).class_names == ("ant", "bee", "cat")
+    assert open_model(tmp_path / "out").class_names == ("ant", "bee", "cat")
 
 
 def test_export_of_a_model_by_name(tmp_path, capsys):

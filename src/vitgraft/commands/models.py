@@ -233,9 +233,9 @@ def _export_onnx(args: argparse.Namespace, run: bool) -> int:
     from vitgraft.tools.export import TOLERANCE, export_onnx
 
     if run:
-        from vitgraft.predict.load import open_classifier
+        from vitgraft.predict.load import open_model
 
-        found = open_classifier(args.model, args.weights)
+        found = open_model(args.model, args.weights, task="classification")
         model, input_size = found.model, (3, *found.preprocessing.input_size)
         weights = f"{found.weights} weights of {args.model}"
     else:

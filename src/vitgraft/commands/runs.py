@@ -68,10 +68,10 @@ def _add_predict(commands) -> None:
         commands,
         "predict",
         _predict,
-        "what a trained model sees in images",
+        "predict images with a trained model",
         "Takes images (files, folders with all images below them, or a tar) and does what the checkpoint was\n"
         "trained for. Classifiers: the most probable classes, as CSV, JSON and a page of thumbnails (--html).\n"
-        "Detectors: boxes, scores and masks (--output, .csv or .json), and pictures of them (--pictures).\n"
+        "Detectors: boxes, scores and masks (--output, .csv or .json), also drawn on the images (--pictures).\n"
         "Segmenters: areas of the classes (--output), overlays with a legend and index PNGs (--pictures).\n"
         "Images that can't be read are named, and do not stop the others.",
         [
@@ -91,12 +91,15 @@ def _add_predict(commands) -> None:
         metavar="MODEL",
         help="folder of a run (its best.ckpt), checkpoint, exported folder, or a model's name with its options",
     )
-    parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes for each image (default: 5)")
+    parser.add_argument("--top", type=positive, metavar="K", help="classes shown for each image (default: 5)")
     parser.add_argument(
         "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
     )
     parser.add_argument(
-        "--pictures", type=Path, metavar="DIR", help="of dense tasks: write pictures there, and index PNGs of labels"
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="detectors, segmenters: draw predictions there; index PNGs of labels",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails (classifiers)")
     parser.add_argument(
@@ -111,23 +114,19 @@ def _add_predict(commands) -> None:
     parser.add_argument(
         "--score",
         type=float,
-        default=0.5,
         metavar="X",
-        help="detection: what is drawn and counted; --output has all detections (default: 0.5)",
+        help="detectors: least score drawn and counted; --output has all detections (default: 0.5)",
     )
-    dense = parser.add_argument_group("segmentation (default of the first four: as in the run's evaluation)")
+    dense = parser.add_argument_group("segmenters (default of the first four: as in the run's evaluation)")
     dense.add_argument("--scales", type=_scales, metavar="X,Y", help="average over these sizes, such as 0.75,1,1.25")
     dense.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored image")
-    dense.add_argument("--window", type=positive, metavar="N", help="slide a window of N pixels over every image")
+    dense.add_argument(
+        "--window", type=positive, metavar="N", help="slide a window of N pixels over every image, for large ones"
+    )
     dense.add_argument("--stride", type=positive, metavar="N", help="from one window to the next (two thirds of it)")
     dense.add_argument(
-        "--memory",
-        type=float,
-        default=4.0,
-        metavar="GB",
-        help="images that need more are cut into windows, at one scale and without flips (default: 4)",
+        "--full-size", action="store_true", default=None, help="do not resize images as the evaluation does"
     )
-    dense.add_argument("--full-size", action="store_true", help="do not resize images as the evaluation does")
 
 
 def _scales(text: str) -> tuple[float, ...]:
@@ -220,13 +219,9 @@ def _predict(args: argparse.Namespace) -> int:
     args.output = args.output or []
     for path in [*args.output, *([args.html] if args.html else [])]:
         check_output(path)
-    wrong = [path for path in args.output if path.suffix not in (".csv", ".json")]
-    if wrong:
-        raise CommandError(f"--output {wrong[0]}: the name must end in .csv or .json")
-    if not 0 <= args.score <= 1:
-        raise CommandError(f"--score {args.score:g}: 0 to 1")
-    if args.memory <= 0:
-        raise CommandError(f"--memory {args.memory:g}: over 0")
+    for path in args.output:
+        if path.suffix not in (".csv", ".json"):
+            raise CommandError(f"--output {path}: the name must end in .csv or .json")
     if args.pictures and (args.pictures.is_file() or not args.pictures.parent.is_dir()):
         raise CommandError(f"--pictures {args.pictures}: not a folder that can be made")
     from vitgraft.predict.run import run

@@ -43,7 +43,7 @@ def infer(
         (B, K, h, w) float32 probabilities.
 
     Raises:
-        ValueError: Windows, strides or scales that cannot be.
+        ValueError: A window, stride or scale out of range.
     """
     _check(window, stride, scales)
     size = tuple(size or image.shape[2:])
@@ -61,22 +61,22 @@ def infer(
 
 
 def window_problems(window: int | None, stride: int | None, scales: Sequence[float]) -> list[str]:
-    """What cannot be among these options of `infer`, one line each."""
-    problems = []
+    """The errors in these options of `infer`, one line each."""
+    errors = []
     if window is not None and window < 1:
-        problems.append(f"window={window}: give 1 pixel or more, or None for the whole image")
+        errors.append(f"window={window}: give 1 pixel or more, or None for the whole image")
     if stride is not None and window is None:
-        problems.append(f"stride={stride}: only with a window")
+        errors.append(f"stride={stride}: only with a window")
     elif stride is not None and window is not None and not 1 <= stride <= window:
-        problems.append(f"stride={stride}: give 1 to {window}; a larger one would leave gaps between the windows")
+        errors.append(f"stride={stride}: give 1 to {window}; a larger one would leave gaps between the windows")
     if not scales or any(not 0 < scale < float("inf") for scale in scales):
-        problems.append(f"scales={list(scales)}: give one or more factors above 0")
-    return problems
+        errors.append(f"scales={list(scales)}: give one or more factors above 0")
+    return errors
 
 
 def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> None:
-    if problems := window_problems(window, stride, scales):
-        raise ValueError("; ".join(problems))
+    if errors := window_problems(window, stride, scales):
+        raise ValueError("; ".join(errors))
 
 
 def window_starts(side: int, window: int, stride: int | None = None) -> list[int]:
@@ -100,13 +100,13 @@ def _logits(model: nn.Module, image: Tensor, window: int | None, stride: int | N
 
 
 def _window_rows(model: nn.Module, image: Tensor, window: int, stride: int | None) -> Iterator[tuple[int, Tensor]]:
-    """Averaged logits, from top to bottom: (first row, (B, K, rows, W)) as soon as no further window touches the rows.
+    """Averaged logits from top to bottom: (first row, (B, K, rows, W)) as soon as no further window overlaps the rows.
 
     Only as many rows as a window is high are kept, whatever the height of the image.
     """
     height, width = image.shape[2:]
     tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
-    done = 0  # rows that have been given out
+    done = 0  # rows that have been yielded
     summed = counts = None  # of the rows from `done` on
     for number, top in enumerate(tops):
         bottom = min(top + window, height)
@@ -133,13 +133,17 @@ def infer_rows(model: nn.Module, image: Tensor, window: int, stride: int | None 
     The memory does not depend on the image's height: besides the image there are the logits of `window` rows.
     All strips together are `infer(model, image, window, stride)`.
 
-    Args: see `infer`.
+    Args:
+        model: In evaluation mode: images (B, 3, H, W) of any size -> logits (B, K, H, W).
+        image: (B, 3, H, W), normalised.
+        window: Side of the windows in pixels.
+        stride: From one window to the next; None: two thirds of a window.
 
     Yields:
         First row, and probabilities (B, K, rows, W).
 
     Raises:
-        ValueError: Windows or strides that cannot be.
+        ValueError: A window or stride out of range.
     """
     _check(window, stride, (1.0,))
     for top, logits in _window_rows(model, image, window, stride):

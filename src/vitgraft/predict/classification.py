@@ -1,103 +1,99 @@
-"""Predicting images: files in, predictions out, one after the other, whatever is wrong with some of the files."""
+"""Predictions of classifiers: the probability of each class."""
 
-import io
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from vitgraft.data.decode import decode_image
-from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.transforms import Transform
-from vitgraft.errors import ImageError
-from vitgraft.predict.load import Classifier
-from vitgraft.predict.writers import Prediction
+from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, model_preprocessing
+from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options, short_name
+from vitgraft.weights.create import build_model
 
-__all__ = ["predict"]
-
-THUMBNAIL = 160  # longer side in pixels
-
-Prepared = tuple[int, Tensor | None, bytes | None, str | None]
+__all__ = ["Classifier"]
 
 
-class PreparedImages(Dataset):
-    """Image i as (i, float32 (3, H, W), thumbnail, None), or as (i, None, None, what is wrong with it)."""
+@dataclass
+class Classifier(Predictor):
+    """A classifier; see `Predictor`. `predict` returns float32 (C,) probabilities for each image.
 
-    def __init__(self, source: ImageSource, transform: Transform, thumbnails: int):
-        self.source, self.transform, self.thumbnails = source, transform, thumbnails
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Prepared:
-        try:
-            image = decode_image(self.source.read(index), self.source.name(index))
-            thumbnail = make_thumbnail(image) if index < self.thumbnails else None
-            return index, self.transform(image), thumbnail, None
-        except ImageError as error:
-            return index, None, None, error.reason or str(error)
-        except Exception as error:  # of the transform; it must not end the other images' predictions
-            return index, None, None, f"{type(error).__name__}: {error}"
-
-
-def predict(
-    classifier: Classifier,
-    source: ImageSource,
-    top: int = 5,
-    batch_size: int = 32,
-    device: str | torch.device = "cpu",
-    workers: int = 0,
-    thumbnails: int = 0,
-) -> Iterator[Prediction]:
-    """The predictions of all images, in their order; an unreadable image gives one that says why.
-
-    Args:
-        classifier: what predicts.
-        source: the images (`vitgraft.data.readers.open.open_files`).
-        top: how many classes; all of them where there are fewer.
-        batch_size: images at a time.
-        device: where the model runs.
-        workers: processes that read images.
-        thumbnails: of so many images, from the first on, a small picture is made.
-
-    Raises:
-        ValueError: `top` or `batch_size` below 1.
+    Attributes:
+        model: Images (B, 3, H, W) -> logits (B, C).
+        top: Classes that are written and shown for each image.
     """
-    if top < 1 or batch_size < 1:
-        raise ValueError(f"top={top}, batch_size={batch_size}: at least 1")
-    model = classifier.model.to(device)
-    images = PreparedImages(source, classifier.transform, thumbnails)
-    loader: Any = DataLoader(images, batch_size, num_workers=workers, collate_fn=list)
-    for batch in loader:
-        readable = [prepared[1] for prepared in batch if prepared[1] is not None]
-        results = iter(most_probable(model, torch.stack(readable).to(device), top) if readable else [])
-        for index, image, thumbnail, error in batch:
-            name = source.name(index)
-            if image is None:
-                yield Prediction(name, error=error)
-                continue
-            probabilities, classes = next(results)
-            if probabilities[0] != probabilities[0]:  # nan
-                yield Prediction(name, error="the model's output is not finite", thumbnail=thumbnail)
-                continue
-            yield Prediction(name, tuple(classes), tuple(probabilities), None, thumbnail)
 
+    top: int = 5
 
-@torch.inference_mode()
-def most_probable(model: torch.nn.Module, images: Tensor, top: int) -> list[tuple[list[float], list[int]]]:
-    """For each image of (B, 3, H, W) the largest probabilities and their classes."""
-    probabilities = model(images).float().softmax(1)
-    values, classes = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-    return list(zip(values.tolist(), classes.tolist(), strict=True))
+    task: ClassVar = "classification"
+    noun: ClassVar = "classifier"
+    kind: ClassVar = "predictions"
+    settings: ClassVar = ("top",)
+    draws: ClassVar = False
+    batched: ClassVar = True
+    memory_hint: ClassVar = "a smaller --batch-size"
 
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"top={self.top}: at least 1")
 
-def make_thumbnail(image: Image.Image) -> bytes:
-    """A JPEG file of the image, its longer side at most 160 pixels."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=78)
-    return file.getvalue()
+    @classmethod
+    def of_run(cls, hyper_parameters: Mapping[str, Any]) -> Self:
+        """The classifier of a run's options; its weights are loaded afterwards."""
+        h = hyper_parameters
+        model = build_model(h["model"], h["num_classes"], h.get("model_kwargs"), h.get("graft"))
+        options = preprocessing_options(h, Preprocessing)
+        return cls(model, model_preprocessing(model, **options), class_names_of(h), hyper_parameters=h)
+
+    @property
+    def transform(self) -> Transform:
+        """RGB image -> float32 (3, H, W), as in the model's evaluation."""
+        return eval_transform(self.preprocessing)
+
+    @torch.inference_mode()
+    def predict_batch(self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[np.ndarray | None]:
+        """Float32 (C,) probabilities of each image; None where they are not finite."""
+        probabilities = self.model(torch.stack(list(pixels)).to(self.device)).float().softmax(1).cpu().numpy()
+        return [one if np.isfinite(one).all() else None for one in probabilities]
+
+    def best(self, one: Prediction) -> list[tuple[int, str, float]]:
+        """(index, name, probability) of the `top` classes, by descending probability."""
+        if one.result is None:
+            return []
+        order = np.argsort(-one.result, kind="stable")[: self.top]
+        return [(int(i), self.class_names[i], float(one.result[i])) for i in order]
+
+    def metadata(self) -> dict[str, Any]:
+        """What a file of predictions says about the model."""
+        return {**super().metadata(), "top": min(self.top, len(self.class_names))}
+
+    def columns(self) -> list[str]:
+        """class_1, probability_1, class_2, ..."""
+        ranks = range(1, min(self.top, len(self.class_names)) + 1)
+        return [f"{name}_{rank}" for rank in ranks for name in ("class", "probability")]
+
+    def rows(self, one: Prediction) -> list[list[Any]]:
+        """One row for each image."""
+        return [[cell for _, name, p in self.best(one) for cell in (name, f"{p:.6g}")]]
+
+    def entry(self, one: Prediction) -> dict[str, Any]:
+        """`predictions`, by descending probability."""
+        return {
+            "predictions": [
+                {"index": index, "class": name, "probability": float(f"{p:.6g}")} for index, name, p in self.best(one)
+            ]
+        }
+
+    def counts(self, one: Prediction) -> Counter[str]:
+        """Images of each class."""
+        return Counter([short_name(self.best(one)[0][1])])
+
+    def summary(self, counts: Counter[str]) -> str:
+        """Images of the most frequent classes."""
+        return ", ".join(f"{name} {count}" for name, count in counts.most_common(5))
+
+    def describe(self, one: Prediction) -> str:
+        """The most probable classes."""
+        return ", ".join(f"{short_name(name)} {p:.1%}" for _, name, p in self.best(one))

@@ -1,8 +1,7 @@
-"""A classifier to predict with, from whatever names one: a run, a checkpoint, an exported folder, a model's name."""
+"""`open_model`: a predictor from whatever names one: a run, a checkpoint, an exported folder, a model's name."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,166 +9,96 @@ import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, model_preprocessing
+from vitgraft.data.transforms import model_preprocessing
 from vitgraft.errors import CheckpointError, ModelSpecError
 from vitgraft.models.spec import ModelSpec
-from vitgraft.weights.create import build_model, create
-from vitgraft.weights.files import located, read_or_previous
+from vitgraft.predict.base import Predictor
+from vitgraft.predict.classification import Classifier
+from vitgraft.predict.detection import Detector
+from vitgraft.predict.segmentation import Segmenter
+from vitgraft.weights.create import create
+from vitgraft.weights.files import EMA_KEY, located, read_or_previous
 from vitgraft.weights.official import load_exactly, short_reason
 
-__all__ = ["Classifier", "checkpoint_options", "load_weights", "open_classifier", "read_run", "task_of_run"]
+__all__ = ["open_model"]
 
 LOCAL = "local-dir:"
-# What a run leaves, in the order in which it is wanted
+PREDICTORS = {"Classification": Classifier, "Detection": Detector, "Segmentation": Segmenter}  # by the run's task
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A model with all that its predictions need.
+def open_model(source: str | Path, weights: str | None = None, task: str | None = None, **settings: Any) -> Predictor:
+    """Loads a model with all that its predictions need; Lightning is not needed for it.
 
-    Attributes:
-        model: in eval mode: images (B, 3, H, W) -> logits (B, C).
-        preprocessing: what it expects of its images.
-        class_names: of each of the C classes.
-        source: where it comes from, in words.
-        weights: "raw", "ema" (averaged), or "pretrained".
-    """
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    source: str
-    weights: str
-
-    @property
-    def transform(self) -> Transform:
-        """RGB image -> float32 (3, H, W), as in the model's evaluation."""
-        return eval_transform(self.preprocessing)
-
-    def facts(self) -> dict[str, Any]:
-        """What a file of predictions says of its origin."""
-        return {"model": self.source, "weights": self.weights, "preprocessing": asdict(self.preprocessing)}
-
-
-def open_classifier(what: str, weights: str | None = None) -> Classifier:
-    """Finds out what is meant, and loads it.
+    `open_model("runs/NAME").predict(["a.jpg"])` predicts; `.model`, `.task`, `.class_names`, `.preprocessing` and
+    `.transform` are what it does it with.
 
     Args:
-        what: the folder of a run (its best.ckpt, else last.ckpt), a checkpoint of a run, a folder with an export in
+        source: The folder of a run (its best.ckpt, else last.ckpt), a checkpoint of a run, a folder with an export in
             timm's hub format (`local-dir:` before it is not needed), or a model's name with its options
             (`NAME:checkpoint_path=FILE:num_classes=10`), which takes timm's published weights where no file is given.
         weights: "raw" or "ema" of a run's checkpoint; None takes the averaged ones where there are any.
+        task: "classification", "detection" or "segmentation", where no other will do.
+        **settings: Fields of the task's predictor: `top`; `score`; `window`, `stride`, `scales`, `flip`, `full_size`.
+
+    Returns:
+        A `Classifier`, `Detector` or `Segmenter`, on the CPU.
 
     Raises:
-        CheckpointError: nothing there, damaged, or not of a classifier.
-        ModelSpecError: a name that timm doesn't know, or that has no weights.
+        CheckpointError: Nothing there, damaged, or of another task.
+        ModelSpecError: A name that timm does not know, or that has no weights.
+        ValueError: A setting that the task does not have, or out of range.
     """
     if weights not in (None, "raw", "ema"):
         raise ValueError(f"weights={weights!r}: 'raw' or 'ema'")
-    path = Path(what.removeprefix(LOCAL))
-    if (path / "config.json").is_file():
-        found = _exported(path)
+    text = str(source)
+    path = Path(text.removeprefix(LOCAL))
+    if path.exists() and not (path / "config.json").is_file():
+        found = _of_run(path, weights)
+    elif weights is not None:
+        raise CheckpointError(f"weights={weights}: {text} has one set of weights only; leave the option out")
     elif path.exists():
-        return _of_run(path, weights)
-    elif what.startswith(LOCAL) or (
-        ":" not in what and (path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1))
+        found = _exported(path)
+    elif text.startswith(LOCAL) or (
+        ":" not in text and (path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1))
     ):
-        raise CheckpointError(f"{what}: no such file or folder")
+        raise CheckpointError(f"{text}: no such file or folder")
     else:
-        found = _named(what)
-    if weights is not None:
-        raise CheckpointError(f"weights={weights}: {what} has one set of weights only; leave the option out")
-    return found
+        found = _named(text)
+    if task is not None and found.task != task:
+        raise CheckpointError(f"{text}: a {found.noun}, where a model of {task} is needed")
+    found.model.eval()
+    return found.with_settings(**settings)
 
 
-def checkpoint_options(what: str | Path) -> dict[str, Any]:
-    """The options with which a run made its classifier, from the run's folder or one of its checkpoints.
-
-    Raises:
-        CheckpointError: nothing there, damaged, or not of a classifier.
-    """
-    return _read(Path(what))[0]["hyper_parameters"]
-
-
-def read_run(what: str | Path) -> tuple[dict[str, Any], Path]:
-    """The checkpoint of a run, from its folder or the file itself, and the file that it was read from.
-
-    Raises:
-        CheckpointError: nothing there, damaged, or not of a vitgraft run.
-    """
-    path = located(what)
+def _of_run(path: Path, weights: str | None) -> Predictor:
+    path = located(path)
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
         raise CheckpointError(
-            f"{path}: weights alone don't say which model they belong to; give MODELNAME:checkpoint_path={path}"
+            f"{path}: weights alone do not name the model they belong to; give MODELNAME:checkpoint_path={path}"
         )
     checkpoint, path = read_or_previous(path)
     if not isinstance(checkpoint, dict) or not {"task", "hyper_parameters", "state_dict"} <= checkpoint.keys():
         raise CheckpointError(f"{path}: not a checkpoint of a vitgraft run; give MODELNAME:checkpoint_path={path}")
-    return checkpoint, path
-
-
-def task_of_run(what: str) -> str:
-    """Name of the task's class, such as "Segmentation", where `what` is a run or its checkpoint; "" for all else."""
-    path = Path(what)
-    run = path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.ckpt"))
-    if not run and not (path.is_file() and path.suffix == ".ckpt"):
-        return ""
-    return read_run(path)[0]["task"].rsplit(".", 1)[-1]
-
-
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: Path, weights: str | None) -> str:
-    """Loads a run's weights into its model; "raw" or "ema", whichever they are.
-
-    Args:
-        model: the run's model.
-        checkpoint: its content.
-        path: what to call it.
-        weights: "raw" or "ema"; None takes the averaged ones where there are any.
-
-    Raises:
-        CheckpointError: there are no averaged weights, or they do not fit.
-    """
-    states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get("state_dict_ema")}
-    weights = weights or ("raw" if states["ema"] is None else "ema")
-    if states[weights] is None:
-        raise CheckpointError(f"{path}: weights=ema: the run kept no averaged weights; weights=raw would work")
-    _load(model, states[weights], path)
-    return weights
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Path]:
-    """The checkpoint of a classifier, and the file that it was read from."""
-    checkpoint, path = read_run(path)
-    options = checkpoint["hyper_parameters"]
-    if not checkpoint["task"].endswith(".Classification") or not isinstance(options.get("model"), str):
+    options, kind = checkpoint["hyper_parameters"], checkpoint["task"].rsplit(".", 1)[-1]
+    if kind not in PREDICTORS or not isinstance(options.get("model"), str):
         raise CheckpointError(
-            f"{path}: of a run of {checkpoint['task']}, which is no classifier made by a model's name"
+            f"{path}: of a run of {checkpoint['task']}; predictions need a task of {', '.join(PREDICTORS)} whose model "
+            "was made by its name"
         )
-    return checkpoint, path
-
-
-def _of_run(path: Path, weights: str | None) -> Classifier:
-    checkpoint, path = _read(path)
-    options = checkpoint["hyper_parameters"]
-    model = build_model(options["model"], options["num_classes"], options.get("model_kwargs"), options.get("graft"))
-    weights = load_weights(model, checkpoint, path, weights)
-    names = options.get("class_names") or [f"class {i}" for i in range(options["num_classes"])]
-    known = {field.name for field in fields(Preprocessing)}
-    config = {name: value for name, value in (options.get("data_config") or {}).items() if name in known}
-    size = config.pop("input_size", None)
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-    preprocessing = model_preprocessing(model, tuple(size[-2:]) if size else None, **given)
-    return Classifier(model.eval(), preprocessing, tuple(names), f"{options['model']} of {path}", weights)
-
-
-def _load(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    # Lightning's own files have the task's names
-    if state and all(name.startswith("model.") for name in state):
+    predictor = PREDICTORS[kind].of_run(options)
+    states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get(EMA_KEY)}
+    predictor.weights = weights or ("raw" if states["ema"] is None else "ema")
+    state = states[predictor.weights]
+    if state is None:
+        raise CheckpointError(f"{path}: weights=ema: the run kept no averaged weights; weights=raw would work")
+    if state and all(name.startswith("model.") for name in state):  # Lightning's own files have the task's names
         state = {name.removeprefix("model."): value for name, value in state.items()}
     try:
-        load_exactly(model, state)
+        load_exactly(predictor.model, state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    predictor.source = f"{options['model']} of {path}"
+    return predictor
 
 
 def _exported(folder: Path) -> Classifier:
@@ -178,18 +107,11 @@ def _exported(folder: Path) -> Classifier:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, RuntimeError, KeyError, json.JSONDecodeError, AssertionError) as error:
         raise CheckpointError(f"{folder}: not a model in timm's hub format: {short_reason(error)}") from error
-    given = {**config, **config.get("pretrained_cfg", {})}
-    names = given.get("label_names")
-    if isinstance(names, dict):
-        names = list(names.values())
-    descriptions = given.get("label_descriptions")
-    if names and isinstance(descriptions, dict):  # WordNet ids and what they mean
-        names = [descriptions.get(name, name) for name in names]
-    return Classifier(model.eval(), model_preprocessing(model), _names(model, names), str(folder), "pretrained")
+    return _classifier(model, {**config, **config.get("pretrained_cfg", {})}, str(folder), "pretrained")
 
 
-def _named(what: str) -> Classifier:
-    spec = ModelSpec.parse(what)
+def _named(text: str) -> Classifier:
+    spec = ModelSpec.parse(text)
     own_file = "checkpoint_path" in spec.options
     config = timm.get_pretrained_cfg(spec.name) if ":" not in spec.name else None
     if "pretrained" not in spec.options and not own_file and config is not None and not config.has_weights:
@@ -200,21 +122,21 @@ def _named(what: str) -> Classifier:
     try:
         model = create(spec, pretrained=not own_file)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{what}: timm's published weights can't be loaded: {short_reason(error)}") from error
-    config = getattr(model, "pretrained_cfg", None) or {}
+        raise CheckpointError(f"{text}: timm's published weights can't be loaded: {short_reason(error)}") from error
     weights = "pretrained" if own_file or spec.options.get("pretrained", True) else "random"
-    return Classifier(model.eval(), model_preprocessing(model), _names(model, config.get("label_names")), what, weights)
+    return _classifier(model, getattr(model, "pretrained_cfg", None) or {}, text, weights)
 
 
-def _names(model: nn.Module, names: "list[str] | None") -> tuple[str, ...]:
-    """The given names, those of ImageNet where the number of classes is one of its subsets', or numbers."""
-    classes = model.num_classes
-    if classes < 1:
+def _classifier(model: nn.Module, config: Mapping[str, Any], source: str, weights: str) -> Classifier:
+    """A timm model with the class names of its configuration, of ImageNet where it has as many classes, or numbers."""
+    if model.num_classes < 1:
         raise ModelSpecError("the model has no classes (num_classes=0): it gives features, not predictions")
-    if names and len(names) == classes:
-        return tuple(map(str, names))
-    subset = infer_imagenet_subset(model)
-    if subset:
-        info = ImageNetInfo(subset)
-        return tuple(info.index_to_description(i) for i in range(classes))
-    return tuple(f"class {i}" for i in range(classes))
+    names: Sequence[str] | Mapping[Any, str] = config.get("label_names") or ()
+    names = list(names.values()) if isinstance(names, Mapping) else list(names)
+    if isinstance(descriptions := config.get("label_descriptions"), dict):  # WordNet ids and what they mean
+        names = [descriptions.get(name, name) for name in names]
+    if len(names) != model.num_classes:
+        subset = infer_imagenet_subset(model)
+        info = ImageNetInfo(subset) if subset else None
+        names = [info.index_to_description(i) if info else f"class {i}" for i in range(model.num_classes)]
+    return Classifier(model, model_preprocessing(model), tuple(map(str, names)), source, weights)

@@ -1,118 +1,192 @@
-"""`vitgraft predict`: what stands between the command line and the files."""
+"""`vitgraft predict`: one loop for all tasks, from image files to what is written and shown."""
 
 import argparse
 import contextlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from vitgraft.data.decode import decode_image
+from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.open import open_files
-from vitgraft.errors import CommandError
-from vitgraft.predict.classification import predict
-from vitgraft.predict.contact_sheet import write_contact_sheet
-from vitgraft.predict.load import open_classifier, task_of_run
-from vitgraft.predict.writers import Prediction, writer_for
+from vitgraft.errors import CommandError, ImageError
+from vitgraft.metrics.report_writer import unused_stem
+from vitgraft.predict.base import Prediction, Predictor
+from vitgraft.predict.load import PREDICTORS, open_model
+from vitgraft.predict.writers import WRITERS, HtmlWriter
 from vitgraft.terminal import Progress, console, print_whole
 
-__all__ = ["run"]
+__all__ = ["predictions", "run"]
 
 SHOWN = 40  # rows in the terminal
-OF_SEGMENTATION = ("scales", "flip", "window", "stride", "full_size")
+ERRORS_SHOWN = 20
+THUMBNAIL = 160  # longer side in pixels
+SETTINGS = tuple(dict.fromkeys(name for predictor in PREDICTORS.values() for name in predictor.settings))
+
+
+class Prepared(NamedTuple):
+    """An image ready for the model, or the error of one that is not."""
+
+    index: int
+    pixels: Tensor | None = None
+    size: tuple[int, int] = (0, 0)
+    kept: Image.Image | None = None
+    error: str | None = None
+
+
+class PreparedImages(Dataset):
+    """Image i as `Prepared`; with itself kept, or its thumbnail.
+
+    Args:
+        source: The images.
+        transform: RGB image -> float32 (3, H, W).
+        keep: Whether images are kept.
+        thumbnails: Number of images, from the first on, of which a thumbnail is kept.
+    """
+
+    def __init__(self, source: ImageSource, transform, keep: bool, thumbnails: int):
+        self.source, self.transform, self.keep, self.thumbnails = source, transform, keep, thumbnails
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Prepared:
+        try:
+            image = decode_image(self.source.read(index), self.source.name(index))
+            pixels = self.transform(image)
+        except Exception as error:  # one image must not end the others' predictions
+            return Prepared(index, error=_reason(error))
+        size, kept = (image.height, image.width), image if self.keep else None
+        if kept is None and index < self.thumbnails:
+            kept = image.copy()
+            kept.thumbnail((THUMBNAIL, THUMBNAIL))
+        return Prepared(index, pixels, size, kept)
+
+
+def predictions(
+    predictor: Predictor,
+    source: ImageSource,
+    batch_size: int = 32,
+    workers: int = 0,
+    keep: bool = False,
+    thumbnails: int = 0,
+) -> Iterator[Prediction]:
+    """The predictions of all images, in their order; one that can't be predicted has its error.
+
+    Args:
+        predictor: What predicts.
+        source: The images (`vitgraft.data.readers.open.open_files`).
+        batch_size: Images at a time, where the model takes several.
+        workers: Processes that read images.
+        keep: Whether predictions hold their images.
+        thumbnails: Number of images, from the first on, of which predictions hold a thumbnail.
+    """
+    images = PreparedImages(source, predictor.transform, keep, thumbnails)
+    loader = DataLoader(images, batch_size if predictor.batched else 1, num_workers=workers, collate_fn=list)
+    for batch in loader:
+        readable = [one for one in batch if one.error is None]
+        results, failed = [], "the model's output is not finite"
+        try:
+            if readable:
+                results = predictor.predict_batch([one.pixels for one in readable], [one.size for one in readable])
+        except (ValueError, RuntimeError) as error:
+            results, failed = [None] * len(readable), _reason(error)
+            if isinstance(error, RuntimeError) and "memory" in failed:
+                failed += f"; {predictor.memory_hint}"
+        found = iter(results)
+        for one in batch:
+            result = None if one.error else next(found)
+            error = one.error or (failed if result is None else None)
+            yield Prediction(source.name(one.index), one.size[1], one.size[0], result, error, one.kept)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predicts with whatever the checkpoint's task is; 0, or 1 where no image at all could be read.
-
-    Raises:
-        CommandError: an option that this task does not have.
-    """
-    task = task_of_run(args.ckpt)
-    given = [name for name in OF_SEGMENTATION if getattr(args, name) not in (None, False)]
-    if given and task != "Segmentation":
-        kind = "a detector" if task == "Detection" else "a classifier"
-        raise CommandError(f"--{given[0].replace('_', '-')} is for segmentation; {args.ckpt} is {kind}")
-    if task == "Segmentation":
-        from vitgraft.predict.segmentation import run as run_task
-    elif task == "Detection":
-        from vitgraft.predict.detection import run as run_task
-    else:
-        run_task = run_classifier
-    return run_task(args)
-
-
-def run_classifier(args: argparse.Namespace) -> int:
-    """Names the most probable classes of images.
+    """Predicts, writes and shows; 0, or 1 where no image at all could be predicted.
 
     Args:
-        args: paths, ckpt, weights, top, output, html, html_images, batch_size, device, workers: see the command's help.
+        args: paths, ckpt, weights, output, pictures, html, html_images, batch_size, device, workers, and the settings
+            of all predictors, None where not given.
+
+    Raises:
+        CommandError: An option that this task does not have, or out of range.
     """
-    if args.pictures:
+    source = open_files(args.paths)  # quick mistakes before the model is loaded
+    predictor = open_model(args.ckpt, args.weights)
+    try:
+        predictor = predictor.with_settings(**{name: getattr(args, name) for name in SETTINGS})
+    except ValueError as error:
+        name, _, text = str(error).partition("=")
+        raise CommandError(f"--{name.replace('_', '-')}={text}") from error
+    if args.pictures and not predictor.draws:
         raise CommandError("--pictures is for segmentation and detection; --html FILE writes a page of thumbnails")
-    source = open_files(args.paths)  # the quick mistakes before the model is loaded
-    classifier = open_classifier(args.ckpt, args.weights)
-    names = classifier.class_names
-    top = min(args.top, len(names))
-    sheet: list[Prediction] = []
-    shown: list[Prediction] = []
-    counts: Counter[int] = Counter()
-    errors: list[Prediction] = []
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.html and predictor.draws:
+        raise CommandError("--html is for classifiers; --pictures DIR draws what was predicted")
+    predictor.model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.pictures:
+        args.pictures.mkdir(parents=True, exist_ok=True)
+
+    shown: list[tuple[str, str, str]] = []
+    errors: list[str] = []
+    stems: set[str] = set()
+    counts: Counter[str] = Counter()
+    thumbnails = args.html_images if args.html else 0
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(writer_for(path, names, top, classifier.facts())) for path in args.output]
+        writers = [stack.enter_context(WRITERS[path.suffix](path, predictor)) for path in args.output]
+        if args.html:
+            writers.append(stack.enter_context(HtmlWriter(args.html, predictor, args.html_images)))
         step = stack.enter_context(Progress(len(source)))
-        thumbnails = args.html_images if args.html else 0
-        found = predict(classifier, source, top, args.batch_size, device, args.workers, thumbnails)
-        for number, prediction in enumerate(found):
-            step(prediction.image)
-            for writer in writers:
-                writer.add(prediction)
-            if prediction.error is not None:
-                errors.append(prediction)
+        for one in predictions(predictor, source, args.batch_size, args.workers, bool(args.pictures), thumbnails):
+            step(one.image)
+            if one.error is not None:
+                errors.append(f"not predicted: {one.image}: {one.error}")
             else:
-                counts[prediction.classes[0]] += 1
-                if args.html and number < args.html_images:
-                    sheet.append(prediction)
+                counts += predictor.counts(one)
+                if args.pictures:
+                    one.files = predictor.draw(args.pictures, unused_stem(one.image, stems), one)
+            for writer in writers:
+                writer.add(one)
             if len(shown) < SHOWN:
-                shown.append(prediction)
-    if args.html:
-        write_contact_sheet(args.html, sheet + errors, names, classifier.facts(), counts.total() - len(sheet))
-    if not args.output and not args.html:
-        _show(shown, names)
-    _summary(args, classifier.source, counts, errors, names)
-    return 0 if counts else 1
+                text = predictor.describe(one) if one.error is None else f"not predicted: {one.error}"
+                shown.append((one.image, f"{one.width} x {one.height}" if one.width else "", text))
+    done = len(source) - len(errors)
+    files = [*args.output, *([args.html] if args.html else []), *([args.pictures] if args.pictures and done else [])]
+    if not files:
+        _show(shown)
+    usual = predictor.summary(counts) if done else ""
+    print(f"{done} image{'' if done == 1 else 's'} predicted by {predictor.source}{': ' + usual if usual else ''}")
+    for path in files:
+        print(f"written: {path}")
+    if not files and len(source) > SHOWN:
+        print(f"only the first {SHOWN} are shown; --output FILE.csv writes all")
+    if args.html and done > args.html_images:
+        print(f"the page shows the first {args.html_images}; --html-images N shows more")
+    for text in errors[:ERRORS_SHOWN]:
+        print(text, file=sys.stderr)
+    if len(errors) > ERRORS_SHOWN:
+        print(f"... and {len(errors) - ERRORS_SHOWN} more; the written files name all", file=sys.stderr)
+    return 0 if done else 1
 
 
-def _show(predictions: list[Prediction], names: tuple[str, ...]) -> None:
+def _show(rows: list[tuple[str, str, str]]) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for heading in ("image", "class", "others"):
+    for heading in ("image", "size", "prediction"):
         table.add_column(heading)
-    table.columns[1].no_wrap = True
-    for one in predictions:
-        texts = [f"{names[i].split(',')[0]} {p:.1%}" for i, p in zip(one.classes, one.probabilities, strict=True)]
-        if one.error is not None:
-            texts = ["[red]not read[/red]", escape(one.error)]
-        else:
-            texts = [escape(text) for text in texts]
-        table.add_row(escape(one.image), texts[0], ", ".join(texts[1:]))
+    for row in rows:
+        table.add_row(*map(escape, row))
     print_whole(console(), table)
 
 
-def _summary(args, source: str, counts: Counter, errors: list[Prediction], names: tuple[str, ...]) -> None:
-    usual = ", ".join(f"{names[i].split(',')[0]} {count}" for i, count in counts.most_common(5))
-    images = "1 image" if counts.total() == 1 else f"{counts.total()} images"
-    print(f"{images} predicted by {source}{': ' + usual if usual else ''}")
-    for path in [*args.output, *([args.html] if args.html else [])]:
-        print(f"written: {path}")
-    if not args.output and not args.html and counts.total() + len(errors) > SHOWN:
-        print(f"only the first {SHOWN} are shown; --output FILE.csv writes all")
-    if args.html and counts.total() > args.html_images:
-        print(f"the sheet shows the first {args.html_images}; --html-images N shows more")
-    for one in errors[:20]:
-        print(f"not read: {one.image}: {one.error}", file=sys.stderr)
-    if len(errors) > 20:
-        print(f"... and {len(errors) - 20} more; the written files name all", file=sys.stderr)
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImageError):
+        return error.reason or str(error)
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -1,47 +1,32 @@
-"""Predictions of single images, and the CSV and JSON files of them."""
+"""Files of predictions: CSV and JSON of every task, and an HTML page of thumbnails of classified images."""
 
+import base64
 import csv
+import html
+import io
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-__all__ = ["Prediction", "PredictionWriter", "writer_for"]
+from vitgraft.predict.base import Prediction, Predictor
+
+__all__ = ["WRITERS", "CsvWriter", "HtmlWriter", "JsonWriter", "Writer"]
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of one image, or why there are none.
+class Writer:
+    """Writes predictions as they come; the file is there when all are written, and only then.
 
-    Attributes:
-        image: its file.
-        classes: numbers of the classes, the most probable first.
-        probabilities: of these classes, 0 to 1.
-        error: why the image could not be read; None where it could.
-        thumbnail: a small JPEG file, where one was asked for.
+    `with CsvWriter(path, predictor) as writer: writer.add(prediction)`.
     """
 
-    image: str
-    classes: tuple[int, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    error: str | None = None
-    thumbnail: bytes | None = None
-
-
-class PredictionWriter:
-    """Writes predictions as they come; the file is there when all is done, and only then.
-
-    `with writer_for(path, ...) as writer: writer.add(prediction)`.
-    """
-
-    def __init__(self, path: Path, class_names: Sequence[str], top: int, facts: dict[str, Any]):
-        self.path, self.class_names, self.top, self.facts = path, class_names, top, facts
+    def __init__(self, path: Path, predictor: Predictor):
+        self.path, self.predictor = path, predictor
         self.new = path.with_name(f".{path.name}.new")
 
-    def __enter__(self) -> "PredictionWriter":
-        self.file = self.new.open("w", encoding="utf-8", newline="")
+    def __enter__(self) -> Self:
+        self.file = self.new.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self.begin()
         return self
 
@@ -57,63 +42,188 @@ class PredictionWriter:
             self.new.unlink(missing_ok=True)
 
     def begin(self) -> None:
-        """Writes what stands before the predictions."""
-        raise NotImplementedError
+        """Writes what precedes the predictions."""
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, one: Prediction) -> None:
         """Writes one prediction."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """Writes what stands after the predictions."""
+        """Writes what follows the predictions."""
 
 
-class CsvWriter(PredictionWriter):
-    """One line for each image: image, class_1, probability_1, ..., error."""
+class CsvWriter(Writer):
+    """Rows of image, the predictor's columns, and error."""
 
     def begin(self) -> None:
         self.lines = csv.writer(self.file, lineterminator="\n")
-        ranks = [f"{what}_{rank + 1}" for rank in range(self.top) for what in ("class", "probability")]
-        self.lines.writerow(["image", *ranks, "error"])
+        self.columns = self.predictor.columns()
+        self.lines.writerow(["image", *self.columns, "error"])
 
-    def add(self, prediction: Prediction) -> None:
-        cells: list[str] = []
-        for number, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-            cells += [self.class_names[number], f"{probability:.6g}"]
-        cells += [""] * (2 * self.top - len(cells))
-        self.lines.writerow([prediction.image, *cells, prediction.error or ""])
+    def add(self, one: Prediction) -> None:
+        if one.error is not None:
+            self.lines.writerow([one.image, *[""] * len(self.columns), one.error])
+            return
+        self.lines.writerows([one.image, *row, ""] for row in self.predictor.rows(one))
 
 
-class JsonWriter(PredictionWriter):
-    """`{"kind": "predictions", model and preprocessing, "images": [{"image": ..., "predictions": [...]}, ...]}`."""
+class JsonWriter(Writer):
+    """`{"kind": ..., model and preprocessing, "images": [{"image": ..., the predictor's entry}, ...]}`."""
 
     def begin(self) -> None:
-        head = json.dumps({"kind": "predictions", **self.facts, "top": self.top}, ensure_ascii=False, indent=1)
-        self.file.write(head[:-2] + ',\n "images": [')
-        self.first = True
+        head = {"kind": self.predictor.kind, **self.predictor.metadata()}
+        self.file.write(json.dumps(head, ensure_ascii=False, indent=1)[:-2] + ',\n "images": [')
+        self.separator = "\n  "
 
-    def add(self, prediction: Prediction) -> None:
-        entry: dict[str, Any] = {"image": prediction.image}
-        if prediction.error is not None:
-            entry["error"] = prediction.error
-        entry["predictions"] = [
-            {"index": number, "class": self.class_names[number], "probability": float(f"{probability:.6g}")}
-            for number, probability in zip(prediction.classes, prediction.probabilities, strict=True)
-        ]
-        self.file.write(("\n  " if self.first else ",\n  ") + json.dumps(entry, ensure_ascii=False))
-        self.first = False
+    def add(self, one: Prediction) -> None:
+        error = {} if one.error is None else {"error": one.error}
+        entry = {"image": one.image, **error, **self.predictor.entry(one)}
+        self.file.write(self.separator + json.dumps(entry, ensure_ascii=False))
+        self.separator = ",\n  "
 
     def end(self) -> None:
         self.file.write("\n ]\n}\n")
 
 
-def writer_for(path: Path, class_names: Sequence[str], top: int, facts: dict[str, Any]) -> PredictionWriter:
-    """The writer for the file's ending, .csv or .json.
+WRITERS = {".csv": CsvWriter, ".json": JsonWriter}
+"""By the suffix of `--output`."""
 
-    Raises:
-        ValueError: another ending.
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 14px/1.45 system-ui, sans-serif; margin: 0 1.4rem }
+h1 { font-size: 1.25rem } p, small, output { opacity: .7 }
+form { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; padding: .6rem 0;
+  background: Canvas }
+select { max-width: 17rem } input[type=number] { width: 4.2rem } output { margin-left: auto }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .8rem; padding: 1rem 0 }
+figure { margin: 0; border: 1px solid #8885; border-radius: 6px; overflow: hidden } figure[hidden] { display: none }
+figure div { height: 160px; display: flex; align-items: center; justify-content: center; background: #8882 }
+figcaption { padding: .45rem .6rem } ol { list-style: none; margin: .35rem 0 0; padding: 0; font-size: .86em }
+b, small, li span:first-child { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+li { display: flex; gap: .5rem; background: linear-gradient(to right, #4c8dd655 var(--p), transparent var(--p)) }
+li span:first-child { flex: 1 } td { padding-right: 1rem; overflow-wrap: anywhere }
+"""
+
+SCRIPT = """
+const form = document.querySelector('form'), main = document.querySelector('main');
+const cards = [...main.children].map((card, place) => ({
+  card, place, class: card.dataset.class, p: +card.dataset.p, name: card.title.toLowerCase() }));
+const orders = {
+  given: (a, b) => a.place - b.place,
+  low: (a, b) => a.p - b.p,
+  high: (a, b) => b.p - a.p,
+  class: (a, b) => a.class - b.class || b.p - a.p,
+  name: (a, b) => a.name < b.name ? -1 : a.name > b.name ? 1 : 0 };
+function update(sorted) {
+  const from = form.from.value / 100, to = form.to.value / 100, text = form.text.value.toLowerCase();
+  let shown = 0;
+  for (const one of cards) {
+    // a hundredth of a per cent of slack: what is printed as 50 % is found from 50 % on
+    const fits = (!form.class.value || one.class === form.class.value) && one.name.includes(text)
+      && one.p >= from - 1e-4 && one.p <= to + 1e-4;
+    one.card.hidden = !fits;
+    shown += fits;
+  }
+  if (sorted) main.append(...cards.sort((a, b) => orders[form.sort.value](a, b) || a.place - b.place).map(c => c.card));
+  form.shown.value = shown + ' of ' + cards.length + ' shown';
+}
+form.addEventListener('input', event => update(event.target.name === 'sort'));
+form.addEventListener('submit', event => event.preventDefault());
+update(true);  // browsers keep what was chosen when a page is opened again
+"""
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Predictions</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>
+<h1>Predictions</h1><p>{origin}</p><p>{notes}</p>
+<form>
+<label>class <select name="class"><option value="">all</option>{options}</select></label>
+<label>confidence <input type="number" name="from" value="0" min="0" max="100" aria-label="lowest confidence in %">
+to <input type="number" name="to" value="100" min="0" max="100" aria-label="highest confidence in %"> %</label>
+<label>order <select name="sort"><option value="given">as given</option>
+<option value="low">by ascending confidence</option><option value="high">by descending confidence</option>
+<option value="class">by class</option><option value="name">by file name</option></select></label>
+<label>file <input type="search" name="text" placeholder="part of the name"></label><output name="shown"></output>
+</form>
+<main>
+{cards}</main>
+{errors}<script>{script}</script></body></html>
+"""
+
+
+class HtmlWriter(Writer):
+    """A page to look through, with everything inside: a card for each image, to be sorted and filtered.
+
+    Args:
+        path: The HTML file.
+        predictor: A classifier.
+        most: Images that are shown at most; all errors are listed.
     """
-    kinds = {".csv": CsvWriter, ".json": JsonWriter}
-    if path.suffix not in kinds:
-        raise ValueError(f"{path}: the name must end in .csv or .json")
-    return kinds[path.suffix](path, class_names, top, facts)
+
+    def __init__(self, path: Path, predictor: Predictor, most: int = 2000):
+        super().__init__(path, predictor)
+        self.most = most
+        self.cards: list[str] = []
+        self.errors: list[str] = []
+        self.counts: Counter[tuple[int, str]] = Counter()
+        self.total = 0
+
+    def add(self, one: Prediction) -> None:
+        if one.error is not None:
+            self.errors.append(f"<tr><td>{html.escape(one.image)}</td><td>{html.escape(one.error)}</td></tr>\n")
+            return
+        self.total += 1
+        if len(self.cards) >= self.most:
+            return
+        best = self.predictor.best(one)
+        index, name, confidence = best[0]
+        self.counts[index, name] += 1
+        rows = "".join(
+            f'<li style="--p:{100 * p:.1f}%"><span title="{html.escape(name)}">{html.escape(name)}</span>'
+            f"<span>{100 * p:.1f} %</span></li>"
+            for _, name, p in best
+        )
+        self.cards.append(
+            f'<figure data-class="{index}" data-p="{confidence:.6f}" title="{html.escape(one.image)}">'
+            f"<div>{_inline(one, name)}</div><figcaption><b>{html.escape(name)}</b>"
+            f"<small>{html.escape(os.path.basename(one.image))}</small><ol>{rows}</ol></figcaption></figure>\n"
+        )
+
+    def end(self) -> None:
+        facts = self.predictor.metadata()
+        weights = {"ema": ", averaged weights", "raw": ", weights as trained"}.get(facts["weights"], "")
+        notes = [f"{self.total:,} images in {len(self.counts)} classes"]
+        if self.total > len(self.cards):
+            notes.append(f"only the first {len(self.cards):,} are shown")
+        errors = ""
+        if self.errors:
+            notes.append(f'<a href="#errors">{len(self.errors)} could not be predicted</a>')
+            rows = "".join(self.errors)
+            errors = (
+                f'<h2 id="errors">Not predicted</h2>\n<table><tr><th>file</th><th>error</th></tr>\n{rows}</table>\n'
+            )
+        options = "".join(
+            f'<option value="{index}">{html.escape(name)} ({count})</option>'
+            for (index, name), count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0][1]))
+        )
+        self.file.write(
+            PAGE.format(
+                style=STYLE,
+                script=SCRIPT,
+                origin=html.escape(facts["model"]) + weights,
+                notes="; ".join(notes),
+                options=options,
+                cards="".join(self.cards),
+                errors=errors,
+            )
+        )
+
+
+def _inline(one: Prediction, name: str) -> str:
+    """The thumbnail as an image inside the page."""
+    if one.kept is None:
+        return ""
+    file = io.BytesIO()
+    one.kept.save(file, "JPEG", quality=78)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img loading="lazy" alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}">'

@@ -20,7 +20,7 @@ from torch import nn
 from vitgraft._version import __version__
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError
-from vitgraft.predict.load import checkpoint_options, open_classifier
+from vitgraft.predict.load import open_model
 
 __all__ = ["HubExport", "architecture_of", "export_hub", "export_run", "is_run"]
 
@@ -62,8 +62,10 @@ def export_run(source: str | Path, folder: str | Path, weights: str | None = Non
     Raises:
         CheckpointError: No checkpoint of a classifier there, it is damaged, or the folder is not empty.
     """
-    options = checkpoint_options(source)
-    found = open_classifier(str(source), weights)
+    found = open_model(source, weights, task="classification")
+    options = found.hyper_parameters
+    if options is None:
+        raise CheckpointError(f"{source}: not a run")
     name, arguments = architecture_of(options["model"], options.get("model_kwargs"), options.get("graft"))
     return export_hub(found.model, folder, name, arguments, found.preprocessing, found.class_names, found.weights)
 

@@ -1,0 +1,190 @@
+"""What the three predictors share: a model with all that its predictions need, usable without Lightning."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitgraft.data.decode import decode_image
+
+__all__ = ["Prediction", "Predictor", "preprocessing_options"]
+
+
+@dataclass
+class Prediction:
+    """What was predicted for one image, or why there is nothing.
+
+    Attributes:
+        image: Its file.
+        width: In pixels.
+        height: In pixels.
+        result: What the predictor's `predict` returns for it; None where there is an error.
+        error: Why the image could not be predicted; None where it could.
+        kept: The image itself, or its thumbnail, where one of them is needed afterwards.
+        files: Kind of drawing -> the file that it was written to.
+    """
+
+    image: str
+    width: int = 0
+    height: int = 0
+    result: Any = None
+    error: str | None = None
+    kept: Image.Image | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Predictor:
+    """A model with all that its predictions need; `vitgraft.predict.load.open_model` makes one.
+
+    A task gives `of_run`, `transform`, `predict_batch`, and what is written and shown of a `Prediction`.
+
+    Attributes:
+        model: In evaluation mode.
+        preprocessing: What the model expects of its images.
+        class_names: Of each class.
+        source: Which model of which file, for people.
+        weights: "raw", "ema" (averaged), "pretrained" or "random".
+        hyper_parameters: Options of the run's task; None where the model is of no run.
+    """
+
+    model: nn.Module
+    preprocessing: Any
+    class_names: tuple[str, ...]
+    source: str = ""
+    weights: str = "raw"
+    hyper_parameters: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    task: ClassVar[str]
+    noun: ClassVar[str]  # in messages
+    kind: ClassVar[str]  # of the JSON file
+    settings: ClassVar[tuple[str, ...]] = ()  # fields that `with_settings` and the command line change
+    draws: ClassVar[bool] = True  # whether there is a `draw`
+    batched: ClassVar[bool] = False  # whether prepared images are all of one size
+    memory_hint: ClassVar[str] = "--device cpu"  # what helps where the memory is too small
+
+    @classmethod
+    def of_run(cls, hyper_parameters: Mapping[str, Any]) -> Self:
+        """The predictor of a run's options; its weights are loaded afterwards."""
+        raise NotImplementedError
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """RGB image -> float32 (3, H, W), as in the model's evaluation."""
+        raise NotImplementedError
+
+    def predict_batch(self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Any]:
+        """The results of transformed images; None where the model's output is not finite.
+
+        Args:
+            pixels: float32 (3, H, W) each, on any device.
+            sizes: (height, width) of the images before `transform`.
+        """
+        raise NotImplementedError
+
+    def predict(self, images: Sequence[Image.Image | str | Path], batch_size: int = 32) -> list[Any]:
+        """The results of images, in their order; None where the model's output is not finite.
+
+        Args:
+            images: RGB images, or paths of image files.
+            batch_size: Images at a time, where the model takes several.
+
+        Raises:
+            ImageError: A file is not an image or is damaged.
+        """
+        results = []
+        step = batch_size if self.batched else 1
+        for start in range(0, len(images), step):
+            opened = [
+                one if isinstance(one, Image.Image) else decode_image(Path(one).read_bytes(), str(one))
+                for one in images[start : start + step]
+            ]
+            sizes = [(one.height, one.width) for one in opened]
+            results += self.predict_batch([self.transform(one) for one in opened], sizes)
+        return results
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+
+    def with_settings(self, **settings: Any) -> Self:
+        """The same predictor with other settings; None leaves one as it is.
+
+        Raises:
+            ValueError: A setting that this task does not have, or out of range.
+        """
+        given = {name: value for name, value in settings.items() if value is not None}
+        for name in given:
+            if name not in self.settings:
+                takes = f"takes {', '.join(self.settings)}"
+                raise ValueError(f"{name}={given[name]}: {self.source} is a {self.noun}, which {takes}")
+        return replace(self, **given)
+
+    # what is written and shown
+
+    def metadata(self) -> dict[str, Any]:
+        """What a file of predictions says about the model."""
+        return {"model": self.source, "weights": self.weights, "preprocessing": asdict(self.preprocessing)}
+
+    def columns(self) -> list[str]:
+        """Headings of the CSV file, between `image` and `error`."""
+        raise NotImplementedError
+
+    def rows(self, one: Prediction) -> list[list[Any]]:
+        """Rows of the CSV file below `columns` for an image that was predicted."""
+        raise NotImplementedError
+
+    def entry(self, one: Prediction) -> dict[str, Any]:
+        """What the JSON file holds of an image, whether it was predicted or not."""
+        raise NotImplementedError
+
+    def counts(self, one: Prediction) -> Counter[str]:
+        """What is added up over all images for `summary`, by class name."""
+        raise NotImplementedError
+
+    def summary(self, counts: Counter[str]) -> str:
+        """The most frequent classes, in one line."""
+        raise NotImplementedError
+
+    def describe(self, one: Prediction) -> str:
+        """A prediction in one line, for the terminal."""
+        return self.summary(self.counts(one))
+
+    def draw(self, folder: Path, stem: str, one: Prediction) -> dict[str, str]:
+        """Draws a prediction on its image.
+
+        Args:
+            folder: Where to write.
+            stem: Of the files' names.
+            one: With its image as `kept`.
+
+        Returns:
+            Kind of drawing -> file.
+        """
+        raise NotImplementedError
+
+
+def preprocessing_options(hyper_parameters: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The `data_config` of a run as arguments of a preprocessing's dataclass, `input_size` as (height, width)."""
+    known = {one.name for one in fields(kind)}
+    config = {name: value for name, value in (hyper_parameters.get("data_config") or {}).items() if name in known}
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    if config.get("input_size"):
+        config["input_size"] = config["input_size"][-2:]
+    return config
+
+
+def class_names_of(hyper_parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names of a run, or numbers."""
+    return tuple(hyper_parameters.get("class_names") or map("class {}".format, range(hyper_parameters["num_classes"])))
+
+
+def short_name(name: str) -> str:
+    """A class name that lists synonyms, as ImageNet's and ADE20K's do: the first of them."""
+    return name.split(",")[0].strip() or name
