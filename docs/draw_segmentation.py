@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from vitgraft.data.digits import scene_config
 from vitgraft.data.label_maps import LabelRule
-from vitgraft.data.segmentation import scene_config
 from vitgraft.data.semantic import DigitScenePixels, open_semantic
 from vitgraft.predict.draw_masks import draw_side_by_side
 from vitgraft.predict.segmentation import open_segmenter, segment
@@ -22,7 +22,7 @@ def draw(args: argparse.Namespace) -> None:
     segmenter = open_segmenter(args.run, args.weights)
     names = segmenter.class_names
     if args.root == "-":
-        source = DigitScenePixels(max(args.images) + 1, "test", config=scene_config(args.scene_size))
+        source = DigitScenePixels(max(args.images) + 1, split="test", config=scene_config(args.scene_size))
     else:
         rule = LabelRule(len(names), reduce_zero_label=not args.zero_is_a_class)
         source = open_semantic(args.root, args.split, rule, names)

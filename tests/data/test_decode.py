@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from image_sets import image_bytes
+from datasets_on_disk import image_bytes
 from PIL import Image, ImageFile
 
 from vitgraft.data.decode import decode_image
