@@ -8,8 +8,9 @@ from datasets_on_disk import annotation, coco_values, write_set
 from PIL import Image
 
 from vitgraft.cli import main
-from vitgraft.data.check import Options, check, open_checks
+from vitgraft.data.check import check, open_checks
 from vitgraft.data.coco import open_coco
+from vitgraft.data.findings import Options
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import re
 import pytest
 from datasets_on_disk import coco_values, disc, write_set
 
-from vitgraft.data.check import Options, open_checks
+from vitgraft.data.check import open_checks
 from vitgraft.data.coco import open_coco
 from vitgraft.data.detection import DetectionData
 from vitgraft.data.detection_targets import check_segmentation, encode_mask, to_rle
+from vitgraft.data.findings import Options
 from vitgraft.errors import DataError
 from vitgraft.metrics.detection import DetectionMetrics
 

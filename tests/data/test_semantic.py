@@ -6,9 +6,10 @@ from conftest import shared
 from datasets_on_disk import SIZE, blocks, image_bytes, label_bytes, write_pairs, write_tar
 from PIL import Image
 
-from vitgraft.data.check import Options, open_checks
+from vitgraft.data.check import open_checks
+from vitgraft.data.findings import Options
 from vitgraft.data.label_maps import LabelRule, check_histogram
-from vitgraft.data.readers.files import Files
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.semantic import DigitScenePixels, open_semantic, read_class_names
 from vitgraft.errors import DataError, ImageError
 

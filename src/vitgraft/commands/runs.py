@@ -156,9 +156,10 @@ def _check_data(args: argparse.Namespace) -> int:
     check_output(args.output)
     if args.imbalance < 1:
         raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
-    from vitgraft.data import check
+    from vitgraft.data.check import check, open_checks
+    from vitgraft.data.findings import Options, print_terminal, to_markdown
 
-    options = check.Options(
+    options = Options(
         args.data_format,
         args.imbalance,
         None if args.reduce_zero_label is None else args.reduce_zero_label == "true",
@@ -167,16 +168,14 @@ def _check_data(args: argparse.Namespace) -> int:
         args.image_suffix,
         args.label_suffix,
     )
-    checks, findings = check.open_checks(args.paths, options)
+    checks, findings = open_checks(args.paths, options)
     try:
         with Progress(sum(map(len, checks))) as step:
-            report = check.check(checks, args.workers, step)
+            report = check(checks, args.workers, step)
     except ValueError as error:  # numbers of label values that contradict each other
         raise CommandError(f"--{str(error).replace('_', '-')}") from error
     report.findings[:0] = findings
-    print_as(
-        args, lambda out: check.print_terminal(report, out), lambda: check.to_markdown(report), lambda: report.to_json()
-    )
+    print_as(args, lambda out: print_terminal(report, out), lambda: to_markdown(report), lambda: report.to_json())
     return 1 if not report.ok or (args.strict and report.findings) else 0
 
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitgraft.data.check import Check, Examined, Finding, Options, SetReport
 from vitgraft.data.coco import ENTRIES, entry_errors, find_images, read_json
 from vitgraft.data.detection_targets import check_segmentation, is_inside, rle_codec, to_rle
+from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
 from vitgraft.data.layout import find_jsons
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.readers.files import Files
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
 
 __all__ = ["CocoCheck", "open_path"]

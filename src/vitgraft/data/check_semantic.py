@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vitgraft.data.check import Check, Examined, Finding, Options, SetReport
+from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, count_values, decode_labels
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
-from vitgraft.data.readers.files import Files
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.semantic import Pairs, find_pairs, read_class_names
 from vitgraft.errors import DataError, ImageError
 

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from vitgraft.data.decode import decode_annotated
 from vitgraft.data.detection_targets import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.readers.files import Files, FileSource
+from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json"]

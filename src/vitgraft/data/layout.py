@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vitgraft.data.readers.files import Files
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
 
 __all__ = ["ANNOTATIONS", "IMAGES", "find_jsons", "layout_of", "layout_start"]

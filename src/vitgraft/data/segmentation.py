@@ -20,7 +20,7 @@ from vitgraft.data.label_maps import LabelRule, check_histogram
 from vitgraft.data.loader import Samples
 from vitgraft.data.options import SceneSize, Sizes, limits_of
 from vitgraft.data.readers.base import Source
-from vitgraft.data.readers.files import Files
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.segmentation_transforms import (
     EvalTransform,
     SegmentationAugmentation,

@@ -26,7 +26,7 @@ from vitgraft.data.digits import DigitScenes, SceneConfig
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
 from vitgraft.data.readers.base import Source
-from vitgraft.data.readers.files import Files, FileSource
+from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.data.readers.tar import is_tar
 from vitgraft.errors import DataError, ImageError
 

@@ -17,7 +17,7 @@ import re
 import tarfile
 from pathlib import Path
 
-from vitgraft.data.readers.files import Files, FileSource
+from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, MissingExtraError
 
 IMAGE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG$", re.IGNORECASE)

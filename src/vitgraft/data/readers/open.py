@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.readers.files import open_class_folders, open_files
+from vitgraft.data.readers.folder_or_tar import open_class_folders, open_files
 from vitgraft.data.readers.huggingface import is_huggingface, open_huggingface
 from vitgraft.data.readers.imagenet import is_imagenet_val, open_imagenet_val
 from vitgraft.data.readers.shards import expand_braces, is_shards, open_shards
