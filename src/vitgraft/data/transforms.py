@@ -1,4 +1,4 @@
-"""From an RGB image to what a model is fed: timm's transforms, under timm's names."""
+"""From an RGB image to the input of a model: timm's transforms, under timm's names."""
 
 from __future__ import annotations
 
