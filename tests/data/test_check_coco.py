@@ -4,12 +4,13 @@ import json
 import re
 
 import pytest
-from coco_sets import annotation, coco_values, write_set
+from datasets_on_disk import annotation, coco_values, write_set
 from PIL import Image
 
 from vitgraft.cli import main
-from vitgraft.data.check_coco import check_coco, open_cocos
+from vitgraft.data.check import check, open_checks
 from vitgraft.data.coco import open_coco
+from vitgraft.data.findings import Options
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def root(tmp_path):
 def checked(root, values=None):
     if values is not None:
         (root / "annotations/instances_train.json").write_text(json.dumps(values))
-    sets, findings = open_cocos(str(root))
-    report = check_coco(sets)
+    checks, findings = open_checks([str(root)], Options("coco"))
+    report = check(checks)
     return {finding.kind: finding for finding in [*findings, *report.findings]}, report
 
 
@@ -70,7 +71,7 @@ SQUARE = [[2, 3, 12, 3, 12, 23, 2, 23]]
             "keys",
             "error",
             {"id": 50, "image_id": 10, "bbox": [1, 1, 2]},
-            r"annotations\[4\] lacks category_id and has bbox \[1, 1, 2\], which must be four",
+            r"annotations\[4\] lacks category_id and has bbox \[1, 1, 2\]",
         ),
     ],
 )
@@ -83,13 +84,13 @@ def test_every_kind_of_annotation(root, kind, level, entry, words):
 
 
 WRONG_KINDS = [
-    ({"id": [5]}, r"annotations\[4\] has id \[5\], which must be a whole number"),
-    ({"image_id": [0]}, r"has image_id \[0\], which must be a whole number"),
-    ({"category_id": {"a": 1}}, r"has category_id \{.a.: 1\}, which must be a whole number"),
-    ({"area": "large"}, "has area .large., which must be a number from 0 up"),
-    ({"area": -1}, "has area -1, which"),
-    ({"iscrowd": "no"}, "has iscrowd .no., which must be 0 or 1"),
-    ({"bbox": {"x": 1}}, "has bbox .*, which must be four numbers"),
+    ({"id": [5]}, r"annotations\[4\] has id \[5\] "),
+    ({"image_id": [0]}, r"has image_id \[0\] .*integer"),
+    ({"category_id": {"a": 1}}, r"has category_id \{.a.: 1\} .*integer"),
+    ({"area": "large"}, "has area .large. .*number"),
+    ({"area": -1}, "has area -1 .*greater than or equal to 0"),
+    ({"iscrowd": "no"}, "has iscrowd .no. "),
+    ({"bbox": {"x": 1}}, "has bbox .*list"),
     ({"area": [2], "iscrowd": 7}, "has iscrowd 7.* and has area \\[2\\]"),
 ]
 
@@ -101,7 +102,7 @@ def test_values_of_a_wrong_kind_are_named_here_and_left_out_in_training(root, ch
     found, _ = checked(root, values)
     assert set(found) == {"keys", "no objects"} and re.search(words, found["keys"].items[0]), found["keys"].items
     source = open_coco(root, "train")
-    assert "annotations that training leaves out: 1 with values of a wrong kind" in source.notice()
+    assert "annotations that training leaves out: 1 with values of a wrong kind" in source.warning()
     assert len(source.objects(0).annotations) == 2
 
 
@@ -111,7 +112,7 @@ def test_null_is_absent_and_ids_of_annotations_may_be_text(root):
     found, _ = checked(root, values)
     assert set(found) == {"no objects", "box and mask"}
     source = open_coco(root, "train")
-    assert source.notice() == "" and len(source.objects(0).annotations) == 3
+    assert source.warning() == "" and len(source.objects(0).annotations) == 3
     assert "area" not in source.objects(0).annotations[2]  # the box's area is taken
 
 
@@ -122,16 +123,16 @@ def test_images(root):
     (root / "train/b.jpg").write_bytes(b"text")
     found, report = checked(root, values)
     assert found["missing"].items[0].endswith("gone.png: No such file or directory")
-    assert "9 x 9, the json says 60 x 40" in found["size"].items[0] and "b.jpg" in found["unreadable"].items[0]
+    assert "9 x 9, the json has 60 x 40" in found["size"].items[0] and "b.jpg" in found["unreadable"].items[0]
     assert found["ids"].items == ["images id 4: 2 times"] and found["keys"].items == ["images[4] lacks height, width"]
     assert not report.ok
 
 
 def test_what_is_no_json(root):
     (root / "annotations/instances_train.json").write_text("{")
-    assert "can't be read" in checked(root)[0]["json"].message
+    assert "not a readable json" in checked(root)[0]["json"].message
     assert "lacks annotations" in checked(root, {"images": [], "categories": []})[0]["json"].message
-    assert "no images in it" in checked(root, {"images": [], "categories": [], "annotations": []})[0]["set"].message
+    assert "no images in it" in checked(root, {"images": [], "categories": [], "annotations": []})[0]["json"].message
 
 
 def test_two_splits_are_compared(root):
@@ -152,4 +153,4 @@ def test_command_finds_out_what_it_is(root, tmp_path, capsys):
     output = tmp_path / "check.json"
     assert main(["check-data", str(root), "--data-format", "coco", "--output", str(output)]) == 1
     values = json.loads(output.read_text())
-    assert not values["ok"] and values["findings"][-1]["kind"] == "missing"
+    assert not values["ok"] and "missing" in {one["kind"] for one in values["findings"]}

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 from conftest import shared
-from image_sets import image_bytes, write_tar
-from label_sets import SIZE, blocks, label_bytes, write_pairs
+from datasets_on_disk import SIZE, blocks, image_bytes, label_bytes, write_pairs, write_tar
 
 from vitgraft.cli import main
-from vitgraft.data.check_semantic import is_semantic
+from vitgraft.data.layout import layout_of
 
 
 def check(capsys, *words):
@@ -27,7 +26,7 @@ def test_a_good_set_as_folder_and_tar(tmp_path, capsys):
         assert report["sets"][0]["per_class"] == {"cat": 960, "dog": 960, "eel": 960}
     assert main(["check-data", str(root)]) == 0
     out = capsys.readouterr().out
-    assert "reduce_zero_label is not said: taken for true" in out and "33 to 33 % of the pixels of each class" in out
+    assert "reduce_zero_label is not set: inferred as true" in out and "33 to 33 % of the pixels of each class" in out
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -81,19 +80,19 @@ def test_ignored_only_sets_and_wrong_numberings(tmp_path, capsys):
     root = write_pairs(tmp_path / "c", {"training": 2}, values=(0, 1), names=None)
     code, report, findings = check(capsys, root)
     assert code == 0 and report["sets"][0]["per_class"] == {"0": 1280, "1": 1280}
-    assert "taken for 2, by the largest value (1)" in findings["warning", "numbering"]["message"]
+    assert "inferred as 2, by the largest value (1)" in findings["warning", "numbering"]["message"]
     code, _, findings = check(capsys, root, "--num-classes", "4", "--reduce-zero-label", "false")
     assert code == 0 and findings["warning", "empty class"]["items"] == ["2", "3"]
 
 
 def test_what_is_taken_for_label_maps(tmp_path, capsys):
-    assert is_semantic(write_pairs(tmp_path / "set"))
+    assert layout_of(write_pairs(tmp_path / "set")) == "semantic"
     (tmp_path / "coco" / "images" / "val2017").mkdir(parents=True)
     (tmp_path / "coco" / "annotations").mkdir()
     (tmp_path / "coco" / "annotations" / "instances.json").write_text("{}")
-    assert not is_semantic(tmp_path / "coco") and not is_semantic(tmp_path / "nowhere")
+    assert layout_of(tmp_path / "nowhere") == layout_of(tmp_path / "coco") == "images"
     code, _, findings = check(capsys, tmp_path / "nowhere", "--data-format", "semantic")
-    assert code == 1 and "no such folder or tar" in findings["error", "set"]["message"]
+    assert code == 1 and "no such file or folder" in findings["error", "set"]["message"]
     assert main(["check-data", str(tmp_path / "set"), "--ignore-index", "2"]) == 2
     assert "--ignore-index=2 is the value of a class" in capsys.readouterr().err
 

@@ -5,12 +5,13 @@ import tarfile
 
 import numpy as np
 import pytest
-from coco_sets import annotation, coco_values, disc, write_set
 from conftest import shared
+from datasets_on_disk import annotation, coco_values, disc, write_set
 from PIL import Image
 
-from vitgraft.data.coco import is_coco, open_coco
+from vitgraft.data.coco import open_coco
 from vitgraft.data.detection_targets import DigitObjects, check_same_categories, to_target
+from vitgraft.data.layout import layout_of
 from vitgraft.errors import DataError, ImageError
 
 
@@ -40,7 +41,7 @@ def test_everything_that_coco_has(root):
     assert source.to_learn().tolist() == [0, 1]
     assert source.to_learn(keep_empty=True).tolist() == [0, 1, 2]
     assert source.to_learn(min_side=45).tolist() == [1]
-    assert source.notice() == ""
+    assert source.warning() == ""
 
 
 def test_a_tar_is_read_in_place(root, tmp_path):
@@ -52,7 +53,7 @@ def test_a_tar_is_read_in_place(root, tmp_path):
     for i in range(3):
         assert folder.load(i)[0].tobytes() == tar.load(i)[0].tobytes()
         assert folder.objects(i).annotations == tar.objects(i).annotations
-    assert is_coco(root) and is_coco(tmp_path / "set.tar") and not is_coco(root / "train")
+    assert [layout_of(path) for path in (root, tmp_path / "set.tar", root / "train")] == ["coco", "coco", "images"]
 
 
 def test_names_of_the_published_set(root):
@@ -101,7 +102,7 @@ def test_unusable_annotations_are_left_out_and_counted(root):
     ]
     (root / "annotations/instances_train.json").write_text(json.dumps(values))
     source = open_coco(root, "train")
-    assert "1 of an unknown image, 1 of an unknown category, 4 without a usable box or mask" in source.notice()
+    assert "1 of an unknown image, 1 of an unknown category, 4 without a usable box or mask" in source.warning()
     target = to_target(source.objects(0))
     assert target["boxes"].tolist() == [[22, 12, 39, 29], [2, 3, 12, 23], [0, 0, 1, 1]]
     assert target["masks"][2].sum() == 1

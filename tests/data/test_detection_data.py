@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from coco_sets import coco_values, write_set
 from conftest import shared
+from datasets_on_disk import coco_values, write_set
 from PIL import Image
 
 from vitgraft.data.detection import DetectionData
@@ -186,10 +186,10 @@ def test_all_wrong_options_at_once():
     with pytest.raises(ValueError) as caught:
         DetectionData(augmentation="big", hflip=2, short_sides=[], crop_sides=(9, 3), max_size=10, scene_size=30)
     for words in (
-        "augmentation='big': one of multiscale",
+        "augmentation='big': Input should be 'multiscale'",
         "hflip=2",
         "short_sides=[]",
-        "crop_sides=[9, 3]",
+        "crop_sides=(9, 3)",
         "max_size=10",
     ):
         assert words in str(caught.value)

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from image_sets import write_folder
+from datasets_on_disk import write_folder
 
-from vitgraft.data.generated import GeneratedSource
 from vitgraft.data.images import ImageDataset, PixelCache
-from vitgraft.data.loader import Loader
+from vitgraft.data.loader import MOST_IN_A_ROW, Loader
+from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import open_source
-from vitgraft.data.samples import MOST_IN_A_ROW
 from vitgraft.data.sampling import Draw, EvalOrder
 from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vitgraft.errors import ImageError

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from image_sets import image_bytes
-from label_sets import blocks, label_bytes
+from datasets_on_disk import blocks, image_bytes, label_bytes
 from PIL import Image
 
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, decode_labels
@@ -68,34 +67,34 @@ def test_label_files_that_are_refused():
 
 
 def counted(rule, *maps):
-    histogram = LabelHistogram()
+    histogram = LabelHistogram(rule)
     for number, values in enumerate(maps):
-        histogram.add(np.asarray(values), f"{number}.png", rule)
+        histogram.add(*np.unique(values, return_counts=True), f"{number}.png")
     return histogram
 
 
 def test_a_histogram_that_can_not_be_names_value_file_and_repair():
     rule = LabelRule(3)
     with pytest.raises(DataError) as caught:
-        check_histogram(counted(rule, [[0, 1]], [[0, 1, 2, 3]]), rule, "set")
+        check_histogram(counted(rule, [[0, 1]], [[0, 1, 2, 3]]), "set")
     text = str(caught.value)
     assert "3 in 1.png" in text and "0: 33.3 %" in text
     assert "reduce_zero_label=true with ignore_index=255 would fit" in text
     rule = LabelRule(3, reduce_zero_label=True)
     with pytest.raises(DataError, match="there would have to be 5 classes"):
-        check_histogram(counted(rule, [[1, 5]]), rule, "set")
+        check_histogram(counted(rule, [[1, 5]]), "set")
 
 
 def test_ignored_only_is_an_error_for_a_set_and_a_note_for_a_file():
     rule = LabelRule(3)
     with pytest.raises(DataError, match="not one pixel of a class in 2 label files"):
-        check_histogram(counted(rule, [[255]], [[255]]), rule, "set")
-    notes = check_histogram(counted(rule, [[255]], [[0, 1, 2]]), rule, "set")
+        check_histogram(counted(rule, [[255]], [[255]]), "set")
+    notes = check_histogram(counted(rule, [[255]], [[0, 1, 2]]), "set")
     assert len(notes) == 1 and "1 of 2 label files have ignored pixels only: 0.png" in notes[0]
 
 
 def test_a_numbering_that_looks_wrong_is_noted():
     rule = LabelRule(3, reduce_zero_label=True)
-    (note,) = check_histogram(counted(rule, [[0, 1, 2]]), rule, "set")
+    (note,) = check_histogram(counted(rule, [[0, 1, 2]]), "set")
     assert "if 0 is a class, reduce_zero_label must be false" in note
-    assert not check_histogram(counted(rule, [[0, 1, 2, 3]]), rule, "set")
+    assert not check_histogram(counted(rule, [[0, 1, 2, 3]]), "set")

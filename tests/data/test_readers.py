@@ -10,7 +10,7 @@ import types
 
 import numpy as np
 import pytest
-from image_sets import add_bytes, image_bytes, write_folder, write_tar
+from datasets_on_disk import add_bytes, image_bytes, write_folder, write_tar
 
 from vitgraft.data.readers.base import Names
 from vitgraft.data.readers.open import check_same_classes, open_files, open_source
@@ -102,7 +102,7 @@ def test_broken_tars(tmp_path, damage, cache):
     elif damage in ("no images", "flat"):
         with tarfile.open(path, "w") as tar:
             add_bytes(tar, "a.txt" if damage == "no images" else "a.jpg", b"x")
-        data, message = path.read_bytes(), "no images in it" if damage == "no images" else "in no class folder"
+        data, message = path.read_bytes(), "no images in it" if damage == "no images" else "outside of class folders"
     elif damage == "gz cut":
         path, data, message = tmp_path / "a.tar.gz", gzip.compress(data)[:-2000], "broken or cut short"
     path.write_bytes(data)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
-from image_sets import write_tar
-from label_sets import SIZE, blocks, label_bytes, write_pairs
+from datasets_on_disk import SIZE, blocks, label_bytes, write_pairs, write_tar
 
 from vitgraft.data.segmentation import SegmentationData
 from vitgraft.errors import DataError
@@ -95,10 +94,10 @@ def test_the_check_at_the_start(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"root": "x"}, "reduce_zero_label: say true"),
-        ({"train": ["a", "b"]}, "reduce_zero_label: say true"),
+        ({"root": "x"}, "reduce_zero_label: set true"),
+        ({"train": ["a", "b"]}, "reduce_zero_label: set true"),
         ({"train": ["a"]}, "two folders"),
-        ({"crop_size": 0}, "at least 1 pixel"),
+        ({"crop_size": 0}, "crop_size=0: .*greater than 0"),
         ({"num_classes": 3, "class_names": ["a"]}, "1 class_names are given"),
         ({"num_classes": 3, "ignore_index": 1}, "is the value of a class"),
         ({"scene_size": 30}, "scene_size=30"),
@@ -126,7 +125,7 @@ def test_smoke_needs_no_files():
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert batch.images.shape == (4, 3, 32, 32) and len(data.class_names) == 150
-    assert next(iter(data.val_dataloader())).images[0].shape == (3, 32, 32)
+    assert next(iter(data.val_dataloader())).images[0].shape == (3, 64, 64)
 
 
 def test_camvid():

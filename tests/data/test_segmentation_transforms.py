@@ -110,8 +110,8 @@ def test_evaluation_resizes_the_image_and_leaves_the_labels():
     "options, words",
     [
         ({"scale": (2.0, 0.5)}, "smallest and the largest"),
-        ({"cat_max_ratio": 0.0}, "over 0 and at most 1"),
-        ({"hflip": 1.5}, "a probability"),
+        ({"cat_max_ratio": 0.0}, "cat_max_ratio"),
+        ({"hflip": 1.5}, "hflip"),
     ],
 )
 def test_options_that_can_not_be(options, words):

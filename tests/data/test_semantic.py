@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 from conftest import shared
-from image_sets import image_bytes, write_tar
-from label_sets import SIZE, blocks, label_bytes, write_pairs
+from datasets_on_disk import SIZE, blocks, image_bytes, label_bytes, write_pairs, write_tar
 from PIL import Image
 
-from vitgraft.data.check_semantic import _examine, open_pairs
+from vitgraft.data.check import open_checks
+from vitgraft.data.findings import Options
 from vitgraft.data.label_maps import LabelRule, check_histogram
-from vitgraft.data.semantic import DigitScenePixels, Files, open_semantic, read_class_names
+from vitgraft.data.readers.folder_or_tar import Files
+from vitgraft.data.semantic import DigitScenePixels, open_semantic, read_class_names
 from vitgraft.errors import DataError, ImageError
 
 RULE = LabelRule(3, reduce_zero_label=True)
@@ -86,7 +87,7 @@ def test_class_names_of_ade20k(tmp_path):
 
 
 def test_digit_scenes_have_eleven_classes_and_labels_that_fit():
-    scenes = DigitScenePixels(20, "test")
+    scenes = DigitScenePixels(20, split="test")
     image, labels = scenes.load(3)
     assert image.size == (64, 64) and labels.shape == (64, 64) and scenes.class_names[:2] == ("background", "0")
     assert labels.max() <= 10 and labels.min() == 0
@@ -99,20 +100,20 @@ def test_camvid_as_it_is():
     files = Files(root)
     names = read_class_names(files)
     rule = LabelRule(len(names), reduce_zero_label=True)
-    train = open_semantic(root, "training", rule, names, files=files)
-    val = open_semantic(root, "validation", rule, names, files=files)
+    train = open_semantic(files, "training", rule, names)
+    val = open_semantic(files, "validation", rule, names)
     assert (len(train), len(val), len(names), names[0]) == (367, 101, 11, "sky")
     image, labels = train.load(0)
     assert image.size == (480, 360) and labels.shape == (360, 480)
     histogram = val.histogram(101)
-    assert not check_histogram(histogram, rule, "camvid")
-    shares = histogram.classes(rule) / sum(histogram.pixels.values())
+    assert not check_histogram(histogram, "camvid")
+    shares = histogram.classes() / histogram.pixels.total()
     # validation column of the data's README, per cent
     published = [9.18, 25.96, 0.56, 28.95, 8.72, 16.34, 0.89, 3.08, 1.75, 0.65, 2.22]
     assert np.allclose(100 * shares, published, atol=0.006)
     wrong = LabelRule(len(names))
     with pytest.raises(DataError, match="reduce_zero_label=true with ignore_index=255 would fit"):
-        check_histogram(open_semantic(root, "validation", wrong, names, files=files).histogram(4), wrong, "camvid")
+        check_histogram(open_semantic(files, "validation", wrong, names).histogram(4), "camvid")
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -132,5 +133,5 @@ def test_images_turned_by_exif(tmp_path, orientation, labelled):
     stored = labelled == "stored" and orientation == 6
     assert np.array_equal(np.asarray(image), np.asarray(picture) if stored else upright)
     assert labels.shape == (image.height, image.width)
-    (pairs,), _ = open_pairs(str(root))
-    assert "size" not in _examine(pairs, 0).problems
+    (check,), _ = open_checks([str(root)], Options())
+    assert not check.examine(0).errors

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from image_sets import add_bytes, image_bytes
+from datasets_on_disk import add_bytes, image_bytes
 
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.loader import Loader

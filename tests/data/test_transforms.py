@@ -6,7 +6,7 @@ import io
 import pytest
 import timm
 import torch
-from image_sets import image_bytes
+from datasets_on_disk import image_bytes
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 

@@ -28,7 +28,7 @@ def test_the_data_options_are_those_of_the_run(tmp_path, capsys):
 def test_a_set_without_a_label_rule_is_one_plain_line():
     data = {"class_path": "vitgraft.data.segmentation.SegmentationData", "init_args": {"root": "somewhere"}}
     (problem,) = find_problems({"data": data}, {}, {})
-    assert problem.startswith("data.reduce_zero_label: say true")
+    assert problem.startswith("data.reduce_zero_label: set true")
 
 
 SIZES = [

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
-from vitgraft.errors import CommandError, MissingExtraError
+from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress
 
 __all__ = ["add_commands"]
@@ -22,14 +22,14 @@ def _add_check_data(commands) -> None:
         commands,
         "check-data",
         _check_data,
-        "what is wrong with sets of images",
-        "Decodes every image of one or more sets and lists unreadable files, empty classes, classes that differ\n"
-        "between the sets, images that are in two of them (errors: exit code 1), and odd kinds of images, class\n"
-        "imbalance and images that are twice in a set (warnings). A PATH is whatever data.root takes: a folder or\n"
+        "find errors in image datasets",
+        "Decodes every image of one or more datasets and lists unreadable files, empty classes, classes that differ\n"
+        "between them, images that are in two of them (errors: exit code 1), and unusual kinds of images, class\n"
+        "imbalance and images that are twice in a dataset (warnings). A PATH is whatever data.root takes: a folder or\n"
         "tar of class folders, shards, or a folder with splits such as train and val, which are compared.\n"
         "In ADE20K's layout (images/SPLIT, annotations/SPLIT) also the label maps: missing ones, other sizes,\n"
         "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json)\n"
-        "also the json: missing keys, ids twice, unknown categories, boxes and masks that can't be.",
+        "also the json: missing keys, ids twice, unknown categories, impossible boxes and masks.",
         [
             "vitgraft check-data DIR",
             "vitgraft check-data DIR/train DIR/val --output check.json",
@@ -155,64 +155,27 @@ def _check_data(args: argparse.Namespace) -> int:
     check_output(args.output)
     if args.imbalance < 1:
         raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
-    from vitgraft.data import check
-    from vitgraft.data.check_semantic import is_semantic
+    from vitgraft.data.check import check, open_checks
+    from vitgraft.data.findings import Options, print_terminal, to_markdown
 
-    if args.data_format == "semantic" or (args.data_format is None and all(map(is_semantic, args.paths))):
-        report, findings = _check_semantic(args)
-    elif args.data_format == "coco" or (args.data_format is None and all(map(_is_coco, args.paths))):
-        report, findings = _check_coco(args)
-    else:
-        sources, findings = check.open_sets(args.paths, args.data_format)
-        with Progress(sum(map(len, sources))) as step:
-            report = check.check_sources(sources, args.workers, args.imbalance, step)
-    report.findings[:0] = findings
-    print_as(
-        args, lambda out: check.print_terminal(report, out), lambda: check.to_markdown(report), lambda: report.to_json()
+    options = Options(
+        args.data_format,
+        args.imbalance,
+        None if args.reduce_zero_label is None else args.reduce_zero_label == "true",
+        args.ignore_index,
+        args.num_classes,
+        args.image_suffix,
+        args.label_suffix,
     )
-    return 1 if not report.ok or (args.strict and report.findings) else 0
-
-
-def _check_semantic(args: argparse.Namespace):
-    """The report of sets with label maps, and what is wrong with opening them."""
-    from vitgraft.data import check_semantic
-
-    sets, findings = [], []
-    for path in args.paths:
-        found, wrong = check_semantic.open_pairs(path, args.image_suffix, args.label_suffix)
-        sets += found
-        findings += wrong
-    reduce = None if args.reduce_zero_label is None else args.reduce_zero_label == "true"
-    options = (reduce, args.ignore_index, args.num_classes, args.workers)
+    checks, findings = open_checks(args.paths, options)
     try:
-        with Progress(sum(map(len, sets))) as step:
-            return check_semantic.check_pairs(sets, *options, step), findings
-    except ValueError as error:
+        with Progress(sum(map(len, checks))) as step:
+            report = check(checks, args.workers, step)
+    except ValueError as error:  # numbers of label values that contradict each other
         raise CommandError(f"--{str(error).replace('_', '-')}") from error
-
-
-def _is_coco(path: str) -> bool:
-    """Whether it is a COCO set, found out without the `detection` extra."""
-    if not path.endswith(".json") and not Path(path).exists():
-        return False
-    try:
-        from vitgraft.data.coco import is_coco
-    except MissingExtraError:
-        return path.endswith(".json") or (Path(path) / "annotations").is_dir()
-    return path.endswith(".json") or is_coco(path)
-
-
-def _check_coco(args: argparse.Namespace):
-    """The report of sets with objects, and what is wrong with opening them."""
-    from vitgraft.data import check_coco
-
-    sets, findings = [], []
-    for path in args.paths:
-        found, wrong = check_coco.open_cocos(path)
-        sets += found
-        findings += wrong
-    with Progress(sum(map(len, sets))) as step:
-        return check_coco.check_coco(sets, args.workers, step), findings
+    report.findings[:0] = findings
+    print_as(args, lambda out: print_terminal(report, out), lambda: to_markdown(report), lambda: report.to_json())
+    return 1 if not report.ok or (args.strict and report.findings) else 0
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 
-from vitgraft.data.loader import Loader
-from vitgraft.data.samples import Samples
+from vitgraft.data.loader import Loader, Samples
+from vitgraft.data.options import errors_in
+from vitgraft.data.readers.base import Source
 from vitgraft.data.sampling import EvalOrder, TrainOrder
-from vitgraft.errors import MissingExtraError
+from vitgraft.errors import DataError, MissingExtraError
 
 try:
     import pytorch_lightning as pl
@@ -22,22 +24,31 @@ __all__ = ["DataModule"]
 
 class DataModule(pl.LightningDataModule):
     """Loaders whose batches are functions of (seed, epoch, step): the number of workers changes nothing, a resumed
-    run goes on at the batch where it stopped, and an evaluation has every sample once over all processes.
+    run continues at the batch where it stopped, and an evaluation has every sample once over all processes.
 
-    Data of its own gives `samples`, `class_names` and `smoke`.
+    Subclasses define `open`, `samples` and `check_pair`.
 
     Args:
-        batch_size: images per step of each process.
-        eval_batch_size: likewise in evaluation; None is `batch_size`.
-        workers: loader processes for each process.
-        seed: order and augmentation are functions of it.
-        smoke: generated images instead of the real ones.
+        batch_size: Images per step of each process.
+        eval_batch_size: Images per step of each process in evaluation; None is `batch_size`.
+        workers: Loader processes of each process; they change nothing in the batches.
+        seed: Order and augmentation are functions of it.
+        smoke: Generated images instead of the real ones.
+        options: The subclass's own options, for the check.
 
     Raises:
-        ValueError: options that can't be; all of them are named.
+        ValueError: Options that are not possible, all at once.
     """
 
-    # where an order is more than a permutation of the samples
+    # what options may be, beyond their types
+    LIMITS: ClassVar[dict[str, Any]] = {
+        "batch_size": PositiveInt,
+        "eval_batch_size": PositiveInt,
+        "workers": NonNegativeInt,
+        "seed": NonNegativeInt,
+        "num_classes": PositiveInt,
+    }
+    # how often a sample is drawn in a row
     repeats = 1
 
     def __init__(
@@ -47,90 +58,145 @@ class DataModule(pl.LightningDataModule):
         workers: int = 4,
         seed: int = 0,
         smoke: bool = False,
+        options: dict[str, Any] | None = None,
     ):
         super().__init__()
+        loading = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "workers": workers, "seed": seed}
+        given = {name: value for name, value in (options or {}).items() if name not in ("self", "__class__")}
+        if errors := self.problems(given | loading):
+            raise ValueError("data: " + "; ".join(errors))
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.workers, self.seed = workers, seed
         self.is_smoke = smoke
+        self.num_classes: int | None = given.get("num_classes")
+        test, val = given.get("test"), given.get("val")
+        self.splits = {"train": given.get("train"), "val": val, "test": test or val}
+        self.has_test = test is not None
+        self._sources: dict[str, Source] = {}
+        self._preprocessing: Any = None
         self._loaders: list[Loader] = []
 
     @classmethod
     def problems(cls, values: dict[str, Any]) -> list[str]:
-        """What is wrong with options, one line each, without looking at any file.
+        """Errors of options, one line each, without looking at any file.
 
         Args:
-            values: options by name; those left out are not judged.
+            values: Options by name; those left out are not judged.
         """
-        wrong = []
-        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "num_classes": 1, "seed": 0}.items():
-            value = values.get(name)
-            if value is not None and value < least:
-                wrong.append(f"{name}={value}: at least {least}")
-        return wrong
+        return errors_in(values, cls.LIMITS)
 
     @classmethod
     def options_of(cls, data_config: dict[str, Any]) -> dict[str, Any]:
-        """The options that make images ready as a checkpoint's data_config says."""
+        """The options that prepare images as a checkpoint's data_config asks for."""
         return {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an evaluation says of its data beside the set's name."""
+        """Metadata of the data for an evaluation's report, beside the dataset's name."""
         return {}
 
-    # what data gives
+    # what subclasses define
 
-    def samples(self, split: str, train: bool) -> Samples:
-        """The dataset of "train", "val", "test" or "predict".
+    def open(self, split: str) -> Source:
+        """Opens the images of "train", "val", "test" or "predict".
 
-        Args:
-            split: which of them.
-            train: whether it is augmented.
+        Raises:
+            DataError: They are not there, or can't be used.
         """
         raise NotImplementedError
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The name of each label."""
+    def samples(self, split: str, train: bool) -> Samples:
+        """The dataset of a split.
+
+        Args:
+            split: "train", "val", "test" or "predict".
+            train: Whether it is augmented.
+        """
         raise NotImplementedError
 
+    def check_pair(self, train: Source, val: Source) -> None:
+        """Training and validation must have the same classes.
+
+        Raises:
+            DataError: They differ.
+        """
+        raise NotImplementedError
+
+    # datasets
+
+    def source(self, split: str) -> Source:
+        """The images of a split; opened once.
+
+        Raises:
+            DataError: They are not there, or can't be used.
+        """
+        if split not in self._sources:
+            self._sources[split] = self.open(split)
+        return self._sources[split]
+
     @property
-    def blocks(self) -> Sequence[int] | None:
-        """Sizes of the shards that the training samples lie in; None where any order is as fast."""
-        return None
+    def is_generated(self) -> bool:
+        """Whether there are no files: `smoke`, or digit scenes."""
+        return self.is_smoke
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The name of each label; opens the training set, or the validation set where there is no training."""
+        try:
+            return self.source("train").class_names
+        except DataError as error:
+            try:
+                return self.source("val").class_names
+            except DataError:
+                raise error from None
+
+    def setup(self, stage: str) -> None:
+        """Opens what a stage needs: "fit", "validate", "test" or "predict".
+
+        Raises:
+            DataError: It is not there, or training and validation do not fit each other.
+        """
+        if stage == "fit":
+            self.check_pair(self.source("train"), self.source("val"))
+        else:
+            self.source({"validate": "val"}.get(stage, stage))
+        if stage == "test" and not self.has_test and not self.is_generated:
+            print(f"data.test is not set: this measures the validation set, {self.splits['val']!r}")
 
     def smoke(self, num_classes: int | None = None) -> None:
         """Swaps in generated images, in small batches and without worker processes: for two quick steps."""
         self.is_smoke = True
         self.batch_size, self.eval_batch_size = min(self.batch_size, 4), min(self.eval_batch_size, 4)
         self.workers = 0
+        self.num_classes = num_classes or self.num_classes
+        self._sources = {}
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """The data_config of the trainer's model, where there is one."""
+        return getattr(getattr(self.trainer, "lightning_module", None), "data_config", None) or {}
 
     # loaders
 
     def train_dataloader(self) -> Loader:
-        """Batches of an epoch from where the trainer stands."""
+        """Batches of an epoch from the trainer's position."""
         return self._loader(self.samples("train", True), self.train_order(), self._position)
 
     def train_order(self, world_size: int | None = None) -> TrainOrder:
         """Which samples make up which batch of this process.
 
         Args:
-            world_size: of so many processes instead of the trainer's.
+            world_size: Number of processes instead of the trainer's.
         """
         mine, rank = self._process()
-        return TrainOrder(
-            self.num_training_samples(),
-            self.seed,
-            self.batch_size,
-            world_size or mine,
-            rank if world_size is None else 0,
-            self.repeats,
-            self.blocks,
-        )
+        rank = rank if world_size is None else 0
+        blocks = getattr(self.source("train"), "blocks", None)
+        length = self.num_training_samples()
+        return TrainOrder(length, self.seed, self.batch_size, world_size or mine, rank, self.repeats, blocks)
 
     def num_training_samples(self) -> int:
-        """Samples that an epoch draws from."""
-        return len(self.samples("train", True))
+        """Samples of an epoch."""
+        return len(self.source("train"))
 
     def steps_per_epoch(self, world_size: int | None = None, accumulate: int = 1) -> int:
         """Optimiser steps of an epoch, with gradients of `accumulate` batches in each; the last may have fewer."""
@@ -167,7 +233,7 @@ class DataModule(pl.LightningDataModule):
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _position(self) -> tuple[int, int]:
-        """Where the trainer stands: the epoch, and the number that it gives to the next batch.
+        """The trainer's epoch, and the number that it gives to the next batch.
 
         Read when the first batch is asked for: a loader is made before Lightning has settled, after a restart, whether
         the batch or the epoch that it saved in was finished.

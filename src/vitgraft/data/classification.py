@@ -1,76 +1,78 @@
-"""`ImageData`: everything between a path and the batches that a trainer takes. Needs the `train` extra."""
+"""`ImageData`: labelled images, from a path to the batches that a trainer takes. Needs the `train` extra."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from vitgraft.data.base import DataModule
-from vitgraft.data.generated import GeneratedSource
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.loader import Loader
+from vitgraft.data.options import Positive, Sizes, limits_of
 from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import FORMATS, check_same_classes, open_files, open_source
 from vitgraft.data.readers.tar import is_tar
-from vitgraft.data.transforms import (
-    Augmentation,
-    Preprocessing,
-    eval_transform,
-    model_preprocessing,
-    train_transform,
-)
+from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, model_preprocessing, train_transform
 from vitgraft.errors import DataError
 
 # three draws of a sample: facebookresearch/deit samplers.py
 REPEATS = 3
-FIELDS = {field.name for field in fields(Preprocessing)}
 
 
 class ImageData(DataModule):
     """Labelled images for training and evaluation.
 
     Args:
-        root: folder with the splits, tar, shard pattern or URL; `vitgraft.data.readers.open.open_source` says what is
-            found.
-        train: split of `root` to train on, or a path of its own: with a slash, a shard pattern, or the name of a tar.
-        val: split of `root` to validate on, or a path of its own.
-        test: likewise for `test`; None is the validation split.
-        predict: files, folders or a tar for `predict`.
-        format: "folder", "tar", "shards", "imagenet-val" or "huggingface", where it is not to be found out.
-        num_classes: how many classes there must be; None takes what is found.
-        class_names: names of the labels, for shards that carry numbers only.
-        batch_size: images per step of each process.
-        eval_batch_size: likewise in evaluation; None is `batch_size`.
-        workers: loader processes for each process; they change nothing in the batches.
-        seed: order and augmentation are functions of it.
-        input_size: side of the square images, or (height, width), in pixels; None is the model's own.
-        mean: of each colour, 0 to 1; None is the model's own.
-        std: of each colour, 0 to 1; None is the model's own.
-        interpolation: of the resize in evaluation; None is the model's own.
-        crop_pct: share of the resized side that evaluation keeps; None is the model's own.
-        scale: as in `Augmentation`, like all down to `recount`.
-        ratio: see there.
-        hflip: see there.
-        vflip: see there.
-        color_jitter: see there.
-        auto_augment: see there.
-        train_interpolation: see there.
-        train_crop_mode: see there.
-        reprob: see there.
-        remode: see there.
-        recount: see there.
+        root: Folder with the splits, tar, shard pattern or URL; what lies there is inferred.
+        train: Split of `root` to train on, or a path of its own: with a slash, a shard pattern, or the name of a tar.
+        val: Split of `root` to validate on, or a path of its own.
+        test: Split of `root` for `test`, or a path of its own; None is the validation split.
+        predict: Files, folders or a tar for `predict`.
+        format: "folder", "tar", "shards", "imagenet-val" or "huggingface"; None infers it.
+        num_classes: How many classes there must be; None takes those of the data.
+        class_names: Names of the labels, for shards that carry numbers only.
+        batch_size: Images per step of each process.
+        eval_batch_size: Images per step of each process in evaluation; None is `batch_size`.
+        workers: Loader processes of each process; they change nothing in the batches.
+        seed: Order and augmentation are functions of it.
+        input_size: Side of the square images, or (height, width), in pixels; None is the model's own.
+        mean: Per channel, 0 to 1; None is the model's own.
+        std: Per channel, 0 to 1; None is the model's own.
+        interpolation: Of the resize in evaluation; None is the model's own.
+        crop_pct: Fraction of the resized side that evaluation keeps; None is the model's own.
+        scale: Smallest and largest fraction of the area that the random crop takes.
+        ratio: Smallest and largest width / height of the random crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        color_jitter: Range of brightness, contrast and saturation; unused while `auto_augment` is on.
+        auto_augment: timm's text for AutoAugment, RandAugment or AugMix, such as "rand-m9-mstd0.5-inc1".
+        train_interpolation: "bicubic", "bilinear", or "random" for one of both by chance.
+        train_crop_mode: "rrc" random resized crop, timm's "rkrc" and "rkrr", or "pad": zeros around, no resize.
+        reprob: Probability of random erasing.
+        remode: "pixel", "rand" or "const": what is put into erased regions.
+        recount: Most regions that are erased.
         repeated_aug: DeiT's repeated augmentation, three draws of a sample in a row.
-        cache: keep decoded images in memory; for small sets of small images.
-        cache_dir: folder for unpacked tars, indices and downloaded shards; None is ~/.cache/vitgraft.
-        cache_gb: most that downloaded shards may take there.
-        smoke: generated images instead of the real ones.
+        cache: Keep decoded images in memory; for small datasets of small images.
+        cache_dir: Folder for unpacked tars, indices and downloaded shards; None is ~/.cache/vitgraft.
+        cache_gb: Limit of downloaded shards there.
+        smoke: Generated images instead of the real ones.
 
     Raises:
-        ValueError: options that can't be; all of them are named.
+        ValueError: Options that are not possible, all at once.
     """
+
+    LIMITS: ClassVar[dict[str, Any]] = {
+        **DataModule.LIMITS,
+        **limits_of(Augmentation),
+        "input_size": Sizes,
+        "format": Literal[FORMATS],
+        "crop_pct": Annotated[float, Field(gt=0, le=1)],
+        "cache_gb": Positive,
+    }
 
     def __init__(
         self,
@@ -108,70 +110,18 @@ class ImageData(DataModule):
         cache_gb: float = 64.0,
         smoke: bool = False,
     ):
-        super().__init__(batch_size, eval_batch_size, workers, seed, smoke)
-        if wrong := self.problems({name: value for name, value in locals().items() if name != "self"}):
-            raise ValueError("data: " + "; ".join(wrong))
-        self.root, self.format, self.num_classes, self.given_names = root, format, num_classes, class_names
-        self.splits = {"train": train, "val": val, "test": test or val}
-        self.has_test = test is not None
-        self.predict = predict
+        given = dict(locals())
+        super().__init__(batch_size, eval_batch_size, workers, seed, smoke, given)
+        self.root, self.format, self.predict, self.given_names = root, format, predict, class_names
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
         self.model_options = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
-        self.augmentation = Augmentation(
-            scale=tuple(scale),
-            ratio=tuple(ratio),
-            hflip=hflip,
-            vflip=vflip,
-            color_jitter=color_jitter,
-            auto_augment=auto_augment,
-            train_interpolation=train_interpolation,
-            train_crop_mode=train_crop_mode,
-            reprob=reprob,
-            remode=remode,
-            recount=recount,
-        )
+        self.augmentation = Augmentation(**{field.name: given[field.name] for field in fields(Augmentation)})
         self.repeats = REPEATS if repeated_aug else 1
         self.cache, self.cache_dir, self.cache_gb = cache, cache_dir, cache_gb
-        self._sources: dict[str, ImageSource] = {}
-        self._preprocessing: Preprocessing | None = None
-
-    @classmethod
-    def problems(cls, values: dict[str, Any]) -> list[str]:
-        """What is wrong with options, one line each, without looking at any file.
-
-        Args:
-            values: options by name; those left out are not judged.
-        """
-        wrong = super().problems(values)
-        size = values.get("input_size")
-        if size is not None and min([size] if isinstance(size, int) else size) < 1:
-            wrong.append(f"input_size={size}: at least 1 pixel")
-        if (given := values.get("format")) is not None and given not in FORMATS:
-            wrong.append(f"format={given!r}: one of {', '.join(FORMATS)}")
-        if (crop := values.get("crop_pct")) is not None and not 0 < crop <= 1:
-            wrong.append(f"crop_pct={crop}: over 0, at most 1")
-        if (cache_gb := values.get("cache_gb")) is not None and cache_gb <= 0:
-            wrong.append(f"cache_gb={cache_gb}: over 0")
-        names = {field.name for field in fields(Augmentation)}
-        return wrong + Augmentation.problems({name: value for name, value in values.items() if name in names})
 
     def smoke(self, num_classes: int | None = None) -> None:
-        """Swaps in generated images, in small batches and without worker processes: for two quick steps."""
         super().smoke(num_classes)
-        self.num_classes = num_classes or self.num_classes
         self.cache = False
-        self._sources = {}
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each label; opens the training set, or the validation set where there is no training."""
-        try:
-            return self.source("train").class_names
-        except DataError as error:
-            try:
-                return self.source("val").class_names
-            except DataError:
-                raise error from None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -179,9 +129,9 @@ class ImageData(DataModule):
         if self._preprocessing is None:
             given = {name: value for name, value in self.model_options.items() if value is not None}
             # the model itself is built after the data is set up, it may take its number of classes from here
-            config = getattr(getattr(self.trainer, "lightning_module", None), "data_config", None) or {}
-            own = {name: value for name, value in config.items() if name in FIELDS}
-            size = self.input_size or config.get("input_size", (224, 224))[-2:]
+            names = {field.name for field in fields(Preprocessing)}
+            own = {name: value for name, value in self.model_config.items() if name in names}
+            size = self.input_size or self.model_config.get("input_size", (224, 224))[-2:]
             self._preprocessing = Preprocessing(**own | given | {"input_size": tuple(size)})
         return self._preprocessing
 
@@ -189,20 +139,10 @@ class ImageData(DataModule):
         """Takes from a timm model what was not given: input size, mean, std, interpolation, crop."""
         self._preprocessing = model_preprocessing(model, self.input_size, **self.model_options)
 
-    def source(self, split: str) -> ImageSource:
-        """The images of "train", "val", "test" or "predict"; opened once.
-
-        Raises:
-            DataError: nothing there, or another number of classes than `num_classes`.
-        """
-        if split not in self._sources:
-            self._sources[split] = self._open(split)
-        return self._sources[split]
-
-    def _open(self, split: str) -> ImageSource:
+    def open(self, split: str) -> ImageSource:
         if split == "predict":
             if not self.predict:
-                raise DataError("predict: no files were named (data.predict)")
+                raise DataError("data.predict: name files, folders or a tar")
             return open_files(self.predict)
         if self.is_smoke:
             length = 64 if split == "train" else 10
@@ -212,14 +152,8 @@ class ImageData(DataModule):
         own_path = any(mark in given for mark in ("/", "\\", "{", "hf:")) or is_tar(given)
         if self.root is None and not own_path:
             raise DataError("data.root: name the folder, tar or shards with the images")
-        source = open_source(
-            given if own_path else self.root,
-            None if own_path else given,
-            self.format,
-            self.given_names,
-            self.cache_dir,
-            self.cache_gb,
-        )
+        where, inside = (given, None) if own_path else (self.root, given)
+        source = open_source(where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb)
         if self.num_classes is not None and len(source.class_names) != self.num_classes:
             raise DataError(
                 f"num_classes={self.num_classes}: {source.where()} has {len(source.class_names)} classes "
@@ -236,36 +170,16 @@ class ImageData(DataModule):
                 except DataError:
                     continue  # what is needed is asked for in `setup`, and fails there
 
-    def setup(self, stage: str) -> None:
-        """Opens what a stage needs: "fit", "validate", "test" or "predict".
-
-        Raises:
-            DataError: it is not there, or training and validation differ in their classes.
-        """
-        if stage == "fit":
-            check_same_classes(self.source("train"), self.source("val"))
-        else:
-            self.source({"validate": "val"}.get(stage, stage))
-        if stage == "test" and not self.has_test and not self.is_smoke:
-            print(f"no test set is named (data.test): this measures the validation set, {self.splits['val']!r}")
+    def check_pair(self, train: ImageSource, val: ImageSource) -> None:
+        check_same_classes(train, val)
 
     def samples(self, split: str, train: bool) -> ImageDataset:
-        """The labelled images of "train", "val", "test" or "predict"."""
         if train:
             transform = train_transform(self.preprocessing, self.augmentation)
         else:
             transform = eval_transform(self.preprocessing)
         return ImageDataset(self.source(split), transform, self.seed, train, self.cache)
 
-    @property
-    def blocks(self) -> Sequence[int] | None:
-        """Sizes of the training set's shards."""
-        return self.source("train").blocks
-
-    def num_training_samples(self) -> int:
-        """Training images."""
-        return len(self.source("train"))
-
     def predict_dataloader(self) -> Loader:
-        """What `predict` names, or the test set; in order, each sample once over all processes."""
+        """The files of `predict`, or the test set; in order, each sample once over all processes."""
         return self._eval_loader("predict" if self.predict else "test")

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from PIL import Image
+from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from vitgraft.data.decode import decode_annotated
 from vitgraft.data.detection_targets import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.readers.folder import FileSource
-from vitgraft.data.readers.tar import PlainTar, TarIndex, TarSource, default_cache_dir, is_tar, unpack
+from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["CocoFiles", "CocoSource", "find_jsons", "is_coco", "open_coco", "read_coco_json"]
+__all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json"]
 
 # where a split's json and its images are looked for below the root; {} is the name of the split
 JSONS = (
@@ -33,6 +33,68 @@ JSONS = (
 )
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
 
+Text = Annotated[StrictStr, Field(min_length=1)]
+Side = Annotated[StrictInt, Field(gt=0)]
+
+
+class ImageEntry(TypedDict):
+    """What an image needs."""
+
+    id: StrictInt
+    file_name: Text
+    height: Side
+    width: Side
+
+
+class AnnotationEntry(TypedDict):
+    """What an annotation needs and may have; null is absent."""
+
+    image_id: StrictInt
+    category_id: StrictInt
+    bbox: Annotated[list[StrictFloat], Field(min_length=4, max_length=4)]
+    # nothing uses ids of annotations; some tools write text there
+    id: NotRequired[StrictInt | StrictStr | None]
+    iscrowd: NotRequired[Annotated[StrictInt, Field(ge=0, le=1)] | StrictBool | None]
+    area: NotRequired[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] | None]
+
+
+class CategoryEntry(TypedDict):
+    """What a category needs."""
+
+    id: StrictInt
+    name: Text
+
+
+ENTRIES = {"images": ImageEntry, "annotations": AnnotationEntry, "categories": CategoryEntry}
+_CHECKS = {kind: TypeAdapter(entry) for kind, entry in ENTRIES.items()}
+for _entry in ENTRIES.values():
+    _entry.__pydantic_config__ = ConfigDict(hide_input_in_errors=True)
+
+
+def entry_errors(kind: str, entry: Any) -> list[str]:
+    """What an entry lacks, and its values that are not possible.
+
+    Args:
+        kind: "images", "annotations" or "categories".
+        entry: One of them.
+    """
+    try:
+        _CHECKS[kind].validate_python(entry)
+    except ValidationError as error:
+        if not isinstance(entry, dict):
+            return [f"is no mapping but {entry!r:.40}"]
+        reasons: dict[str, list[str]] = {}
+        for one in error.errors(include_url=False, include_input=False):
+            reasons.setdefault(str(one["loc"][0]), []).append(one["msg"])
+        absent = [name for name in reasons if name not in entry]
+        given = [
+            f"has {name} {json.dumps(entry[name], default=str):.60} ({' or '.join(dict.fromkeys(texts))})"
+            for name, texts in reasons.items()
+            if name in entry
+        ]
+        return [f"lacks {', '.join(absent)}", *given] if absent else given
+    return []
+
 
 class CocoSource(ObjectSource):
     """The images and objects of one COCO json.
@@ -41,12 +103,12 @@ class CocoSource(ObjectSource):
     take gigabytes in each worker process.
 
     Args:
-        values: what the json holds.
-        files: the images, in the order of `values["images"]`.
-        shown: what to call the set in messages.
+        values: The content of the json.
+        files: The images, in the order of `values["images"]`.
+        shown: The dataset's name in messages.
 
     Raises:
-        DataError: the json lacks what is needed, or uses an id twice; `vitgraft check-data` lists all that is wrong.
+        DataError: The json uses an id twice; `vitgraft check-data` lists all errors.
     """
 
     def __init__(self, values: dict[str, Any], files: ImageSource, shown: str):
@@ -63,20 +125,19 @@ class CocoSource(ObjectSource):
         kept: list[list[dict[str, Any]]] = [[] for _ in images]
         self.counts = np.zeros((len(images), 2), dtype=np.int64)  # objects to learn from, objects in all
         self.has_masks = any(one.get("segmentation") for one in values["annotations"])
-        known, strange = set(self.category_ids), Counter()
+        known, skipped = set(self.category_ids), Counter()
         for one in values["annotations"]:
-            if wrong_values("annotations", one):
-                strange["with values of a wrong kind"] += 1
+            if entry_errors("annotations", one):
+                skipped["with values of a wrong kind"] += 1
                 continue
             where = place.get(one["image_id"])
             if where is None or one["category_id"] not in known:
-                strange["of an unknown image" if where is None else "of an unknown category"] += 1
+                skipped["of an unknown image" if where is None else "of an unknown category"] += 1
                 continue
-            crowd = bool(one.get("iscrowd"))
             size = tuple(self.sizes[where].tolist())
             good = usable(one) and is_inside(one["bbox"], size) and (not self.has_masks or _has_segmentation(one, size))
-            if not good and not crowd:
-                strange["without a usable box or mask in the image"] += 1
+            if not good and not one.get("iscrowd"):
+                skipped["without a usable box or mask in the image"] += 1
             if not is_box(one["bbox"]):
                 continue
             self.counts[where] += (good, 1)
@@ -84,7 +145,7 @@ class CocoSource(ObjectSource):
         packed = [pickle.dumps(annotations, protocol=5) for annotations in kept]
         self.ends = np.cumsum([len(part) for part in packed], dtype=np.int64)
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
-        self.strange = dict(strange)  # what is not used, by reason
+        self.skipped = dict(skipped)  # reason -> annotations
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,7 +157,7 @@ class CocoSource(ObjectSource):
         return int(self.ids[index])
 
     def objects(self, index: int) -> Objects:
-        """What the json says of an image."""
+        """The annotations of an image."""
         height, width = self.sizes[index].tolist()
         start = int(self.ends[index - 1]) if index else 0
         annotations = pickle.loads(self.packed[start : self.ends[index]])
@@ -120,18 +181,18 @@ class CocoSource(ObjectSource):
         object to learn, none with a side below 32 pixels.
 
         Args:
-            min_side: smallest side of an image, pixels.
-            keep_empty: whether images without objects stay.
+            min_side: Smallest side of an image, pixels.
+            keep_empty: Whether images without objects stay.
         """
         large = self.sizes.min(1) >= min_side
         return np.flatnonzero(large if keep_empty else large & (self.counts[:, 0] > 0))
 
-    def notice(self) -> str:
-        """What of the json training leaves out, in one line; empty where there is nothing."""
-        if not self.strange:
+    def warning(self) -> str:
+        """Which annotations training leaves out, in one line; empty where it takes all."""
+        if not self.skipped:
             return ""
-        parts = ", ".join(f"{count} {what}" for what, count in self.strange.items())
-        return f"{self.shown}: annotations that training leaves out: {parts} (vitgraft check-data says which)"
+        parts = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+        return f"{self.shown}: annotations that training leaves out: {parts} (vitgraft check-data lists them)"
 
 
 _KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")
@@ -150,206 +211,82 @@ def _has_segmentation(annotation: dict[str, Any], size: tuple[int, int]) -> bool
     return bool(counts) and tuple(segmentation["size"]) == size
 
 
-class CocoFiles:
-    """The files below a root that is a folder or a tar."""
-
-    def __init__(self, root: Path, cache_dir: str | Path | None = None):
-        self.root, self.index = root, None
-        if root.is_dir():
-            return
-        if not root.is_file() or not is_tar(root):
-            what = "not a tar" if root.exists() else "no such file or folder"
-            raise DataError(f"{root}: {what}; wanted a folder or tar with annotations/ and images")
-        cache = Path(cache_dir) if cache_dir else default_cache_dir()
-        self.plain = root if root.suffix == ".tar" else unpack(root, cache)
-        self.index = TarIndex.load(self.plain, cache)
-        self.places = {name: i for i, name in enumerate(self.index.names)}
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return name in self.places if self.index else (self.root / name).is_file()
-
-    def names(self) -> list[str]:
-        """All json files, paths below the root."""
-        if self.index:
-            return sorted(name for name in self.index.names if name.endswith(".json"))
-        return sorted(str(path.relative_to(self.root)) for path in self.root.glob("*/*.json")) + sorted(
-            path.name for path in self.root.glob("*.json")
-        )
-
-    def read(self, name: str) -> bytes:
-        """The content of a file."""
-        if self.index:
-            place = self.places[name]
-            return PlainTar(self.plain).read(int(self.index.offsets[place]), int(self.index.sizes[place]))
-        return (self.root / name).read_bytes()
-
-    def images(self, names: list[str]) -> ImageSource:
-        """Image files, in this order; one that is missing shows when it is read."""
-        if not self.index:
-            return FileSource(self.root, names, None, ())
-        places = [self.places.get(name, -1) for name in names]
-        # a file that is not there has more bytes than can be read
-        sizes = [int(self.index.sizes[i]) if i >= 0 else 1 for i in places]
-        offsets = [int(self.index.offsets[i]) if i >= 0 else self.plain.stat().st_size for i in places]
-        return TarSource(self.plain, self.root, names, np.array(offsets), np.array(sizes), None, ())
-
-
-def find_split(files: CocoFiles, split: str) -> str:
-    """The json of a split.
+def read_json(files: Files, name: str) -> dict[str, list[Any]]:
+    """The content of a COCO json, with its three lists; their entries are not checked.
 
     Raises:
-        DataError: there is none.
+        DataError: No json, or not COCO's of objects.
     """
-    tried = [pattern.format(split) for pattern in JSONS]
-    if found := next((name for name in tried if files.has(name)), None):
-        return found
-    there = ", ".join(files.names()[:6]) or "no json file"
-    raise DataError(f"{files.root}: no annotations of {split!r} (looked for {', '.join(tried[:4])}); there is {there}")
-
-
-def find_images(files: CocoFiles, values: dict[str, Any], json_name: str, split: str, folder: str | None) -> str:
-    """The folder below the root in which the images lie: the one that has the first image that any has.
-
-    Raises:
-        DataError: none has.
-    """
-    names = [str(one.get("file_name", "")) for one in values["images"][:20]]
-    beside = os.path.dirname(json_name)
-    options = [folder] if folder is not None else [*(pattern.format(split) for pattern in FOLDERS), beside]
-    for name in names:
-        for option in options:
-            if files.has(os.path.join(option, name)):
-                return option
-    looked = ", ".join(repr(str(files.root / option)) for option in dict.fromkeys(options))
-    raise DataError(f"{json_name}: its images, such as {names[0]!r}, are not in {looked}; name their folder")
-
-
-def read_coco_json(data: bytes, shown: str) -> dict[str, Any]:
-    """What a COCO json holds.
-
-    Raises:
-        DataError: no json, or without images, annotations and categories that have what is needed.
-    """
+    shown = f"{files.root}/{name}"
     try:
-        values = json.loads(data)
-    except ValueError as error:
-        raise DataError(f"{shown}: not a json file ({error})") from error
-    if not isinstance(values, dict) or (
-        missing := [name for name in ("images", "annotations", "categories") if not isinstance(values.get(name), list)]
-    ):
-        missing = ", ".join(missing) if isinstance(values, dict) else "everything"
-        raise DataError(f"{shown}: not COCO's json of objects, it lacks {missing}")
-    for kind, needed in NEEDED.items():
-        for number, one in enumerate(values[kind]):
-            if not isinstance(one, dict):
-                raise DataError(f"{shown}: {kind}[{number}] is no mapping but {one!r:.40}")
-            # a damaged value makes an annotation unusable, which is counted where it is left out
-            wrong = [name for name in needed if name not in one] if kind == "annotations" else wrong_values(kind, one)
-            if wrong:
-                raise DataError(
-                    f"{shown}: {kind}[{number}] {lacking(wrong, one)}; vitgraft check-data lists all of them"
-                )
+        values = json.loads(files.read(name))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{shown}: not a readable json file ({error})") from error
+    missing = [kind for kind in ENTRIES if not (isinstance(values, dict) and isinstance(values.get(kind), list))]
+    if missing:
+        raise DataError(f"{shown}: not COCO's json of objects, it lacks {', '.join(missing)}")
+    if not values["images"]:
+        raise DataError(f"{shown}: no images in it")
     return values
 
 
-NEEDED = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
-_OPTIONAL = ("id", "iscrowd", "area")  # of annotations; null is taken as absent
-_KINDS = {
-    "file_name": "text",
-    "name": "text",
-    "height": "a whole number above 0",
-    "width": "a whole number above 0",
-    "bbox": "four numbers",
-    "iscrowd": "0 or 1",
-    "area": "a number from 0 up",
-}
-
-
-def wrong_values(kind: str, entry: dict[str, Any]) -> list[str]:
-    """Names of the values that an entry lacks, or has of a wrong kind.
+def find_images(files: Files, values: dict[str, Any], json_name: str, folder: str | None = None) -> FileSource:
+    """The images of a json, in its order, in the folder that has the first one that any has.
 
     Args:
-        kind: "images", "annotations" or "categories".
-        entry: one of them.
+        files: Where they are.
+        values: The content of the json.
+        json_name: Its path, which names the split.
+        folder: Path of the images; None looks for it.
+
+    Raises:
+        DataError: No folder has any of them.
     """
-    wrong = [name for name in NEEDED[kind] if not _is_kind(name, entry.get(name))]
-    if kind == "annotations":
-        there = ((name, entry[name]) for name in _OPTIONAL if entry.get(name) is not None)
-        # nothing uses ids of annotations; some tools write text there
-        wrong += [name for name, value in there if not (_is_kind(name, value) or (name == "id" and type(value) is str))]
-    return wrong
-
-
-def _is_kind(name: str, value: Any) -> bool:
-    if name in ("file_name", "name"):
-        return isinstance(value, str) and bool(value)
-    if name == "bbox":
-        return isinstance(value, list) and len(value) == 4 and all(isinstance(n, int | float) for n in value)
-    if name == "iscrowd":
-        return isinstance(value, int) and value in (0, 1)
-    if isinstance(value, bool):
-        return False
-    if name == "area":
-        return isinstance(value, int | float) and 0 <= value < math.inf
-    return isinstance(value, int) and (value > 0 or name not in ("height", "width"))
-
-
-def lacking(names: list[str], entry: dict[str, Any]) -> str:
-    """What is wrong with the values that `wrong_values` names, in words."""
-    absent = [name for name in names if name not in entry]
-    parts = [f"lacks {', '.join(absent)}"] if absent else []
-    for name in (name for name in names if name in entry):
-        kind = _KINDS.get(name, "a whole number")
-        parts.append(f"has {name} {json.dumps(entry[name], default=str):.60}, which must be {kind}")
-    return " and ".join(parts)
+    beside, base = os.path.split(json_name)
+    split = base.removesuffix(".json").removeprefix("instances_").removesuffix("2017")
+    if base in ("_annotations.coco.json", "annotations.json"):
+        split = os.path.basename(beside)
+    names = [str(one.get("file_name", "")) for one in values["images"]]
+    options = [folder] if folder is not None else [*(pattern.format(split) for pattern in FOLDERS), beside]
+    for name in names[:20]:
+        for option in options:
+            if files.has(os.path.normpath(os.path.join(option, name))):
+                return FileSource(files, [os.path.normpath(os.path.join(option, one)) for one in names])
+    looked = ", ".join(repr(str(files.root / option)) for option in dict.fromkeys(options))
+    raise DataError(f"{json_name}: its images, such as {names[0]!r}, are not in {looked}; name their folder")
 
 
 def open_coco(
     root: str | Path, split: str, images: str | None = None, cache_dir: str | Path | None = None
 ) -> CocoSource:
-    """Opens a split of a COCO set.
+    """Opens a split of a COCO dataset.
 
     Args:
-        root: folder or tar.
-        split: such as "train" (then annotations/instances_train.json, instances_train2017.json ... are looked for), or
+        root: Folder or tar.
+        split: Such as "train" (then annotations/instances_train.json, instances_train2017.json ... are looked for), or
             the path of a json below the root.
-        images: folder of the images below the root; None looks for it.
-        cache_dir: where a compressed tar is unpacked; None is `default_cache_dir()`.
+        images: Folder of the images below the root; None looks for it.
+        cache_dir: Where a compressed tar is unpacked; None is `default_cache_dir()`.
 
     Raises:
-        DataError: nothing there, or it can't be used; the message says what was looked for.
+        DataError: Nothing there, or it can't be used; the message names what was looked for.
     """
-    files = CocoFiles(Path(root), cache_dir)
-    json_name = split if split.endswith(".json") else find_split(files, split)
-    if not files.has(json_name):
-        raise DataError(f"{files.root}: no {json_name}; there is {', '.join(files.names()[:6]) or 'no json file'}")
-    shown = f"{files.root}/{json_name}"
-    values = read_coco_json(files.read(json_name), shown)
-    if not values["images"]:
-        raise DataError(f"{shown}: no images in it")
-    folder = find_images(files, values, json_name, split, images)
-    names = [os.path.normpath(os.path.join(folder, str(one["file_name"]))) for one in values["images"]]
-    return CocoSource(values, files.images(names), shown)
-
-
-def find_jsons(files: CocoFiles) -> list[str]:
-    """The jsons with objects, paths below the root; where some are called instances_*, as COCO's are, only those."""
-    names = [name for name in files.names() if os.path.dirname(name) == "annotations" or name.endswith(".coco.json")]
-    instances = [name for name in names if os.path.basename(name).startswith("instances_")]
-    return instances or [name for name in names if all(mark in files.read(name) for mark in _MARKS)]
-
-
-_MARKS = (b'"images"', b'"annotations"', b'"categories"')
-
-
-def is_coco(root: str | Path) -> bool:
-    """Whether a folder or tar is in COCO's layout: annotations/instances_SPLIT.json or other jsons of its kind."""
-    try:
-        return bool(find_jsons(CocoFiles(Path(root))))
-    except (DataError, OSError):
-        return False
+    files = Files(root, cache_dir)
+    tried = [split] if split.endswith(".json") else [pattern.format(split) for pattern in JSONS]
+    name = next((name for name in tried if files.has(name)), None)
+    if name is None:
+        there = ", ".join([name for name in files.names if name.endswith(".json")][:6]) or "no json file"
+        raise DataError(
+            f"{files.root}: no annotations of {split!r} (looked for {', '.join(tried[:4])}); there is {there}"
+        )
+    values = read_json(files, name)
+    for kind in ENTRIES:
+        for number, one in enumerate(values[kind]):
+            # a damaged value makes an annotation unusable, which is counted where it is left out
+            needed = {"image_id", "category_id", "bbox"}
+            whole = kind == "annotations" and isinstance(one, dict) and one.keys() >= needed
+            if not whole and (errors := entry_errors(kind, one)):
+                raise DataError(
+                    f"{files.root}/{name}: {kind}[{number}] {' and '.join(errors)}; vitgraft check-data lists all"
+                )
+    return CocoSource(values, find_images(files, values, name, images), f"{files.root}/{name}")

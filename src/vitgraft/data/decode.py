@@ -1,4 +1,4 @@
-"""Bytes of an image file to upright 8-bit RGB, or an `ImageError` that says what is wrong with which file.
+"""Bytes of an image file to upright 8-bit RGB, or an `ImageError` that names the file and its error.
 
 What is done with images that are not plain RGB:
 
@@ -32,16 +32,16 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS, upright: 
     """Decodes an image file.
 
     Args:
-        data: the file's content.
-        name: what to call the file in an error.
-        max_pixels: images with more are refused before they are decoded; a few kB can unpack to many GB.
-        upright: turn it as its EXIF entry says; otherwise it stays as it is stored.
+        data: The file's content.
+        name: The file's name in errors.
+        max_pixels: Images with more are refused before they are decoded; a few kB can unpack to many GB.
+        upright: Turn it by its EXIF entry; otherwise it stays as it is stored.
 
     Returns:
         An RGB image, loaded.
 
     Raises:
-        ImageError: the file is broken, or cannot be shown as 8-bit RGB.
+        ImageError: The file is broken, or cannot be shown as 8-bit RGB.
     """
     image = open_image(data, name, max_pixels)
     try:
@@ -69,12 +69,12 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
     """Reads an image's header: size, mode and format are known, pixels are not decoded yet.
 
     Args:
-        data: the file's content.
-        name: what to call the file in an error.
-        max_pixels: images with more are refused.
+        data: The file's content.
+        name: The file's name in errors.
+        max_pixels: Images with more are refused.
 
     Raises:
-        ImageError: the file is empty, no image, or too large.
+        ImageError: The file is empty, no image, or too large.
     """
     if not data:
         raise ImageError(name, "empty file (0 bytes)")
@@ -104,15 +104,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
     if image.mode == "P" or image.mode in _PLAIN:
         return image.convert("RGB")
-    raise ImageError(name, f"mode {image.mode}: it is not said which value is white; save it as 8-bit or 16-bit")
+    raise ImageError(name, f"mode {image.mode}: the value of white is unknown; save it as 8-bit or 16-bit")
 
 
 def decode_annotated(data: bytes, name: str, size: tuple[int, int]) -> Image.Image:
     """Decodes an image file as its annotations, of (height, width) pixels, see it: upright, or as it is stored where
-    only that has their size. Some tools annotate the picture as it is stored, not as its EXIF entry turns it.
+    only that has their size. Some tools annotate the image as it is stored, not as its EXIF entry turns it.
 
     Raises:
-        ImageError: as `decode_image`. Images of another size than their annotations come back upright.
+        ImageError: As `decode_image`. Images of another size than their annotations come back upright.
     """
     upright = decode_image(data, name)
     if upright.size[::-1] == tuple(size):
@@ -122,7 +122,7 @@ def decode_annotated(data: bytes, name: str, size: tuple[int, int]) -> Image.Ima
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
-    """Turns the picture as the EXIF orientation of `image`, the file's, asks for; files without one cost nothing."""
+    """Turns the image by the EXIF orientation of `image`, the file's; files without one cost nothing."""
     if "exif" not in image.info and image.format not in ("TIFF", "PNG", "MPO", "WEBP"):
         return rgb
     if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:

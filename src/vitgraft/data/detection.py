@@ -1,13 +1,18 @@
-"""`DetectionData`: images with boxes and masks, of a COCO set or the embedded digit scenes. Needs extra `detection`."""
+"""`DetectionData`: images with boxes and masks, of a COCO dataset or the embedded digit scenes.
+
+Needs the extra `detection`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import fields
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import PositiveInt
 
 from vitgraft.data.base import DataModule
 from vitgraft.data.coco import CocoSource, open_coco
@@ -18,8 +23,8 @@ from vitgraft.data.detection_transforms import (
     eval_transform,
     train_transform,
 )
-from vitgraft.data.digits import SceneConfig
-from vitgraft.data.samples import Samples
+from vitgraft.data.loader import Samples
+from vitgraft.data.options import SceneSize, limits_of
 from vitgraft.errors import DataError
 
 __all__ = ["DetectionBatch", "DetectionData", "DetectionSamples"]
@@ -30,10 +35,10 @@ class DetectionBatch(NamedTuple):
 
     Attributes:
         images: B times float32 (3, H, W), standardised; each has its own size.
-        targets: of each image. In training `boxes` float32 (N, 4), x0, y0, x1, y1 in pixels of the image, `labels`
+        targets: Of each image. In training `boxes` float32 (N, 4), x0, y0, x1, y1 in pixels of the image, `labels`
             int64 (N,), 1 to C, `masks` uint8 (N, H, W) where there are masks. In evaluation `image_id`, `orig_size`
-            (height, width) of the file and `objects` (`Objects`), what the set says of it.
-        bad: "name: reason" of each image that can't be read: replaced in training, left out in evaluation.
+            (height, width) of the file and `objects` (`Objects`), its annotations.
+        bad: "name: reason" of each unreadable image: replaced in training, left out in evaluation.
         indices: int64 (B,), of the images in their source.
     """
 
@@ -47,12 +52,12 @@ class DetectionSamples(Samples):
     """A source of objects as a dataset of `DetectionBatch`es.
 
     Args:
-        source: images and objects.
-        preprocessing: how they are made ready.
-        augmentation: how they are varied in training; None is evaluation.
-        masks: whether training needs masks.
-        seed: the run's seed.
-        keep: indices of the images that there are; None is all.
+        source: Images and objects.
+        preprocessing: How they are prepared.
+        augmentation: How they are varied in training; None is evaluation.
+        masks: Whether training needs masks.
+        seed: The run's seed.
+        keep: Indices of the images that the dataset has; None is all.
     """
 
     def __init__(
@@ -64,8 +69,8 @@ class DetectionSamples(Samples):
         seed: int = 0,
         keep: np.ndarray | None = None,
     ):
-        super().__init__(seed, augmentation is not None)
-        self.source, self.masks = source, masks
+        super().__init__(source, seed, augmentation is not None)
+        self.masks = masks
         self.keep = np.arange(len(source)) if keep is None else keep
         if augmentation is None:
             self.transform = eval_transform(preprocessing)
@@ -97,43 +102,50 @@ class DetectionData(DataModule):
     """Images with boxes and masks for training and evaluation.
 
     Args:
-        root: folder or tar of a COCO set; None is the embedded scenes of handwritten digits, 10 classes with masks.
-        train: split to train on: annotations/instances_{train}.json or instances_{train}2017.json below `root` ..., or
+        root: Folder or tar of a COCO dataset; None is the embedded scenes of handwritten digits, 10 classes with masks.
+        train: Split to train on: annotations/instances_{train}.json or instances_{train}2017.json below `root` ..., or
             the path of a json below it.
-        val: split to validate on.
-        test: likewise for `test`; None is the validation split.
-        train_images: folder of the training images below `root`; None looks for it.
-        val_images: likewise of `val`.
-        test_images: likewise of `test`.
-        masks: whether training needs masks; None takes them where the set has them.
-        keep_empty: train on images without objects too, as is done anyway where no image has any.
-        min_side: images with a smaller side are not trained on, pixels.
-        max_images: only so many images of each set, the first ones: for trials, and to see that a model can learn a
-            handful of images by heart.
-        batch_size: images per step of each process.
-        eval_batch_size: likewise in evaluation; None is `batch_size`.
-        workers: loader processes for each process; they change nothing in the batches.
-        seed: order and augmentation are functions of it; also which digit scenes it trains on.
+        val: Split to validate on.
+        test: Split for `test`; None is the validation split.
+        train_images: Folder of the training images below `root`; None looks for it.
+        val_images: Folder of the images of `val`.
+        test_images: Folder of the images of `test`.
+        masks: Whether training needs masks; None takes them where the dataset has them.
+        keep_empty: Train on images without objects too, as is done anyway where no image has any.
+        min_side: Images with a smaller side are not trained on, pixels.
+        max_images: Only so many images of each split, the first ones: for trials, and to see that a model can overfit
+            a handful of images.
+        batch_size: Images per step of each process.
+        eval_batch_size: Images per step of each process in evaluation; None is `batch_size`.
+        workers: Loader processes of each process; they change nothing in the batches.
+        seed: Order and augmentation are functions of it; also which digit scenes it trains on.
         augmentation: "multiscale" (as DETR and Swin), "single" (one size) or "native" (sizes stay); None is "native"
-            for digit scenes and "single" for a set.
-        short_side: short side in evaluation and of "single", pixels.
-        max_size: most pixels of the long side.
-        short_sides: as in `DetectionAugmentation`, like all down to `vflip`.
-        crop_short_sides: see there.
-        crop_sides: see there.
-        hflip: see there; None is 0.5, and 0 for digit scenes, as mirrored digits are none.
-        vflip: see there.
-        mean: of each colour, 0 to 1; None is the model's own.
-        std: of each colour, 0 to 1; None is the model's own.
-        scenes: number of digit scenes for training.
-        val_scenes: number of digit scenes for validation, of other digits.
-        scene_size: their side, pixels.
-        cache_dir: folder for unpacked tars; None is ~/.cache/vitgraft.
-        smoke: digit scenes instead of the real images.
+            for digit scenes and "single" for a dataset.
+        short_side: Short side in evaluation and of "single", pixels.
+        max_size: Most pixels of the long side.
+        short_sides: Short sides of "multiscale", pixels.
+        crop_short_sides: Short sides before the crop of "multiscale".
+        crop_sides: Least and largest side of that crop.
+        hflip: Probability of a horizontal flip; None is 0.5, and 0 for digit scenes, as mirrored digits are none.
+        vflip: Probability of a vertical flip.
+        mean: Per channel, 0 to 1; None is the model's own.
+        std: Per channel, 0 to 1; None is the model's own.
+        scenes: Number of digit scenes for training.
+        val_scenes: Number of digit scenes for validation, of other digits.
+        scene_size: Side of a scene, pixels.
+        cache_dir: Folder for unpacked tars; None is ~/.cache/vitgraft.
+        smoke: Digit scenes instead of the real images.
 
     Raises:
-        ValueError: options that can't be; all of them are named.
+        ValueError: Options that are not possible, all at once.
     """
+
+    LIMITS: ClassVar[dict[str, Any]] = {
+        **DataModule.LIMITS,
+        **limits_of(DetectionAugmentation),
+        **dict.fromkeys(("min_side", "max_images", "short_side", "max_size", "scenes", "val_scenes"), PositiveInt),
+        "scene_size": SceneSize,
+    }
 
     def __init__(
         self,
@@ -168,58 +180,31 @@ class DetectionData(DataModule):
         cache_dir: str | None = None,
         smoke: bool = False,
     ):
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        if wrong := self.problems(given):
-            raise ValueError("data: " + "; ".join(wrong))
-        super().__init__(batch_size, eval_batch_size, workers, seed, smoke)
+        given = dict(locals())
+        super().__init__(batch_size, eval_batch_size, workers, seed, smoke, given)
         self.root, self.cache_dir = root, cache_dir
-        self.splits = {"train": train, "val": val, "test": test or val}
         self.folders = {"train": train_images, "val": val_images, "test": test_images if test else val_images}
-        self.has_test = test is not None
         self.masks, self.keep_empty, self.min_side, self.max_images = masks, keep_empty, min_side, max_images
-        self.augmentation = DetectionAugmentation(
-            augmentation or ("native" if root is None else "single"),
-            tuple(short_sides),
-            tuple(crop_short_sides),
-            tuple(crop_sides),
-            (0.5 if root is not None else 0.0) if hflip is None else hflip,
-            vflip,
-        )
+        for name, digits, files in (("augmentation", "native", "single"), ("hflip", 0.0, 0.5)):
+            if given[name] is None:
+                given[name] = digits if root is None else files
+        names = [field.name for field in fields(DetectionAugmentation)]
+        self.augmentation = DetectionAugmentation(**{name: given[name] for name in names})
         self.size = (short_side, max_size)
         self.model_options = {"mean": mean, "std": std}
         self.scenes = {"train": scenes, "val": val_scenes, "test": val_scenes}
         self.scene_size = scene_size
-        self.num_classes: int | None = None
-        self._sources: dict[str, ObjectSource] = {}
-        self._preprocessing: DetectionPreprocessing | None = None
 
     @classmethod
     def problems(cls, values: dict[str, Any]) -> list[str]:
-        """What is wrong with options, one line each, without looking at any file.
-
-        Args:
-            values: options by name; those left out are not judged.
-        """
-        wrong = super().problems(values) + DetectionAugmentation.problems(values)
-        least = {"min_side": 1, "max_images": 1, "short_side": 1, "max_size": 1, "scenes": 1, "val_scenes": 1}
-        wrong += [
-            f"{name}={values[name]}: at least {low}"
-            for name, low in least.items()
-            if values.get(name) is not None and values[name] < low
-        ]
+        errors = super().problems(values)
         short_side, max_size = values.get("short_side", 800), values.get("max_size", 1333)
         if max_size < short_side:
-            wrong.append(f"max_size={max_size}: at least short_side={short_side}")
-        if "scene_size" in values:
-            try:
-                DigitObjects(1, size=values["scene_size"])
-            except ValueError:
-                wrong.append(f"scene_size={values['scene_size']}: a multiple of 4, {SceneConfig().size} or so")
-        return wrong
+            errors.append(f"max_size={max_size}: at least short_side={short_side}")
+        return errors
 
     @classmethod
     def options_of(cls, data_config: dict[str, Any]) -> dict[str, Any]:
-        """The options that make images ready as a checkpoint's data_config says."""
         if data_config.get("native"):
             return {"augmentation": "native"}
         sizes = data_config.get("input_size", ())[-2:]
@@ -227,58 +212,49 @@ class DetectionData(DataModule):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an evaluation says of its data beside the set's name."""
         digits = {"val_scenes": self.scenes["val"], "scene_size": self.scene_size} if self.root is None else {}
         return {"max_images": self.max_images, **digits}
 
     def smoke(self, num_classes: int | None = None) -> None:
-        """Swaps in a few small digit scenes, without worker processes: for two quick steps."""
         super().smoke(num_classes)
-        self.num_classes = num_classes
-        self._sources, self._preprocessing = {}, None
+        self._preprocessing = None
+
+    @property
+    def is_generated(self) -> bool:
+        return self.is_smoke or self.root is None
+
+    def _any_source(self) -> ObjectSource:
+        """The training set where it is open or nothing is, else what is open."""
+        split = "train" if "train" in self._sources or not self._sources else next(iter(self._sources))
+        return self.source(split)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of the categories, in the order of their ids; label 1 is the first."""
-        split = "train" if "train" in self._sources or not self._sources else next(iter(self._sources))
-        return self.source(split).class_names
+        return self._any_source().class_names
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """What the set calls the labels 1 to C."""
-        split = "train" if "train" in self._sources or not self._sources else next(iter(self._sources))
-        return self.source(split).category_ids
+        """The dataset's ids of the labels 1 to C."""
+        return self._any_source().category_ids
 
     @property
     def has_masks(self) -> bool:
         """Whether training has masks."""
-        if self.masks is not None:
-            return self.masks
-        return next(iter(self._sources.values()), None).has_masks if self._sources else self.source("train").has_masks
+        return self._any_source().has_masks if self.masks is None else self.masks
 
     @property
     def preprocessing(self) -> DetectionPreprocessing:
-        """How images are made ready; mean and std are the model's where they were not given."""
+        """How images are prepared; mean and std are the model's where they were not given."""
         if self._preprocessing is None:
-            config = getattr(getattr(self.trainer, "lightning_module", None), "data_config", None) or {}
-            own = {name: tuple(config[name]) for name in ("mean", "std") if name in config}
+            own = {name: tuple(self.model_config[name]) for name in ("mean", "std") if name in self.model_config}
             given = {name: tuple(value) for name, value in self.model_options.items() if value is not None}
             native = self.is_smoke or self.augmentation.augmentation == "native"
             size = (self.scene_size,) * 2 if self.root is None and native else self.size
             self._preprocessing = DetectionPreprocessing(size, **own | given, native=native)
         return self._preprocessing
 
-    def source(self, split: str) -> ObjectSource:
-        """The images of "train", "val" or "test"; opened once.
-
-        Raises:
-            DataError: nothing there, or it can't be used.
-        """
-        if split not in self._sources:
-            self._sources[split] = self._open(split)
-        return self._sources[split]
-
-    def _open(self, split: str) -> ObjectSource:
+    def open(self, split: str) -> ObjectSource:
         digits = "train" if split == "train" else "test"
         # runs of all seeds are measured on the same scenes, and the test has others than the validation
         seed = {"train": self.seed, "val": 0, "test": 1 << 20}[split]
@@ -287,24 +263,25 @@ class DetectionData(DataModule):
         if self.root is None:
             return DigitObjects(self.scenes[split], seed, digits, self.scene_size)
         source = open_coco(self.root, self.splits[split], self.folders[split], self.cache_dir)
-        if notice := source.notice():
-            print(notice)
+        if warning := source.warning():
+            print(warning)
         return source
 
     def samples(self, split: str, train: bool) -> DetectionSamples:
         """The dataset of "train", "val" or "test".
 
         Args:
-            split: which of them.
-            train: whether it is augmented, and left without the images that nothing can be learned from.
+            split: Which of them.
+            train: Whether it is augmented, and left without the images that nothing can be learned from.
         """
         source = self.source(split)
-        first = np.arange(len(source))[: self.max_images]
+        keep = np.arange(len(source))
         if not train:
-            return DetectionSamples(source, self.preprocessing, seed=self.seed, keep=first)
-        keep = self._to_learn(source) if isinstance(source, CocoSource) else None
-        keep = (first if keep is None else keep)[: self.max_images]
+            return DetectionSamples(source, self.preprocessing, seed=self.seed, keep=keep[: self.max_images])
+        if isinstance(source, CocoSource):
+            keep = self._to_learn(source)
         augmentation = DetectionAugmentation("native", hflip=0.0) if self.is_smoke else self.augmentation
+        keep = keep[: self.max_images]
         return DetectionSamples(source, self.preprocessing, augmentation, self.has_masks, self.seed, keep)
 
     def _to_learn(self, source: CocoSource) -> np.ndarray:
@@ -319,19 +296,11 @@ class DetectionData(DataModule):
             )
         return keep
 
-    def setup(self, stage: str) -> None:
-        """Opens what a stage needs: "fit", "validate" or "test".
+    def num_training_samples(self) -> int:
+        return len(self.samples("train", True))
 
-        Raises:
-            DataError: it is not there, or training and validation differ in their categories.
-        """
-        if stage == "fit":
-            check_same_categories(self.source("train"), self.source("val"))
-            self.samples("train", True)  # that there is something to learn from shows here
-            source = self.source("train")
-            if isinstance(source, CocoSource) and not source.counts[:, 0].any():
-                print(f"{source.where()}: none of {len(source)} images has an object: training on background alone")
-        else:
-            self.source({"validate": "val"}.get(stage, stage))
-        if stage == "test" and not self.has_test and not self.is_smoke and self.root is not None:
-            print(f"no test set is named (data.test): this measures the validation set, {self.splits['val']!r}")
+    def check_pair(self, train: ObjectSource, val: ObjectSource) -> None:
+        check_same_categories(train, val)
+        self.samples("train", True)  # that there is something to learn from shows here
+        if isinstance(train, CocoSource) and not train.counts[:, 0].any():
+            print(f"{train.where()}: none of {len(train)} images has an object: training on background alone")

@@ -1,6 +1,6 @@
-"""Images with objects: what every detection set gives, whatever file or generator it comes from.
+"""Images with objects, of any dataset: their annotations, masks, and the targets of a detector.
 
-An object is a dict in COCO's words: `bbox` [x, y, width, height] in pixels, `category_id` as the set has it, `iscrowd`,
+An object is a dict in COCO's words: `bbox` [x, y, width, height] in pixels, `category_id` of the dataset, `iscrowd`,
 `area` in pixels, and `segmentation` (polygons, or a run-length code) where there are masks. Labels count the categories
 in the order of their ids: 1 to C; 0 is the background.
 """
@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from vitgraft.data.digits import NUM_DIGITS, SceneConfig, make_scene
+from vitgraft.data.digits import NUM_DIGITS, DigitScenes, scene_config
+from vitgraft.data.readers.base import Source
 from vitgraft.errors import DataError, MissingExtraError
 
 try:
@@ -27,14 +28,14 @@ __all__ = ["DigitObjects", "ObjectSource", "Objects", "check_same_categories", "
 
 
 class Objects:
-    """What is known of the objects of one image, as it stands in the set.
+    """The objects of one image, as annotated.
 
     A class of its own, so that nothing walks through thousands of numbers when a batch is moved to a device.
 
     Attributes:
         annotations: COCO's dicts.
         size: (height, width) of the image, pixels.
-        category_ids: of the labels 1 to C.
+        category_ids: Of the labels 1 to C.
     """
 
     __slots__ = ("annotations", "category_ids", "size")
@@ -43,103 +44,75 @@ class Objects:
         self.annotations, self.size, self.category_ids = annotations, size, category_ids
 
 
-class ObjectSource:
-    """A fixed list of images with objects.
+class ObjectSource(Source):
+    """Images with objects; `load` gives the image and its `Objects`.
 
     Attributes:
-        class_names: of the categories, in the order of their ids.
-        category_ids: of the categories, increasing; they may have gaps.
-        has_masks: whether every object that counts has a segmentation.
+        class_names: Of the categories, in the order of their ids.
+        category_ids: Of the categories, increasing; they may have gaps.
+        has_masks: Whether every object that counts has a segmentation.
     """
 
-    class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     has_masks: bool
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def name(self, index: int) -> str:
-        """What to call an image in messages: its path."""
-        raise NotImplementedError
-
     def image_id(self, index: int) -> int:
-        """What an image is called in results."""
-        raise NotImplementedError
-
-    def load(self, index: int) -> tuple[Image.Image, Objects]:
-        """An RGB image and its objects.
-
-        Raises:
-            ImageError: it can't be read, or is not the one that the objects are for.
-        """
-        raise NotImplementedError
-
-    def where(self) -> str:
-        """What to call the whole set in messages."""
+        """The id of an image in results."""
         raise NotImplementedError
 
 
-class DigitObjects(ObjectSource):
+class DigitObjects(DigitScenes, ObjectSource):
     """The scenes of handwritten digits (`vitgraft.data.digits`), with a box and a mask for each digit.
 
     Args:
-        length: number of scenes.
-        seed: as in `make_scene`.
-        split: "train" or "test".
-        size: side of the square scenes, pixels, a multiple of 4; all digits grow with it.
-        num_classes: so many instead of 10, for trying a recipe: digit d is of class d modulo it.
+        length: Number of scenes.
+        seed: Which world of scenes.
+        split: "train" or "test": which digit scans the scenes are made of.
+        size: Side of the square scenes, pixels, a multiple of 4; all digits grow with it.
+        num_classes: So many instead of 10, for trying a recipe: digit d is of class d modulo it.
     """
+
+    has_masks = True
 
     def __init__(
         self, length: int, seed: int = 0, split: str = "train", size: int = 64, num_classes: int | None = None
     ):
-        default = SceneConfig()
-        grown = {
-            name: tuple(side * size // default.size for side in getattr(default, name)) for name in ("large", "small")
-        }
-        self.config = SceneConfig(size=size, **grown)
-        self.length, self.seed, self.split = length, seed, split
+        super().__init__(length, seed, split, scene_config(size))
         self.category_ids = tuple(range(1, (num_classes or NUM_DIGITS) + 1))
-        names = self.config.class_names if num_classes is None else [f"class_{i}" for i in range(num_classes)]
-        self.class_names = tuple(names)
-        self.has_masks = True
-
-    def __len__(self) -> int:
-        return self.length
-
-    def name(self, index: int) -> str:
-        return f"digits/{self.split}/{index}"
+        if num_classes is not None:
+            self.class_names = tuple(f"class_{i}" for i in range(num_classes))
 
     def image_id(self, index: int) -> int:
         return index + 1
 
     def load(self, index: int) -> tuple[Image.Image, Objects]:
-        scene = make_scene(index, self.seed, self.split, self.config)
-        annotations = []
-        for (x0, y0, x1, y1), mask, digit in zip(
-            scene.boxes.tolist(), scene.masks, scene.category_ids.tolist(), strict=True
-        ):
-            annotations.append(
-                {
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "category_id": digit % len(self.category_ids) + 1,
-                    "iscrowd": 0,
-                    "area": int(mask.sum()),
-                    "segmentation": encode_mask(mask),
-                }
+        scene = self.scene(index)
+        annotations = [
+            {
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "category_id": digit % len(self.category_ids) + 1,
+                "iscrowd": 0,
+                "area": int(mask.sum()),
+                "segmentation": encode_mask(mask),
+            }
+            for (x0, y0, x1, y1), mask, digit in zip(
+                scene.boxes.tolist(), scene.masks, scene.category_ids.tolist(), strict=True
             )
+        ]
         return Image.fromarray(scene.image), Objects(annotations, scene.image.shape[:2], self.category_ids)
 
-    def where(self) -> str:
-        return f"digit scenes ({self.split})"
+
+# masks
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """(H, W), bool or 0 and 1, as COCO's compressed run-length code, with text for the counts."""
-    code = rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
-    counts = code["counts"]
-    return {"size": [int(n) for n in mask.shape], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+    return _as_text(rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8)))
+
+
+def decode_mask(code: dict[str, Any]) -> np.ndarray:
+    """A compressed run-length code as uint8 (H, W), 0 and 1."""
+    return rle_codec.decode(code)
 
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
@@ -148,7 +121,7 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     That is: nothing there, a code of another size than the image's or one that can't be decoded, no pixel inside.
 
     Args:
-        segmentation: polygons, an uncompressed code (counts as a list) or a compressed one. Polygons of fewer than 3
+        segmentation: Polygons, an uncompressed code (counts as a list) or a compressed one. Polygons of fewer than 3
             points, which have no inside, are left out.
         size: (height, width) of the image.
     """
@@ -163,14 +136,49 @@ def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     height, width = size
     if isinstance(segmentation, dict):
         if tuple(segmentation["size"]) != tuple(size):
-            raise ValueError("of another size")
-        if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError("counts of another number of pixels")
-            return _as_text(rle_codec.frPyObjects(segmentation, height, width))
-        return segmentation
+            raise ValueError(f"of {tuple(segmentation['size'])}, the image has {tuple(size)} (height, width)")
+        counts = segmentation["counts"]
+        if not isinstance(counts, list):
+            return segmentation
+        if sum(counts) != height * width:
+            raise ValueError(f"of {sum(counts)} pixels, the image has {height * width}")
+        return _as_text(rle_codec.frPyObjects(segmentation, height, width))
     polygons = [list(map(float, polygon)) for polygon in segmentation or [] if is_polygon(polygon)]
     return _as_text(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width))) if polygons else None
+
+
+def _as_text(code: dict[str, Any]) -> dict[str, Any]:
+    counts = code["counts"]
+    return {"size": [int(n) for n in code["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
+    """Why a segmentation can't be used; empty where it can.
+
+    Args:
+        segmentation: Polygons, or a run-length code.
+        size: (height, width) of the image.
+    """
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) % 2:
+                length = len(polygon) if isinstance(polygon, list) else "no"
+                return f"a polygon is a list of x, y, x, y ..., this one has {length} numbers"
+            if len(polygon) < 6:
+                return f"a polygon of {len(polygon) // 2} points; at least 3 have an inside"
+            if not are_numbers(polygon):
+                return "a polygon with nan, infinity, or what is no number"
+        return ""
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
+        return "neither polygons nor a run-length code with size and counts"
+    try:
+        area = int(decode_mask(_encode(segmentation, size)).sum())
+    except Exception as error:  # whatever the decoder makes of damaged text
+        return f"a run-length code that can't be used: {error}"
+    return "" if area else "a mask without a pixel"
+
+
+# boxes and targets
 
 
 def are_numbers(values: Any) -> bool:
@@ -190,50 +198,6 @@ def is_polygon(polygon: Any) -> bool:
     return are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
-    """Why a segmentation can't be used; empty where it can.
-
-    Args:
-        segmentation: polygons, or a run-length code.
-        size: (height, width) of the image.
-    """
-    if isinstance(segmentation, list):
-        for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) % 2:
-                return f"a polygon is a list of x, y, x, y ..., this one has {_length(polygon)} numbers"
-            if len(polygon) < 6:
-                return f"a polygon of {len(polygon) // 2} points; at least 3 have an inside"
-            if not are_numbers(polygon):
-                return "a polygon with nan, infinity, or what is no number"
-        return ""
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        return "neither polygons nor a run-length code with size and counts"
-    if tuple(segmentation["size"]) != tuple(size):
-        return f"a run-length code of {tuple(segmentation['size'])}, the image has {tuple(size)} (height, width)"
-    try:
-        counts = segmentation["counts"]
-        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
-            return f"a run-length code of {sum(counts)} pixels, the image has {size[0] * size[1]}"
-        area = int(decode_mask(_encode(segmentation, size)).sum())
-    except Exception as error:  # whatever the decoder makes of damaged text
-        return f"a run-length code that can't be decoded ({error})"
-    return "" if area else "a mask without a pixel"
-
-
-def _length(polygon: Any) -> str:
-    return str(len(polygon)) if isinstance(polygon, list) else "no"
-
-
-def _as_text(code: dict[str, Any]) -> dict[str, Any]:
-    counts = code["counts"]
-    return {"size": list(code["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def decode_mask(code: dict[str, Any]) -> np.ndarray:
-    """A compressed run-length code as uint8 (H, W), 0 and 1."""
-    return rle_codec.decode(code)
-
-
 def usable(annotation: dict[str, Any]) -> bool:
     """Whether an object can be learned: a box with finite numbers and at least one pixel wide and high, no crowd.
 
@@ -250,11 +214,11 @@ def is_inside(box: list[float], size: tuple[int, int]) -> bool:
 
 
 def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
-    """Objects as what torchvision's transforms and detectors take. Crowds and what has no box or mask are left out.
+    """The target that torchvision's transforms and detectors take, without crowds and objects without box or mask.
 
     Args:
-        objects: of one image.
-        masks: whether masks are wanted.
+        objects: Of one image.
+        masks: Whether masks are wanted.
 
     Returns:
         boxes: float32 (N, 4), x0, y0, x1, y1, inside the image; labels: int64 (N,); masks: uint8 (N, H, W).
@@ -263,18 +227,16 @@ def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
     labels = {category: number + 1 for number, category in enumerate(objects.category_ids)}
     boxes, numbers, decoded = [], [], []
     for annotation in objects.annotations:
-        if not usable(annotation) or annotation["category_id"] not in labels:
+        known = annotation["category_id"] in labels
+        if not (known and usable(annotation) and is_inside(annotation["bbox"], objects.size)):
             continue
-        x, y, w, h = annotation["bbox"]
-        if not is_inside(annotation["bbox"], objects.size):
-            continue
-        box = [max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)]
         if masks:
             code = to_rle(annotation.get("segmentation"), objects.size)
             if code is None:
                 continue
             decoded.append(decode_mask(code))
-        boxes.append(box)
+        x, y, w, h = annotation["bbox"]
+        boxes.append([max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)])
         numbers.append(labels[annotation["category_id"]])
     target = {
         "boxes": tv_tensors.BoundingBoxes(
@@ -289,10 +251,10 @@ def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
 
 
 def check_same_categories(train: ObjectSource, val: ObjectSource) -> None:
-    """The two sets must have the same categories under the same ids, or their labels mean different things.
+    """Two datasets must have the same categories under the same ids, or their labels mean different things.
 
     Raises:
-        DataError: they don't; the message lists the differences.
+        DataError: They don't; the message lists the differences.
     """
     one, other = (dict(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
     if one == other:
@@ -301,4 +263,4 @@ def check_same_categories(train: ObjectSource, val: ObjectSource) -> None:
     for source, own, theirs in ((train, one, other), (val, other, one)):
         if only := [f"{i} {name}" for i, name in own.items() if theirs.get(i) != name]:
             lines.append(f"only in {source.where()}: {', '.join(only[:8])}{' ...' if len(only) > 8 else ''}")
-    raise DataError(f"the sets have different categories ({len(one)} and {len(other)}): " + "; ".join(lines))
+    raise DataError(f"the datasets have different categories ({len(one)} and {len(other)}): " + "; ".join(lines))

@@ -1,4 +1,4 @@
-"""From an RGB image and its objects to what a detector is fed, in torchvision.transforms.v2.
+"""From an RGB image and its objects to the input of a detector, in torchvision.transforms.v2.
 
 "multiscale" is the augmentation of DETR and Sparse R-CNN, which the Swin authors train with
 (SwinTransformer/Swin-Transformer-Object-Detection configs/swin/mask_rcnn_swin_tiny_..._1x_coco.py): a flip, then by
@@ -12,30 +12,33 @@ One difference from mmdetection: an object with a mask of which the crop leaves 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import AfterValidator, Field, PositiveInt
+from pydantic.dataclasses import dataclass
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from vitgraft.data.options import Fraction
+
 __all__ = ["DetectionAugmentation", "DetectionPreprocessing", "eval_transform", "resized_size", "train_transform"]
 
 Transform = Callable[[Image.Image, dict[str, Any]], tuple[torch.Tensor, dict[str, Any]]]
-AUGMENTATIONS = ("multiscale", "single", "native")
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class DetectionPreprocessing:
-    """How images are made ready for a detector.
+    """How images are prepared for a detector.
 
     Args:
-        input_size: (short side, longest long side) in pixels that the images are resized to.
-        mean: of each colour, 0 to 1.
-        std: of each colour, 0 to 1.
-        native: images keep their size.
+        input_size: (Short side, longest long side) in pixels that the images are resized to.
+        mean: Per channel, 0 to 1.
+        std: Per channel, 0 to 1.
+        native: Images keep their size.
     """
 
     input_size: tuple[int, int] = (800, 1333)
@@ -44,43 +47,37 @@ class DetectionPreprocessing:
     native: bool = False
 
 
+def _ordered(sides: tuple[int, int]) -> tuple[int, int]:
+    if sides[0] > sides[1]:
+        raise ValueError("the least and the largest side in pixels, such as [384, 600]")
+    return sides
+
+
+Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
 @dataclass(frozen=True)
 class DetectionAugmentation:
     """How training images are varied.
 
     Args:
         augmentation: "multiscale", "single" or "native".
-        short_sides: of "multiscale", pixels.
-        crop_short_sides: short sides before the crop.
-        crop_sides: least and largest side of the crop.
-        hflip: probability of a horizontal flip.
-        vflip: probability of a vertical flip.
+        short_sides: Short sides of "multiscale", pixels.
+        crop_short_sides: Short sides before the crop.
+        crop_sides: Least and largest side of the crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+
+    Raises:
+        ValueError: Values that are not possible.
     """
 
-    augmentation: str = "single"
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    crop_sides: tuple[int, int] = (384, 600)
-    hflip: float = 0.5
-    vflip: float = 0.0
-
-    @staticmethod
-    def problems(values: dict[str, Any]) -> list[str]:
-        """What is wrong with fields given by name, one line each."""
-        wrong = []
-        given = values.get("augmentation")
-        if given is not None and given not in AUGMENTATIONS:
-            wrong.append(f"augmentation={given!r}: one of {', '.join(AUGMENTATIONS)}")
-        for name in ("hflip", "vflip"):
-            if values.get(name) is not None and not 0 <= values[name] <= 1:
-                wrong.append(f"{name}={values[name]}: a probability, 0 to 1")
-        for name in ("short_sides", "crop_short_sides"):
-            if name in values and (not values[name] or min(values[name]) < 1):
-                wrong.append(f"{name}={list(values[name])}: one or more sizes in pixels, such as [480, 512]")
-        low, high = values.get("crop_sides", (1, 1))
-        if not 1 <= low <= high:
-            wrong.append(f"crop_sides={[low, high]}: the least and the largest side in pixels, such as [384, 600]")
-        return wrong
+    augmentation: Literal["multiscale", "single", "native"] = "single"
+    short_sides: Sides = tuple(range(480, 801, 32))
+    crop_short_sides: Sides = (400, 500, 600)
+    crop_sides: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ordered)] = (384, 600)
+    hflip: Fraction = 0.5
+    vflip: Fraction = 0.0
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:

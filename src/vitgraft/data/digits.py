@@ -1,10 +1,10 @@
-"""Scenes of real handwritten digits of very different sizes: the data set that is always there.
+"""Scenes of real handwritten digits of very different sizes: the dataset that is always there.
 
 One large digit and a few small ones lie far apart on a textured canvas. The digits are scikit-learn's 1797 scans (8 x 8
 pixels, 16 grey levels, `sklearn.datasets.load_digits`); nothing is downloaded. One generator serves three tasks:
 
 - classification: small digits of one class lie on the left, of another class on the right, and the large digit between
-  them says which side counts: 0 the left, 1 the right. The label is the class of that side, so it needs a shape that
+  them decides which side counts: 0 the left, 1 the right. The label is the class of that side, so it needs a shape that
   spans half of the canvas and shapes of a few pixels far away from it, at once;
 - detection with instance masks: boxes, masks and category ids of every digit;
 - semantic segmentation: one map with 0 for the canvas and 1 + class for the ink of a digit.
@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vitgraft.data.readers.base import Source
 from vitgraft.errors import MissingExtraError
 
 NUM_DIGITS = 10
 SPLITS = ("train", "test")
-# A pixel belongs to a digit where at least this share of its colour is ink; below it the stroke can't be seen.
+# A pixel belongs to a digit where at least this fraction of its colour is ink; below it the stroke can't be seen.
 INK_THRESHOLD = 0.35
 
 
@@ -80,7 +81,7 @@ class SceneConfig:
 
     @property
     def class_names(self) -> list[str]:
-        """What each label reads."""
+        """The name of each label."""
         return [str(digit) for digit in range(NUM_DIGITS)]
 
 
@@ -97,7 +98,7 @@ class Scene(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _digit_scans() -> tuple[np.ndarray, np.ndarray]:
-    """All scans as ink shares in 0 to 1, float32 (1797, 8, 8), and their classes, int64 (1797,)."""
+    """All scans as fractions of ink, 0 to 1, float32 (1797, 8, 8), and their classes, int64 (1797,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -108,7 +109,7 @@ def _digit_scans() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=2)
 def digit_instances(split: str) -> tuple[np.ndarray, ...]:
-    """Indices into scikit-learn's scans that a split may draw, one array for each class 0 to 9.
+    """Indices into scikit-learn's scans that a split may use, one array for each class 0 to 9.
 
     Every fifth scan of a class is for tests, so both splits hold every class and share no scan.
     """
@@ -224,28 +225,39 @@ def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneCon
     )
 
 
-def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (..., H, W, 3) to float32 (..., 3, H, W), standardised: what the classifiers are fed.
+def scene_config(size: int) -> SceneConfig:
+    """Scenes of so many pixels a side, with the proportions of the usual 64.
 
-    Each colour of an image has mean 0, the image as a whole standard deviation 1, so that the canvas's colour and
-    contrast, which say nothing of the label, need not be unlearned first.
+    Raises:
+        ValueError: No multiple of 4, or too small.
+    """
+    usual = SceneConfig()
+    large, small = (tuple(side * size // usual.size for side in sides) for sides in (usual.large, usual.small))
+    return SceneConfig(size, large, small)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W), standardised: the input of the demo's classifiers.
+
+    Each channel of an image has mean 0, the image as a whole standard deviation 1, so that the canvas's colour and
+    contrast, which do not bear on the label, need not be unlearned first.
     """
     tensor = torch.from_numpy(image).movedim(-1, -3).float()
     tensor = tensor - tensor.mean((-2, -1), keepdim=True)
     return tensor / tensor.std((-3, -2, -1), keepdim=True).clamp_min(1e-6)
 
 
-class DigitScenes(Dataset):
+class DigitScenes(Source, Dataset):
     """The scenes 0 to `length` - 1 of a split as (image, label): standardised float32 (3, H, W), and an int.
 
-    `scene(index)` gives everything that is known of a scene, for the dense tasks.
+    `scene(index)` is a whole scene; the sources of the dense tasks are subclasses that define `load`.
 
     Args:
-        length: number of scenes.
-        seed: as in `make_scene`.
-        split: as in `make_scene`.
-        config: as in `make_scene`.
-        cache: draw all images now (close to 1,000 a second on one core) and keep them in memory, H * W * 3 bytes each.
+        length: Number of scenes.
+        seed: Which world of scenes.
+        split: "train" or "test": which digit scans the scenes are made of.
+        config: Their looks.
+        cache: Draw all images now (close to 1,000 a second on one core) and keep them in memory, H * W * 3 bytes each.
     """
 
     def __init__(
@@ -259,19 +271,24 @@ class DigitScenes(Dataset):
         if length < 1:
             raise ValueError(f"length={length}: give at least 1 scene")
         self.length, self.seed, self.split, self.config = length, seed, split, config or SceneConfig()
+        self.class_names = tuple(self.config.class_names)
         digit_instances(split)  # an unknown split or a missing scikit-learn shows here, not in a worker
-        self.images: torch.Tensor | None = None  # uint8 (length, H, W, 3)
-        self.labels: torch.Tensor | None = None  # int64 (length,)
-        if cache:
-            scenes = [self.scene(index) for index in range(length)]
-            self.images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
-            self.labels = torch.tensor([scene.label for scene in scenes])
+        scenes = [self.scene(index) for index in range(length)] if cache else []
+        # uint8 (length, H, W, 3) and int64 (length,)
+        self.images = torch.from_numpy(np.stack([scene.image for scene in scenes])) if cache else None
+        self.labels = torch.tensor([scene.label for scene in scenes])
 
     def __len__(self) -> int:
         return self.length
 
+    def name(self, index: int) -> str:
+        return f"digits/{self.split}/{index}"
+
+    def where(self) -> str:
+        return f"digit scenes ({self.split})"
+
     def scene(self, index: int) -> Scene:
-        """Everything that is known of one scene."""
+        """One scene with all its annotations."""
         return make_scene(index, self.seed, self.split, self.config)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:

@@ -1,4 +1,4 @@
-"""A source of images as a dataset of batches: decoded, augmented, and with those that can't be read named."""
+"""Labelled images as a dataset of batches: decoded, augmented, unreadable ones named."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from vitgraft.data.decode import decode_image
+from vitgraft.data.loader import Samples
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.samples import Samples
 from vitgraft.data.sampling import Draw
 from vitgraft.data.transforms import BatchedTransform, Transform
 from vitgraft.errors import ImageError
@@ -35,44 +34,28 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Samples):
-    """Labelled images; see `Samples`.
+    """Labelled images as a dataset.
 
     Args:
-        source: where the images are.
+        source: Where the images are.
         transform: RGB image -> float32 (3, H, W); may draw from the global generators of Python, numpy and PyTorch.
-        seed: the run's seed; the augmentation of a draw is a function of it and of the draw.
-        train: whether an unreadable image is replaced (training) or left out (evaluation).
-        cache: decode every image once, now, and keep the pixels in memory.
+        seed: The run's seed; the augmentation of a draw is a function of it and of the draw.
+        train: Whether an unreadable image is replaced (training) or left out (evaluation).
+        cache: Decode every image once, now, and keep the pixels in memory.
     """
 
     def __init__(
         self, source: ImageSource, transform: Transform, seed: int = 0, train: bool = False, cache: bool = False
     ):
-        super().__init__(seed, train)
-        self.source = source
+        super().__init__(source, seed, train)
         self.batched = transform if isinstance(transform, BatchedTransform) else None
         self.transform = transform
         self.pixels = PixelCache(source) if cache else None
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, index: int) -> str:
-        """The image's file."""
-        return self.source.name(index)
-
     def load(self, index: int) -> Image.Image:
-        """The image as upright RGB.
-
-        Raises:
-            ImageError: it can't be read.
-        """
-        if self.pixels is not None:
-            return self.pixels[index]
-        return decode_image(self.source.read(index), self.source.name(index))
+        return super().load(index) if self.pixels is None else self.pixels[index]
 
     def prepare(self, loaded: Image.Image, index: int) -> Any:
-        """The augmented image; a batched transform's last steps follow in `collate`."""
         return (self.transform if self.batched is None else self.batched.image)(loaded)
 
     def __getitem__(self, draw: Draw | int) -> tuple[torch.Tensor, int, int]:
@@ -86,7 +69,6 @@ class ImageDataset(Samples):
         return pixels, int(self.source.labels[index]), index
 
     def collate(self, samples: list[Any], indices: list[int], bad: list[str]) -> Batch:
-        """A `Batch`."""
         if not samples:
             empty = torch.zeros(0, dtype=torch.int64)
             return Batch(torch.zeros(0, 3, 1, 1), empty, empty.clone(), bad)
@@ -104,11 +86,11 @@ class PixelCache:
     Images that can't be read raise their `ImageError` again when they are asked for.
 
     Args:
-        source: where the images are.
-        limit: most bytes it may take.
+        source: Where the images are.
+        limit: Most bytes it may take.
 
     Raises:
-        ValueError: the images need more.
+        ValueError: The images need more.
     """
 
     def __init__(self, source: ImageSource, limit: int = 16 << 30):
@@ -118,7 +100,7 @@ class PixelCache:
         pieces, end = [], 0
         for index in range(len(source)):
             try:
-                image = decode_image(source.read(index), source.name(index))
+                image = source.load(index)
             except ImageError as error:
                 self.errors[index] = (error.name, error.reason)
             else:
@@ -129,7 +111,7 @@ class PixelCache:
             if end > limit:
                 raise ValueError(
                     f"cache=True: the first {index + 1} of {len(source)} images of {source.where()} already take "
-                    f"{end / 1e9:.1f} GB; caching is meant for small sets, use cache=False"
+                    f"{end / 1e9:.1f} GB; caching is meant for small datasets, use cache=False"
                 )
         self.data = np.frombuffer(b"".join(pieces), dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""Label files of semantic segmentation: what their pixel values mean, and whether a set's values can be what is said.
+"""Label files of semantic segmentation: the meaning of their pixel values, and whether a dataset's values fit it.
 
 A label file is an image with a whole number for each pixel: 8-bit or 16-bit grey, or a palette image, whose indices
 count (the colours only show them). The tasks see classes 0 to C - 1 and 255 for pixels that are ignored.
@@ -6,7 +6,8 @@ count (the colours only show them). The tasks see classes 0 to C - 1 and 255 for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from vitgraft.data.decode import open_image
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["IGNORE", "LabelHistogram", "LabelRule", "check_histogram", "decode_labels"]
+__all__ = ["IGNORE", "LabelHistogram", "LabelRule", "check_histogram", "count_values", "decode_labels"]
 
 IGNORE = 255
 MOST_CLASSES = 255
@@ -23,16 +24,16 @@ _INDEX_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What the values of label files mean.
+    """The meaning of the values of label files.
 
     Args:
         num_classes: C, at most 255.
-        reduce_zero_label: whether 0 is no class: 0 is ignored, 1 to C become 0 to C - 1 (ADE20K's numbering). Without
+        reduce_zero_label: Whether 0 is no class: 0 is ignored, 1 to C become 0 to C - 1 (ADE20K's numbering). Without
             it 0 to C - 1 are the classes.
-        ignore_index: value in the files that is ignored; None: there is none.
+        ignore_index: Value in the files that is ignored; None: there is none.
 
     Raises:
-        ValueError: too many classes, or an `ignore_index` that is a class.
+        ValueError: Too many classes, or an `ignore_index` that is a class.
     """
 
     num_classes: int
@@ -56,7 +57,7 @@ class LabelRule:
         return first, first + self.num_classes - 1
 
     def allowed(self, values: np.ndarray) -> np.ndarray:
-        """Which of some values of label files can be, bool of the same shape."""
+        """Which of some values of label files are possible, bool of the same shape."""
         first, last = self.class_values
         good = (values >= first) & (values <= last)
         if self.reduce_zero_label:
@@ -67,7 +68,7 @@ class LabelRule:
         """Values of a label file, (H, W), as uint8 (H, W): classes 0 to C - 1, and 255.
 
         Raises:
-            DataError: a value that is neither a class nor ignored; the message names file and value.
+            DataError: A value that is neither a class nor ignored; the message names file and value.
         """
         first, last = self.class_values
         inside = (values >= first) & (values <= last)
@@ -76,34 +77,34 @@ class LabelRule:
             rest = values[~inside]
             wrong = rest[~self.allowed(rest)]
             if len(wrong):
-                raise DataError(f"{name}: {self.describe_wrong(wrong)}")
+                counted = count_values(*np.unique(wrong, return_counts=True))
+                raise DataError(f"{name}: label value {counted}; {self.expected()}")
         return labels
 
-    def describe_wrong(self, wrong: np.ndarray) -> str:
-        """What is said of pixels with values that can't be."""
-        values, counts = np.unique(wrong, return_counts=True)
-        shown = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(values[:6], counts[:6], strict=True))
-        more = f" and {len(values) - 6} more" if len(values) > 6 else ""
-        return f"label value {shown}{more}; {self.expected()}"
-
     def expected(self) -> str:
-        """Which values there may be, in words."""
+        """The values that there may be, in words."""
         first, last = self.class_values
         zero = "0 is ignored (reduce_zero_label=true), " if self.reduce_zero_label else ""
         ignored = "" if self.ignore_index is None else f", {self.ignore_index} is ignored (ignore_index)"
         return f"{zero}{first} to {last} are the {self.num_classes} classes{ignored}"
 
 
+def count_values(values: np.ndarray, counts: np.ndarray, most: int = 6) -> str:
+    """Values with their numbers of pixels, the first few."""
+    shown = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(values[:most], counts[:most], strict=True))
+    return shown + (f" and {len(values) - most} more" if len(values) > most else "")
+
+
 def decode_labels(data: bytes, name: str) -> np.ndarray:
     """A label file's values, int32 (H, W).
 
     Args:
-        data: the file's content.
-        name: what to call the file in an error.
+        data: The file's content.
+        name: The file's name in errors.
 
     Raises:
-        ImageError: the file is empty, broken, cut short or too large: it can't be read.
-        DataError: it is no label file: colours instead of indices, or JPEG, which changes values.
+        ImageError: The file is empty, broken, cut short or too large: it can't be read.
+        DataError: It is no label file: colours instead of indices, or JPEG, which changes values.
     """
     image = open_image(data, name)
     if image.mode not in _INDEX_MODES:
@@ -136,83 +137,77 @@ def _is_grey(image, name: str) -> bool:
 class LabelHistogram:
     """How often values occur in label files.
 
+    Args:
+        rule: The meaning of the values.
+
     Attributes:
-        files: number of files counted.
+        files: Number of files counted.
         pixels: value -> pixels with it.
-        first_file: value -> the first file with it.
-        only_ignored: files without a pixel of any class.
-        wrong: value that can't be -> all files with it.
+        only_ignored: Files without a pixel of any class.
+        wrong: value that is not possible -> all files with it.
     """
 
+    rule: LabelRule
     files: int = 0
-    pixels: dict[int, int] = field(default_factory=dict)
-    first_file: dict[int, str] = field(default_factory=dict)
+    pixels: Counter[int] = field(default_factory=Counter)
     only_ignored: list[str] = field(default_factory=list)
     wrong: dict[int, list[str]] = field(default_factory=dict)
 
-    def add(self, values: np.ndarray, name: str, rule: LabelRule) -> None:
-        """Counts a file's values, (H, W)."""
-        self.add_counts(*np.unique(values, return_counts=True), name, rule)
-
-    def add_counts(self, found: np.ndarray, counts: np.ndarray, name: str, rule: LabelRule) -> None:
-        """Counts a file by its values and how many pixels have each."""
-        first, last = rule.class_values
-        for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-            self.pixels[value] = self.pixels.get(value, 0) + count
-            self.first_file.setdefault(value, name)
-        for value in found[~rule.allowed(found)].tolist():
+    def add(self, values: np.ndarray, counts: np.ndarray, name: str) -> None:
+        """Counts a file by its different values and how many pixels have each."""
+        first, last = self.rule.class_values
+        self.pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        for value in values[~self.rule.allowed(values)].tolist():
             self.wrong.setdefault(value, []).append(name)
-        if not ((found >= first) & (found <= last)).any():
+        if not ((values >= first) & (values <= last)).any():
             self.only_ignored.append(name)
         self.files += 1
 
-    def classes(self, rule: LabelRule) -> np.ndarray:
+    def classes(self) -> np.ndarray:
         """int64 (C,): pixels of each class."""
-        first, last = rule.class_values
-        return np.array([self.pixels.get(value, 0) for value in range(first, last + 1)], dtype=np.int64)
+        first, last = self.rule.class_values
+        return np.array([self.pixels[value] for value in range(first, last + 1)], dtype=np.int64)
 
     def describe(self, most: int = 12) -> str:
-        """The values with their shares, the most frequent first."""
-        total = sum(self.pixels.values())
-        ordered = sorted(self.pixels.items(), key=lambda item: -item[1])
-        shares = [f"{value}: {100 * count / total:.3g} %" for value, count in ordered[:most]]
-        return ", ".join(shares) + (f", {len(ordered) - most} more" if len(ordered) > most else "")
+        """The values with their fractions, sorted by descending frequency."""
+        total, ordered = self.pixels.total(), self.pixels.most_common()
+        shown = [f"{value}: {100 * count / total:.3g} %" for value, count in ordered[:most]]
+        return ", ".join(shown) + (f", {len(ordered) - most} more" if len(ordered) > most else "")
 
 
-def check_histogram(histogram: LabelHistogram, rule: LabelRule, where: str) -> list[str]:
-    """Whether a set's label values can be what `rule` says.
+def check_histogram(histogram: LabelHistogram, where: str) -> list[str]:
+    """Whether a dataset's label values fit the rule that they were counted by.
 
     Args:
-        histogram: of some or all label files.
-        rule: what the values mean.
-        where: what to call the set.
+        histogram: Of some or all label files.
+        where: The dataset's name.
 
     Returns:
-        What one should know, though it can be: lines for the user.
+        Warnings: lines for the user.
 
     Raises:
-        DataError: values that can't be, with the first file of each; or no pixel of any class.
+        DataError: Values that are not possible, with the first file of each; or no pixel of any class.
     """
-    looked = f"{histogram.files} label files of {where}"
+    rule = histogram.rule
     if histogram.wrong:
         files = [f"{value} in {names[0]}" for value, names in sorted(histogram.wrong.items())]
         shown = "; ".join(files[:6]) + (f"; {len(files) - 6} more values" if len(files) > 6 else "")
         raise DataError(
-            f"label values that can't be: {shown}. {rule.expected().capitalize()}. "
-            f"In the {looked}: {histogram.describe()}.{_repair(histogram, rule)}"
+            f"label values that are not possible: {shown}. {rule.expected().capitalize()}. "
+            f"In the {histogram.files} label files of {where}: {histogram.describe()}.{_repair(histogram)}"
         )
-    classes = histogram.classes(rule)
+    classes = histogram.classes()
     if histogram.files and not classes.any():
         raise DataError(
             f"{where}: not one pixel of a class in {histogram.files} label files, all are ignored "
             f"({histogram.describe()}). {rule.expected().capitalize()}: check reduce_zero_label and ignore_index"
         )
     notes = []
-    zeros, total = histogram.pixels.get(0, 0), sum(histogram.pixels.values())
+    zeros, total = histogram.pixels[0], histogram.pixels.total()
     if rule.reduce_zero_label and total and not classes[-1] and zeros > 0.2 * total:
         notes.append(
-            f"{where}: value {rule.class_values[1]} (the last class) is in none of the {histogram.files} label files "
-            f"looked at, and 0 has {100 * zeros / total:.0f} % of the pixels, which are ignored: if 0 is a class, "
+            f"{where}: value {rule.class_values[1]} (the last class) is in none of {histogram.files} label files, and "
+            f"0 has {100 * zeros / total:.0f} % of the pixels, which are ignored: if 0 is a class, "
             "reduce_zero_label must be false"
         )
     if histogram.only_ignored:
@@ -221,13 +216,10 @@ def check_histogram(histogram: LabelHistogram, rule: LabelRule, where: str) -> l
     return notes
 
 
-def _repair(histogram: LabelHistogram, rule: LabelRule) -> str:
-    """Which other reading of the values would fit them."""
-    values = np.array(sorted(histogram.pixels))
-    others: Iterable[tuple[bool, int | None]] = (
-        (reduce, ignored) for ignored in (rule.ignore_index, 255, 0) for reduce in (True, False)
-    )
-    for reduce, ignored in others:
+def _repair(histogram: LabelHistogram) -> str:
+    """Another reading of the values that would fit them."""
+    rule, values = histogram.rule, np.array(sorted(histogram.pixels))
+    for ignored, reduce in itertools.product((rule.ignore_index, 255, 0), (True, False)):
         try:
             other = LabelRule(rule.num_classes, reduce, ignored)
         except ValueError:

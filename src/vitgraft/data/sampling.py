@@ -1,7 +1,7 @@
 """Which samples make up which batch: functions of (seed, epoch), for one process or many.
 
-A sampler yields `Draw`s, and a dataset is indexed with them: a `Draw` says all that the augmentation depends on, so
-workers need no state, and an epoch can begin at any batch without touching the ones before.
+A sampler yields `Draw`s, and a dataset is indexed with them: the augmentation depends on the `Draw` alone, so workers
+need no state, and an epoch can begin at any batch without touching the ones before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ class Draw(NamedTuple):
     """One sample of one epoch.
 
     Attributes:
-        epoch: counted from 0; evaluation has epoch 0.
-        index: of the sample in its source.
-        repeat: which of its draws in this epoch, counted from 0.
+        epoch: Counted from 0; evaluation has epoch 0.
+        index: Of the sample in its source.
+        repeat: Which of its draws in this epoch, counted from 0.
     """
 
     epoch: int
@@ -38,21 +38,21 @@ class TrainOrder:
     left at the end and fills no batch is not drawn in this epoch.
 
     Repeated augmentation is DeiT's: every sample `repeats` times in a row, so that the draws fall to different
-    processes, and no more than floor(length / 256) * 256 draws an epoch in all (`length` in a set of under 256).
+    processes, and no more than floor(length / 256) * 256 draws an epoch in all (`length` in a dataset of under 256).
 
     Args:
-        length: samples in the set.
-        seed: the run's seed.
-        batch_size: samples in a batch of one process.
-        world_size: number of processes.
-        rank: which of them this is, counted from 0.
-        repeats: how often a sample is drawn in a row; 1 is no repeated augmentation.
-        blocks: sizes of the shards that the samples lie in, in order; their sum is `length`. Shards are then shuffled,
+        length: Samples in the dataset.
+        seed: The run's seed.
+        batch_size: Samples in a batch of one process.
+        world_size: Number of processes.
+        rank: Which of them this is, counted from 0.
+        repeats: How often a sample is drawn in a row; 1 is no repeated augmentation.
+        blocks: Sizes of the shards that hold the samples, in order; their sum is `length`. Shards are then shuffled,
             and samples among `blocks_at_once` successive ones, so that few shards are in use at a time.
-        blocks_at_once: see there.
+        blocks_at_once: How many shards are shuffled together.
 
     Raises:
-        ValueError: numbers that make no batch.
+        ValueError: Numbers that make no batch.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TrainOrder:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank}: 0 to {world_size - 1} for world_size={world_size}")
         if blocks is not None and sum(blocks) != length:
-            raise ValueError(f"blocks: they hold {sum(blocks)} samples together, the set holds {length}")
+            raise ValueError(f"blocks: they hold {sum(blocks)} samples together, the dataset holds {length}")
         drawn = length if repeats == 1 else (length // REPEATS_ROUND * REPEATS_ROUND or length)
         self.num_batches = drawn // (batch_size * world_size)
         if self.num_batches == 0:
@@ -96,9 +96,10 @@ class TrainOrder:
         self.epoch, self.start = epoch, start
 
     def order(self, epoch: int) -> np.ndarray:
-        """All samples of the set in the order of an epoch, int64 (length,); the same in every process."""
+        """All samples in the order of an epoch, int64 (length,); the same in every process."""
         # RandomState's streams are frozen by numpy's compatibility policy, those of Generator are not
-        rng = np.random.RandomState(np.array(_words(derive(self.seed, "order", epoch)), dtype=np.uint32))
+        seed = derive(self.seed, "order", epoch)
+        rng = np.random.RandomState(np.array([seed >> 32, seed & 0xFFFFFFFF], dtype=np.uint32))
         if self.blocks is None:
             return rng.permutation(self.length)
         ends = np.cumsum(self.blocks)
@@ -129,13 +130,13 @@ class EvalOrder:
     step can't hang, unless there are fewer samples than processes, or batches of 1.
 
     Args:
-        length: samples in the set.
-        batch_size: samples in a batch of one process.
-        world_size: number of processes.
-        rank: which of them this is, counted from 0.
+        length: Samples in the dataset.
+        batch_size: Samples in a batch of one process.
+        world_size: Number of processes.
+        rank: Which of them this is, counted from 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: A number out of range.
     """
 
     def __init__(self, length: int, batch_size: int, world_size: int = 1, rank: int = 0):
@@ -156,8 +157,3 @@ class EvalOrder:
     def __iter__(self) -> Iterator[list[Draw]]:
         for indices in self.batches:
             yield [Draw(0, index) for index in indices]
-
-
-def _words(seed: int) -> list[int]:
-    """A 63-bit seed as 32-bit words."""
-    return [seed >> 32, seed & 0xFFFFFFFF]

@@ -1,4 +1,4 @@
-"""From an image and its labels to what a segmentation model is fed: the augmentation of mmsegmentation for ADE20K.
+"""From an image and its labels to the input of a segmentation model: the augmentation of mmsegmentation for ADE20K.
 
 Training: resize to fit (2048, 512) times a random ratio, a random crop in which no class has more than 75 % of the
 labelled pixels, flip, photometric distortion, standardise, pad. Evaluation: resize to fit (2048, 512), standardise;
@@ -6,7 +6,7 @@ labels stay as they are.
 
 Differences from mmsegmentation's `PhotoMetricDistortion`: saturation is blended with grey as torchvision does it, not
 multiplied in HSV; colours are clipped once at the end, not after each step. Images are resized with antialiasing where
-`antialias` says so; OpenCV, which the authors used, has none.
+`antialias` is set; OpenCV, which the authors used, has none.
 
 Everything is drawn from Python's global generator.
 """
@@ -14,17 +14,20 @@ Everything is drawn from Python's global generator.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from vitgraft.data.label_maps import IGNORE
+from vitgraft.data.options import Fraction, Range
 
 __all__ = [
     "EvalTransform",
@@ -41,18 +44,18 @@ CROP_TRIES = 10  # mmsegmentation RandomCrop: after so many the crop is taken as
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), 18 / 180
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class SegmentationPreprocessing:
     """What a segmentation model expects of its images.
 
     Args:
-        input_size: (height, width) of the training crops, pixels.
-        mean: of each colour, 0 to 1.
-        std: of each colour, 0 to 1.
-        short_side: images are resized, with their aspect kept, so that the shorter side has at most so many pixels;
+        input_size: (Height, width) of the training crops, pixels.
+        mean: Per channel, 0 to 1.
+        std: Per channel, 0 to 1.
+        short_side: Images are resized, with their aspect kept, so that the shorter side has at most so many pixels;
             None: they keep their size.
-        long_side: and the longer side at most so many; None: no limit.
-        antialias: whether shrinking averages pixels.
+        long_side: And the longer side at most so many; None: no limit.
+        antialias: Whether shrinking averages pixels.
     """
 
     input_size: tuple[int, int] = (512, 512)
@@ -77,34 +80,20 @@ class SegmentationAugmentation:
     """How training images are varied.
 
     Args:
-        scale: smallest and largest factor on the evaluation's size.
-        cat_max_ratio: largest share of the labelled pixels of a crop that one class may have, as far as ten tries can
-            find one; 1: any crop will do.
-        hflip: probability of a horizontal flip.
-        photometric: whether brightness, contrast, saturation and hue are varied.
+        scale: Smallest and largest factor on the evaluation's size.
+        cat_max_ratio: Largest fraction of the labelled pixels of a crop that one class may have, as far as ten tries
+            can find one; 1: any crop will do.
+        hflip: Probability of a horizontal flip.
+        photometric: Whether brightness, contrast, saturation and hue are varied.
+
+    Raises:
+        ValueError: Values that are not possible.
     """
 
-    scale: tuple[float, float] = (0.5, 2.0)
-    cat_max_ratio: float = 0.75
-    hflip: float = 0.5
+    scale: Range = (0.5, 2.0)
+    cat_max_ratio: Annotated[float, Field(gt=0, le=1)] = 0.75
+    hflip: Fraction = 0.5
     photometric: bool = True
-
-    def __post_init__(self) -> None:
-        if wrong := self.problems(asdict(self)):
-            raise ValueError("augmentation: " + "; ".join(wrong))
-
-    @staticmethod
-    def problems(values: dict[str, Any]) -> list[str]:
-        """What is wrong with fields given by name, one line each."""
-        wrong = []
-        low, high = values.get("scale", (1, 1))
-        if not 0 < low <= high:
-            wrong.append(f"scale={list(values['scale'])}: the smallest and the largest factor, such as [0.5, 2.0]")
-        if not 0 < values.get("cat_max_ratio", 1) <= 1:
-            wrong.append(f"cat_max_ratio={values['cat_max_ratio']}: a share, over 0 and at most 1 (1: no check)")
-        if not 0 <= values.get("hflip", 0) <= 1:
-            wrong.append(f"hflip={values['hflip']}: a probability, 0 to 1")
-        return wrong
 
 
 def fit_size(
@@ -125,8 +114,8 @@ def crop_box(labels: Tensor, size: tuple[int, int], cat_max_ratio: float) -> tup
 
     Args:
         labels: (H, W), 255 where ignored.
-        size: (height, width); less where the image is smaller.
-        cat_max_ratio: see `SegmentationAugmentation`.
+        size: (Height, width); less where the image is smaller.
+        cat_max_ratio: Largest fraction of the labelled pixels that one class may have; 1: any.
     """
     height, width = min(size[0], labels.shape[0]), min(size[1], labels.shape[1])
     for _ in range(CROP_TRIES if cat_max_ratio < 1 else 1):
@@ -189,8 +178,8 @@ class TrainTransform:
     """(image, labels (H, W)) -> (float32 (3, h, w), int64 (h, w)), of the crop's size.
 
     Args:
-        preprocessing: size, mean, std.
-        augmentation: how the images are varied.
+        preprocessing: Size, mean, std.
+        augmentation: How the images are varied.
     """
 
     def __init__(self, preprocessing: SegmentationPreprocessing, augmentation: SegmentationAugmentation):
@@ -219,7 +208,7 @@ class EvalTransform:
     """(image, labels (H, W)) -> (float32 (3, h, w) of the evaluation's size, int64 (H, W) as they are).
 
     Args:
-        preprocessing: size, mean, std.
+        preprocessing: Size, mean, std.
     """
 
     def __init__(self, preprocessing: SegmentationPreprocessing):

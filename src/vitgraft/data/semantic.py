@@ -6,75 +6,47 @@
 | a folder of images and a folder of label files, below ROOT or anywhere | `[IMAGES, LABELS]` |
 
 ROOT is a folder or a tar, and may hold one folder with all of that. An image and its labels have the same path below
-their folders but for the ending; `image_suffix` and `label_suffix` are what stands between the common part and the
-ending (Cityscapes: `_leftImg8bit`, `_gtFine_labelTrainIds`). Class names are given, or are read from `classes.txt`
-(line k names class k) or ADE20K's `objectInfo150.txt`.
+their folders but for the ending; `image_suffix` and `label_suffix` stand between the common part and the ending
+(Cityscapes: `_leftImg8bit`, `_gtFine_labelTrainIds`). Class names are given, or are read from `classes.txt` (line k
+names class k) or ADE20K's `objectInfo150.txt`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_annotated
-from vitgraft.data.digits import SceneConfig, digit_instances, make_scene
+from vitgraft.data.digits import DigitScenes, SceneConfig
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
-from vitgraft.data.readers.base import ImageSource, is_image_name
-from vitgraft.data.readers.folder import FileSource
-from vitgraft.data.readers.tar import TarSource, is_tar, open_index
+from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
+from vitgraft.data.readers.base import Source
+from vitgraft.data.readers.folder_or_tar import Files, FileSource
+from vitgraft.data.readers.tar import is_tar
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["DigitScenePixels", "Files", "PixelSource", "SemanticSource", "open_semantic", "read_class_names"]
+__all__ = ["DigitScenePixels", "Pairs", "SemanticSource", "find_pairs", "open_semantic", "read_class_names"]
 
-IMAGES, ANNOTATIONS = "images", "annotations"
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 
 
-class PixelSource:
-    """A fixed list of images with a class for every pixel.
-
-    Attributes:
-        class_names: of classes 0 to C - 1.
-    """
-
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def name(self, index: int) -> str:
-        """What to call an image in messages: its path."""
-        raise NotImplementedError
-
-    def where(self) -> str:
-        """What to call the whole source in messages."""
-        raise NotImplementedError
-
-    def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """An RGB image and its labels, uint8 (H, W): 0 to C - 1, and 255 where a pixel is ignored.
-
-        Raises:
-            ImageError: one of its two files can't be read.
-            DataError: the labels can't be: values outside the classes, another size than the image, colours.
-        """
-        raise NotImplementedError
-
-
-class SemanticSource(PixelSource):
-    """Image files and label files, in pairs.
+class SemanticSource(Source):
+    """Image files and label files, in pairs; `load` gives the image and its labels, uint8 (H, W): 0 to C - 1, and 255
+    where a pixel is ignored.
 
     Args:
-        images: the image files.
-        labels: the label file of each.
-        rule: what the labels' values mean.
-        class_names: of the classes.
+        images: The image files.
+        labels: The label file of each.
+        rule: The meaning of the labels' values.
+        class_names: Of classes 0 to C - 1.
     """
 
-    def __init__(self, images: ImageSource, labels: ImageSource, rule: LabelRule, class_names: Sequence[str]):
+    def __init__(self, images: FileSource, labels: FileSource, rule: LabelRule, class_names: Sequence[str]):
         self.images, self.labels, self.rule, self.class_names = images, labels, rule, tuple(class_names)
 
     def __len__(self) -> int:
@@ -91,11 +63,11 @@ class SemanticSource(PixelSource):
         return image, self.rule.apply(values, self.labels.name(index))
 
     def load_values(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """An RGB image and the values of its label file as they are, int32 (H, W).
+        """An RGB image and the raw values of its label file, int32 (H, W).
 
         Raises:
-            ImageError: one of its two files can't be read.
-            DataError: the labels have colours, or another size than the image.
+            ImageError: One of its two files can't be read.
+            DataError: The labels have colours, or another size than the image.
         """
         name, data = self.labels.name(index), self.images.read(index)
         values = decode_labels(self.labels.read(index), name)
@@ -108,226 +80,181 @@ class SemanticSource(PixelSource):
         return image, values
 
     def histogram(self, most: int) -> LabelHistogram:
-        """Counts the label values of at most `most` images that lie evenly over the set.
+        """Counts the label values of at most `most` images that lie evenly over the dataset.
 
         Files that can't be read are left out here: they are named where they are used.
 
         Raises:
-            DataError: labels with colours, or of another size than their image.
+            DataError: Labels with colours, or of another size than their image.
         """
-        histogram = LabelHistogram()
+        histogram = LabelHistogram(self.rule)
         count = min(most, len(self))
         for index in np.linspace(0, len(self) - 1, count).round().astype(int).tolist():
             try:
                 _, values = self.load_values(index)
             except ImageError:
                 continue
-            histogram.add(values, self.labels.name(index), self.rule)
+            histogram.add(*np.unique(values, return_counts=True), self.labels.name(index))
         return histogram
 
 
-class DigitScenePixels(PixelSource):
+class DigitScenePixels(DigitScenes):
     """Scenes of handwritten digits: class 0 is the canvas, classes 1 to 10 are the digits' ink.
 
     Args:
-        length: number of scenes.
-        split: "train" or "test": of which digit scans they are made.
-        seed: which world of scenes.
-        config: their looks.
+        length: Number of scenes.
+        seed: Which world of scenes.
+        split: "train" or "test": which digit scans the scenes are made of.
+        config: Their looks.
+        num_classes: So many instead of 11, for trying a recipe: class c becomes c modulo it.
     """
 
-    def __init__(self, length: int, split: str = "train", seed: int = 0, config: SceneConfig | None = None):
-        digit_instances(split)  # a missing scikit-learn shows here, not in a worker
-        self.length, self.split, self.seed, self.config = length, split, seed, config or SceneConfig()
-        self.class_names = ("background", *self.config.class_names)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def name(self, index: int) -> str:
-        return f"digit scene {self.split}/{index}"
-
-    def where(self) -> str:
-        return f"{self.length} digit scenes ({self.split})"
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        split: str = "train",
+        config: SceneConfig | None = None,
+        num_classes: int | None = None,
+    ):
+        super().__init__(length, seed, split, config)
+        self.class_names = ("background", *self.class_names)
+        if num_classes is not None:
+            self.class_names = tuple(f"class_{number}" for number in range(num_classes))
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        scene = make_scene(index, self.seed, self.split, self.config)
-        return Image.fromarray(scene.image), scene.semantic_mask
+        scene = self.scene(index)
+        return Image.fromarray(scene.image), scene.semantic_mask % np.uint8(min(len(self.class_names), 255))
 
 
-class Files:
-    """The files below a folder or in a tar, by their paths with `/`.
+class Pairs(NamedTuple):
+    """The image files and label files of a split.
 
-    Args:
-        root: the folder, or the tar.
-        cache_dir: where a compressed tar is unpacked to.
-
-    Raises:
-        DataError: neither a folder nor a readable tar.
+    Attributes:
+        where: The folder of the images.
+        images: The image files that have a label file.
+        labels: The label file of each.
+        unpaired: Images without labels, each with the path that was looked for, without ending.
+        without_image: Label files without an image.
     """
 
-    def __init__(self, root: str | Path, cache_dir: str | Path | None = None):
-        self.root, self.index = Path(root), None
-        if is_tar(self.root):
-            self.plain, self.index = open_index(self.root, cache_dir)
-            names = self.index.names
-            self.place = {name: number for number, name in enumerate(names)}
-        elif self.root.is_dir():
-            names = _walk(self.root)
-        else:
-            raise DataError(f"{root}: no such folder or tar")
-        self.names = sorted(name for name in names if not os.path.basename(name).startswith("."))
-
-    def below(self, folder: str) -> list[str]:
-        """The paths of image files below a folder, relative to it."""
-        start = "" if folder in ("", ".") else folder.rstrip("/") + "/"
-        return [name[len(start) :] for name in self.names if name.startswith(start) and is_image_name(name)]
-
-    def folders(self, folder: str = "") -> list[str]:
-        """The folders right below a folder."""
-        start = folder + "/" if folder else ""
-        inside = (name[len(start) :] for name in self.names if name.startswith(start))
-        return sorted({name.split("/")[0] for name in inside if "/" in name})
-
-    def read(self, name: str) -> bytes | None:
-        """A small file's content; None where there is no such file."""
-        if self.index is None:
-            path = self.root / name
-            return path.read_bytes() if path.is_file() else None
-        if name not in self.place:
-            return None
-        return self.source([name]).read(0)
-
-    def source(self, names: Sequence[str]) -> ImageSource:
-        """Some of the files as a source."""
-        if self.index is None:
-            return FileSource(self.root, names, None, ())
-        places = np.array([self.place[name] for name in names], dtype=np.int64)
-        return TarSource(self.plain, self.root, names, self.index.offsets[places], self.index.sizes[places], None, ())
-
-    def start(self) -> str:
-        """The folder with `images` and `annotations`: the root, or the only folder in it, with a slash behind."""
-        for start in ("", *(f"{name}/" for name in self.folders())):
-            inside = self.folders(start.rstrip("/"))
-            if IMAGES in inside and ANNOTATIONS in inside:
-                return start
-        return ""
+    where: str
+    images: FileSource
+    labels: FileSource
+    unpaired: list[tuple[str, str]]
+    without_image: list[str]
 
 
-def _walk(root: Path) -> Iterable[str]:
-    for here, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(here, root).replace(os.sep, "/")
-        yield from (name if below == "." else f"{below}/{name}" for name in names)
+def find_pairs(
+    root: Files | str | Path | None,
+    split: str | Sequence[str],
+    image_suffix: str = "",
+    label_suffix: str = "",
+    cache_dir: str | Path | None = None,
+) -> Pairs:
+    """The pairs of a split.
+
+    Args:
+        root: Folder or tar; None where `split` is two folders.
+        split: Name of a split of ADE20K's layout, or the folder of images and the folder of labels.
+        image_suffix: Of image files, between the common part of their name and the ending.
+        label_suffix: Of label files, between the common part of their name and the ending.
+        cache_dir: Where a compressed tar is unpacked.
+
+    Raises:
+        DataError: No images there.
+    """
+    if not isinstance(split, str) and len(split) != 2:
+        raise DataError(f"{list(split)}: two folders, that of the images and that of the labels")
+    if isinstance(split, str) and root is None:
+        raise DataError(f"{split!r} is the name of a split: data.root must name the folder or tar it is in")
+    path = root.root if isinstance(root, Files) else root
+    if isinstance(split, str) or (path is not None and is_tar(path)):
+        files = root if isinstance(root, Files) else Files(root, cache_dir)
+        places, folders = (files, files), tuple(split)
+        if isinstance(split, str):
+            start = layout_start(files) or ""
+            folders = (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
+            if not files.images(folders[0]):
+                there = ", ".join(files.folders(f"{start}{IMAGES}")) or ", ".join(files.folders()) or "nothing"
+                raise DataError(
+                    f"{files.root}: no images in {folders[0]}; there is {there}. Wanted: {IMAGES}/{split}/NAME.jpg and "
+                    f"{ANNOTATIONS}/{split}/NAME.png, or two folders, [IMAGES, LABELS], instead of {split!r}"
+                )
+    else:
+        places, folders = tuple(Files(Path(path or "") / folder, cache_dir) for folder in split), ("", "")
+    images = _by_stem(places[0], folders[0], image_suffix)
+    labels = _by_stem(places[1], folders[1], label_suffix)
+    if not images:
+        raise DataError(f"{places[0].root}/{folders[0]}: no images" + (f" *{image_suffix}.jpg" if image_suffix else ""))
+    prefix = [f"{folder}/" if folder else "" for folder in folders]
+    shown = [f"{place.root}/{start}" for place, start in zip(places, prefix, strict=True)]
+    common = sorted(images.keys() & labels.keys())
+    return Pairs(
+        shown[0].rstrip("/"),
+        FileSource(places[0], [prefix[0] + images[stem] for stem in common]),
+        FileSource(places[1], [prefix[1] + labels[stem] for stem in common]),
+        [(shown[0] + images[stem], shown[1] + stem + label_suffix) for stem in sorted(images.keys() - labels.keys())],
+        [shown[1] + labels[stem] for stem in sorted(labels.keys() - images.keys())],
+    )
+
+
+def _by_stem(files: Files, folder: str, suffix: str) -> dict[str, str]:
+    """The part that an image shares with its labels -> path below the folder."""
+    names: dict[str, str] = {}
+    for name in files.images(folder):
+        stem = os.path.splitext(name)[0]
+        if not stem.endswith(suffix):
+            continue  # such as Cityscapes' colour images beside the labels
+        stem = stem[: len(stem) - len(suffix)]
+        if stem in names:
+            raise DataError(f"{files.root}/{folder}: {names[stem]} and {name} are of one name; remove one")
+        names[stem] = name
+    return names
 
 
 def open_semantic(
-    root: str | Path | None,
+    root: Files | str | Path | None,
     split: str | Sequence[str],
     rule: LabelRule,
     class_names: Sequence[str],
     image_suffix: str = "",
     label_suffix: str = "",
-    files: Files | None = None,
     cache_dir: str | Path | None = None,
 ) -> SemanticSource:
-    """Opens one set of pairs.
+    """Opens one split of pairs.
 
     Args:
-        root: folder or tar; None where `split` is two folders.
-        split: name of a split of ADE20K's layout, or the folder of images and the folder of labels.
-        rule: what the labels' values mean.
-        class_names: of the classes.
-        image_suffix: of image files, between the common part of their name and the ending.
-        label_suffix: of label files, likewise.
-        files: those of `root`, where they are listed already.
-        cache_dir: where a compressed tar is unpacked to.
+        root: Folder or tar; None where `split` is two folders.
+        split: Name of a split of ADE20K's layout, or the folder of images and the folder of labels.
+        rule: The meaning of the labels' values.
+        class_names: Of the classes.
+        image_suffix: Of image files, between the common part of their name and the ending.
+        label_suffix: Of label files, between the common part of their name and the ending.
+        cache_dir: Where a compressed tar is unpacked.
 
     Raises:
-        DataError: nothing there, or images without labels; the message names the first of them.
+        DataError: Nothing there, or images without labels; the message names the first of them.
     """
-    paired, unpaired, without_image = find_pairs(root, split, image_suffix, label_suffix, files, cache_dir)
-    if unpaired:
-        image, expected = unpaired[0]
+    pairs = find_pairs(root, split, image_suffix, label_suffix, cache_dir)
+    if pairs.unpaired:
+        image, expected = pairs.unpaired[0]
+        more = f", the first is {pairs.without_image[0]}" if pairs.without_image else ""
         raise DataError(
-            f"{len(unpaired)} of {len(paired[0]) + len(unpaired)} images have no label file, the first is {image} "
-            f"(looked for {expected}.png); {len(without_image)} label files have no image"
-            + (f", the first is {without_image[0]}" if without_image else "")
-            + ". Remove what has no partner, or set data.image_suffix and data.label_suffix where the names differ"
+            f"{len(pairs.unpaired)} of {len(pairs.images) + len(pairs.unpaired)} images have no label file, the first "
+            f"is {image} (looked for {expected}.png); {len(pairs.without_image)} label files have no image{more}. "
+            "Remove what has no partner, or set data.image_suffix and data.label_suffix where the names differ"
         )
-    return SemanticSource(*paired, rule, class_names)
-
-
-def find_pairs(
-    root: str | Path | None,
-    split: str | Sequence[str],
-    image_suffix: str = "",
-    label_suffix: str = "",
-    files: Files | None = None,
-    cache_dir: str | Path | None = None,
-) -> tuple[tuple[ImageSource, ImageSource], list[tuple[str, str]], list[str]]:
-    """The pairs of a set; images without labels, each with the path that was looked for; labels without images.
-
-    Raises:
-        DataError: no images there.
-    """
-    if root is None and isinstance(split, str):
-        raise DataError(f"{split!r} is the name of a split: data.root must name the folder or tar it is in")
-    if isinstance(split, str):
-        files = files or Files(root, cache_dir)
-        start = files.start()
-        folders = (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
-        places = (files, files)
-        if not files.below(folders[0]):
-            there = ", ".join(files.folders(f"{start}{IMAGES}")) or ", ".join(files.folders()) or "nothing"
-            raise DataError(
-                f"{files.root}: no images in {folders[0]}; there is {there}. Wanted: {IMAGES}/{split}/NAME.jpg and "
-                f"{ANNOTATIONS}/{split}/NAME.png, or two folders, [IMAGES, LABELS], instead of {split!r}"
-            )
-    else:
-        if len(split) != 2:
-            raise DataError(f"{list(split)}: two folders, that of the images and that of the labels")
-        if root is not None and is_tar(root):
-            files = files or Files(root, cache_dir)
-            places, folders = (files, files), tuple(split)
-        else:
-            places = tuple(Files(Path(root or "") / folder, cache_dir) for folder in split)
-            folders = ("", "")
-    by_stem = []
-    for place, folder, suffix in zip(places, folders, (image_suffix, label_suffix), strict=True):
-        names = {}
-        for name in place.below(folder):
-            stem = os.path.splitext(name)[0]
-            if not stem.endswith(suffix):
-                continue  # such as Cityscapes' colour pictures beside the labels
-            stem = stem[: len(stem) - len(suffix)]
-            if stem in names:
-                raise DataError(f"{place.root}/{folder}: {names[stem]} and {name} are of one name; remove one")
-            names[stem] = name
-        by_stem.append(names)
-    images, labels = by_stem
-    if not images:
-        raise DataError(f"{places[0].root}/{folders[0]}: no images" + (f" *{image_suffix}.jpg" if image_suffix else ""))
-    prefix = [f"{folder}/" if folder else "" for folder in folders]
-    common = sorted(images.keys() & labels.keys())
-    paired = (
-        places[0].source([prefix[0] + images[stem] for stem in common]),
-        places[1].source([prefix[1] + labels[stem] for stem in common]),
-    )
-    shown = [f"{place.root}/{start}" for place, start in zip(places, prefix, strict=True)]
-    unpaired = [
-        (shown[0] + images[stem], shown[1] + stem + label_suffix) for stem in sorted(images.keys() - labels.keys())
-    ]
-    return paired, unpaired, [shown[1] + labels[stem] for stem in sorted(labels.keys() - images.keys())]
+    return SemanticSource(pairs.images, pairs.labels, rule, class_names)
 
 
 def read_class_names(files: Files) -> list[str] | None:
     """The names in `classes.txt` (one a line) or ADE20K's `objectInfo150.txt`; None where neither is there.
 
     Raises:
-        DataError: such a file is no text, or empty.
+        DataError: Such a file is no text, or empty.
     """
-    for start in dict.fromkeys(("", files.start())):
+    for start in dict.fromkeys(("", layout_start(files) or "")):
         for name in CLASS_FILES:
             data = files.read(start + name)
             if data is None:

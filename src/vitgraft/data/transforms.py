@@ -1,34 +1,38 @@
-"""From an RGB image to what a model is fed: timm's transforms, under timm's names."""
+"""From an RGB image to the input of a model: timm's transforms, under timm's names."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import AfterValidator, NonNegativeFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from timm.data import auto_augment, create_transform, resolve_model_data_config
 from timm.data.transforms import MaybeToTensor
 from torch import nn
 from torchvision import transforms
 
+from vitgraft.data.options import Fraction, Range
 from vitgraft.models.spec import input_size_of
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
 class BatchedTransform:
-    """A transform whose last steps, to a tensor and standardised, are done for a whole batch at once.
+    """A transform whose last steps, to a tensor and normalized, are done for a whole batch at once.
 
     The values are those of the steps one by one, bit for bit; for small images it is several times faster.
 
     Args:
         image: RGB image -> RGB image of the final size.
-        mean: of each colour, 0 to 1.
-        std: of each colour, 0 to 1.
+        mean: Per channel, 0 to 1.
+        std: Per channel, 0 to 1.
     """
 
     def __init__(self, image: Callable[[Image.Image], Image.Image], mean: Sequence[float], std: Sequence[float]):
@@ -51,7 +55,7 @@ class PadCrop:
 
     Args:
         size: (height, width) of the crop, pixels.
-        padding: zeros on each side, pixels; more where the image is smaller than the crop.
+        padding: Zeros on each side, pixels; more where the image is smaller than the crop.
     """
 
     def __init__(self, size: tuple[int, int], padding: int):
@@ -65,16 +69,16 @@ class PadCrop:
         return image.crop((left, top, left + width, top + height))  # black where there is no image
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """What a model expects of its images; timm's data configuration (`timm.data.resolve_data_config`).
 
     Args:
         input_size: (height, width) in pixels.
-        interpolation: of the resize in evaluation.
-        mean: of each colour, 0 to 1.
-        std: of each colour, 0 to 1.
-        crop_pct: share of the resized image's side that the centre crop keeps.
+        interpolation: Of the resize in evaluation.
+        mean: Per channel, 0 to 1.
+        std: Per channel, 0 to 1.
+        crop_pct: Fraction of the resized image's side that the centre crop keeps.
         crop_mode: "center", "squash" or "border".
     """
 
@@ -86,77 +90,48 @@ class Preprocessing:
     crop_mode: str = "center"
 
 
+def _readable_by_timm(text: str) -> str:
+    try:
+        create_transform(32, is_training=True, auto_augment=text)
+    except Exception as error:  # timm's parser lets KeyError, ValueError, AssertionError ... through
+        examples = "'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or 'original'"
+        raise ValueError(f"timm can't read it ({error or type(error).__name__}); such as {examples}") from error
+    return text
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How training images are varied; the names are those of timm's training script.
 
     Args:
-        scale: smallest and largest share of the image's area that the random crop takes.
-        ratio: smallest and largest width / height of the random crop.
-        hflip: probability of a horizontal flip.
-        vflip: probability of a vertical flip.
-        color_jitter: how far brightness, contrast and saturation may change; unused while `auto_augment` is on.
+        scale: Smallest and largest fraction of the image's area that the random crop takes.
+        ratio: Smallest and largest width / height of the random crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        color_jitter: Range of brightness, contrast and saturation; unused while `auto_augment` is on.
         auto_augment: timm's text for AutoAugment, RandAugment or AugMix, such as "rand-m9-mstd0.5-inc1".
         train_interpolation: "bicubic", "bilinear", or "random" for one of both by chance.
         train_crop_mode: "rrc" random resized crop; timm's "rkrc" and "rkrr"; "pad" for small images, which are not
             resized: zeros added around (an eighth of the side), then a random crop, as DeiT does for CIFAR.
-        reprob: probability of random erasing.
+        reprob: Probability of random erasing.
         remode: "pixel", "rand" or "const": what is put there.
-        recount: most regions that are erased.
+        recount: Most regions that are erased.
+
+    Raises:
+        ValueError: Values that are not possible.
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float = 0.5
-    vflip: float = 0.0
-    color_jitter: float | None = 0.4
-    auto_augment: str | None = None
-    train_interpolation: str = "random"
-    train_crop_mode: str = "rrc"
-    reprob: float = 0.0
-    remode: str = "pixel"
-    recount: int = 1
-
-    def __post_init__(self) -> None:
-        if wrong := self.problems(asdict(self)):
-            raise ValueError("augmentation: " + "; ".join(wrong))
-
-    @staticmethod
-    def problems(values: dict[str, Any]) -> list[str]:
-        """What is wrong with fields given by name, one line each."""
-        wrong = []
-        choices = {
-            "train_interpolation": ("bicubic", "bilinear", "random"),
-            "train_crop_mode": ("rrc", "rkrc", "rkrr", "pad"),
-            "remode": ("pixel", "rand", "const"),
-        }
-        for name, allowed in choices.items():
-            if name in values and values[name] not in allowed:
-                wrong.append(f"{name}={values[name]!r}: one of {', '.join(allowed)}")
-        for name in ("hflip", "vflip", "reprob"):
-            if not 0 <= values.get(name, 0) <= 1:
-                wrong.append(f"{name}={values[name]}: a probability, 0 to 1")
-        for name, example in (("scale", "[0.08, 1.0] of the area"), ("ratio", "[0.75, 1.333] as width / height")):
-            low, high = values.get(name, (1, 1))
-            if not 0 < low <= high:
-                wrong.append(f"{name}={list(values[name])}: the smallest and the largest, such as {example}")
-        if values.get("recount", 1) < 1:
-            wrong.append(f"recount={values['recount']}: at least 1")
-        if (values.get("color_jitter") or 0) < 0:
-            wrong.append(f"color_jitter={values['color_jitter']}: 0 or more, or null")
-        if given := values.get("auto_augment"):
-            try:
-                _auto_augment(given)
-            except Exception as error:  # timm's parser lets KeyError, ValueError, AssertionError ... through
-                wrong.append(
-                    f"auto_augment={given!r}: timm can't read it ({error or type(error).__name__}); "
-                    f"such as 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or 'original'"
-                )
-        return wrong
-
-
-def _auto_augment(text: str) -> None:
-    create_transform(32, is_training=True, auto_augment=text)
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    hflip: Fraction = 0.5
+    vflip: Fraction = 0.0
+    color_jitter: NonNegativeFloat | None = 0.4
+    auto_augment: Annotated[str, AfterValidator(_readable_by_timm)] | None = None
+    train_interpolation: Literal["bicubic", "bilinear", "random"] = "random"
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr", "pad"] = "rrc"
+    reprob: Fraction = 0.0
+    remode: Literal["pixel", "rand", "const"] = "pixel"
+    recount: PositiveInt = 1
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
@@ -209,23 +184,19 @@ def _posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """RGB image -> float32 (3, H, W): resized and cropped by the model's own rule; nothing is random."""
-    transform = create_transform((3, *preprocessing.input_size), is_training=False, **_without_size(preprocessing))
-    return _batched(transform, preprocessing)
-
-
-def _without_size(preprocessing: Preprocessing) -> dict:
     options = asdict(preprocessing)
-    del options["input_size"]
-    return options
+    size = options.pop("input_size")
+    transform = create_transform((3, *size), is_training=False, **options)
+    return _batched(transform, preprocessing)
 
 
 def model_preprocessing(model: nn.Module, input_size: tuple[int, int] | None = None, **options) -> Preprocessing:
     """What a timm model expects of its images.
 
     Args:
-        model: made by `timm.create_model`.
+        model: Made by `timm.create_model`.
         input_size: (height, width) instead of the model's own.
-        options: other fields of `Preprocessing` that replace the model's own; None leaves them.
+        options: Other fields of `Preprocessing` that replace the model's own; None leaves them.
     """
     config = resolve_model_data_config(model)
     config["input_size"] = input_size or input_size_of(model)[1:]

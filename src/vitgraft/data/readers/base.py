@@ -1,54 +1,79 @@
 """The interface of every source of images.
 
-A source is a fixed list of images: image i has a name, a label and the bytes of its file. It reads whatever i it is
-asked for, from any process, and keeps no state that could matter.
+A source is a fixed list of images: image i has a name, and what `load` gives. It reads whatever i it is asked for, from
+any process, and keeps no state that could matter.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from vitgraft.data.decode import decode_image
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 )
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
-class ImageSource:
-    """A fixed list of labelled images.
+class Source:
+    """A fixed list of images and their annotations, of any task.
 
     Attributes:
-        class_names: the name of each label.
-        labels: int64 (N,), -1 where an image has no label.
-        blocks: sizes of the shards that the images lie in, where only few of them can be at hand at a time; None where
-            any order is as good as any other.
+        class_names: The name of each label.
     """
 
     class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """The name of an image in messages: its path."""
+        raise NotImplementedError
+
+    def where(self) -> str:
+        """The name of the source in messages."""
+        raise NotImplementedError
+
+    def load(self, index: int) -> Any:
+        """An image as upright RGB, and in dense tasks its annotation.
+
+        Raises:
+            ImageError: It can't be read.
+        """
+        raise NotImplementedError
+
+
+class ImageSource(Source):
+    """Labelled image files.
+
+    Attributes:
+        labels: int64 (N,), -1 where an image has no label.
+        blocks: Sizes of the shards that hold the images, where only few of them can be at hand at a time; None where
+            any order is as good as any other.
+    """
+
     labels: np.ndarray
     blocks: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def name(self, index: int) -> str:
-        """What to call an image in messages: its path."""
-        raise NotImplementedError
-
     def read(self, index: int) -> bytes:
         """The bytes of an image's file.
 
         Raises:
-            ImageError: they can't be read.
+            ImageError: They can't be read.
         """
         raise NotImplementedError
 
-    def where(self) -> str:
-        """What to call the whole source in messages."""
-        raise NotImplementedError
+    def load(self, index: int) -> Image.Image:
+        return decode_image(self.read(index), self.name(index))
 
 
 class Names:
@@ -68,6 +93,6 @@ class Names:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image, by its ending; hidden files and macOS's `._` companions are not."""
+    """Whether a file counts as an image, by its ending; hidden files and macOS's `._` companions do not."""
     base = os.path.basename(name)
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS

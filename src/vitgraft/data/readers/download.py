@@ -29,7 +29,7 @@ def fetch(url: str, missing_ok: bool = False) -> bytes | None:
     """A small file's content, or None where it is missing and may be.
 
     Raises:
-        DataError: it can't be fetched.
+        DataError: It can't be fetched.
     """
     try:
         with _open(url) as response:
@@ -46,8 +46,8 @@ class FileCache:
     """Local copies of files at URLs; other processes may use the same folder at the same time.
 
     Args:
-        folder: where they are kept.
-        limit: bytes that they may take; the longest unused ones are removed above it.
+        folder: Where they are kept.
+        limit: Bytes that they may take; the longest unused ones are removed above it.
     """
 
     def __init__(self, folder: Path, limit: int):
@@ -57,7 +57,7 @@ class FileCache:
         """A path with the file's content, which may be removed again at any time; a local path is its own.
 
         Raises:
-            DataError: it can't be fetched, after several tries.
+            DataError: It can't be fetched, after several tries.
         """
         if not is_url(url):
             return Path(url)
@@ -78,8 +78,8 @@ class FileCache:
         """A file descriptor of the file's content; it stays readable when the copy is removed.
 
         Raises:
-            DataError: as in `local`.
-            OSError: a local path can't be opened.
+            DataError: As in `local`.
+            OSError: A local path can't be opened.
         """
         while True:
             try:

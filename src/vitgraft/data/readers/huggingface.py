@@ -1,4 +1,4 @@
-"""Hugging Face data sets, when `datasets` is installed: `hf:NAME`, `hf:NAME@CONFIGURATION`, or a folder of theirs."""
+"""Hugging Face datasets, when `datasets` is installed: `hf:NAME`, `hf:NAME@CONFIGURATION`, or a folder of theirs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PREFIX = "hf:"
 
 
 class HuggingFaceSource(ImageSource):
-    """A split with one image column and one class column; the encoded bytes are taken as they are stored.
+    """A split with one image column and one class column; the encoded bytes are read as stored.
 
     Args:
-        rows: a `datasets.Dataset`.
-        shown: what to call it in messages.
+        rows: A `datasets.Dataset`.
+        shown: Its name in messages.
 
     Raises:
-        DataError: there is no image column or no class column, or more than one.
+        DataError: There is no image column or no class column, or more than one.
     """
 
     def __init__(self, rows, shown: str):
@@ -59,14 +59,14 @@ def is_huggingface(root: str | Path) -> bool:
 
 
 def open_huggingface(root: str | Path, split: str | None) -> HuggingFaceSource:
-    """One split of a data set of the hub, or of a folder that `save_to_disk` wrote.
+    """One split of a dataset of the hub, or of a folder that `save_to_disk` wrote.
 
     Args:
         root: `hf:NAME`, `hf:NAME@CONFIGURATION`, or the folder.
-        split: such as "train"; "val" stands for "validation" too. None where the folder is one set.
+        split: Such as "train"; "val" also finds "validation". None where the folder is one dataset.
 
     Raises:
-        DataError: `datasets` is not installed, or there is no such set or split.
+        DataError: `datasets` is not installed, or there is no such dataset or split.
     """
     try:
         import datasets

@@ -17,9 +17,7 @@ import re
 import tarfile
 from pathlib import Path
 
-from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.readers.folder import FileSource
-from vitgraft.data.readers.tar import is_tar, open_unlabelled_tar
+from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, MissingExtraError
 
 IMAGE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG$", re.IGNORECASE)
@@ -34,35 +32,29 @@ def is_imagenet_val(path: Path) -> bool:
     return path.is_dir() and any(IMAGE_NAME.match(entry.name) for entry in path.iterdir())
 
 
-def open_imagenet_val(path: Path, cache_dir: str | Path | None = None) -> ImageSource:
+def open_imagenet_val(path: Path, cache_dir: str | Path | None = None) -> FileSource:
     """The flat validation set; class names are the synsets, labels their places among the sorted ones.
 
     Args:
-        path: folder of ILSVRC2012_val_NNNNNNNN.JPEG, or a tar of them (ILSVRC2012_img_val.tar).
-        cache_dir: where a compressed tar is unpacked.
+        path: Folder of ILSVRC2012_val_NNNNNNNN.JPEG, or a tar of them (ILSVRC2012_img_val.tar).
+        cache_dir: Where a compressed tar is unpacked.
 
     Raises:
-        DataError: no such images, or the files that say their classes are missing or disagree.
+        DataError: No such images, or the files with their classes are missing or disagree.
     """
-    if is_tar(path):
-        source = open_unlabelled_tar(path, cache_dir)
-        names = [source.name(index) for index in range(len(source))]
-    else:
-        names = sorted(entry.name for entry in path.iterdir() if IMAGE_NAME.match(entry.name))
-        source = FileSource(path, names, None, ())
-    numbers = [IMAGE_NAME.search(name) for name in names]
-    if not names or None in numbers:
-        raise DataError(f"{path}: wanted only images called ILSVRC2012_val_NNNNNNNN.JPEG")
+    files = Files(path, cache_dir)
+    names = [name for name in files.images() if IMAGE_NAME.search(name)]
+    if not names:
+        raise DataError(f"{path}: wanted images named ILSVRC2012_val_NNNNNNNN.JPEG")
     synsets = _synsets(path)
     of_images = []
-    for name, number in zip(names, numbers, strict=True):
-        if (synset := synsets.get(int(number[1]))) is None:
+    for name in names:
+        if (synset := synsets.get(int(IMAGE_NAME.search(name)[1]))) is None:
             raise DataError(f"{path}: {name} is not among the {len(synsets)} images of the ground truth")
         of_images.append(synset)
-    source.class_names = tuple(sorted(set(synsets.values())))
-    place = {synset: label for label, synset in enumerate(source.class_names)}
-    source.labels[:] = [place[synset] for synset in of_images]
-    return source
+    classes = sorted(set(synsets.values()))
+    place = {synset: label for label, synset in enumerate(classes)}
+    return FileSource(files, names, [place[synset] for synset in of_images], classes)
 
 
 def _synsets(path: Path) -> dict[int, str]:
@@ -78,7 +70,7 @@ def _synsets(path: Path) -> dict[int, str]:
         )
     if meta is None:
         raise DataError(
-            f"{path}: {GROUND_TRUTH} counts classes in the devkit's order, and {META}, which says what that order is, "
+            f"{path}: {GROUND_TRUTH} counts classes in the devkit's order, and {META}, which lists that order, "
             f"was not found; put it (or {DEVKIT}.tar.gz) beside the ground truth"
         )
     ids = _wordnet_ids(meta)

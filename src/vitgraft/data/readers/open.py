@@ -1,4 +1,4 @@
-"""Opening sources of images: `open_source` finds out what lies at a path."""
+"""`open_source` finds out which format lies at a path, and opens it."""
 
 from __future__ import annotations
 
@@ -7,38 +7,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitgraft.data.readers.base import EXTENSIONS, TAR_SUFFIXES, ImageSource
-from vitgraft.data.readers.folder import FileSource, images_below, open_folder
+from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.folder_or_tar import open_class_folders, open_files
 from vitgraft.data.readers.huggingface import is_huggingface, open_huggingface
 from vitgraft.data.readers.imagenet import is_imagenet_val, open_imagenet_val
 from vitgraft.data.readers.shards import expand_braces, is_shards, open_shards
-from vitgraft.data.readers.tar import is_tar, open_tar, open_unlabelled_tar
+from vitgraft.data.readers.tar import TAR_SUFFIXES
 from vitgraft.errors import DataError
 
+__all__ = ["FORMATS", "check_same_classes", "open_files", "open_source"]
+
 FORMATS = ("folder", "tar", "shards", "imagenet-val", "huggingface")
-
-
-def open_files(paths: Sequence[str | Path]) -> ImageSource:
-    """Images without labels, for prediction: files, folders (all images below them), or a tar.
-
-    Raises:
-        DataError: a path does not exist, or no image was found.
-    """
-    if len(paths) == 1 and is_tar(paths[0]):
-        return open_unlabelled_tar(Path(paths[0]))
-    files = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files += [os.path.join(path, name) for name in sorted(images_below(path, "."))]
-        elif path.is_file():
-            if is_tar(path):
-                raise DataError(f"{path}: a tar must be given alone")
-            files.append(str(path))
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    if not files:
-        raise DataError(f"{', '.join(map(str, paths))}: no image found (looked for {' '.join(sorted(EXTENSIONS))})")
-    return FileSource(Path(), [os.path.normpath(file) for file in files], None, ())
 
 
 def open_source(
@@ -50,24 +29,24 @@ def open_source(
     cache_gb: float = 64.0,
     allow_empty: bool = False,
 ) -> ImageSource:
-    """Opens a set of images; what it is, is found out from what lies there.
+    """Opens a dataset of labelled images; its format is inferred from what lies there.
 
     Looked for, in this order: `hf:NAME` (Hugging Face); a brace pattern, URL or list of shards; ROOT/SPLIT,
     ROOT/SPLIT.tar, ROOT/SPLIT.tar.gz and the like, ROOT/SPLIT-000000.tar ... (shards); ROOT itself where no split is
-    asked for. A folder of class folders, a tar of them, WebDataset shards and ImageNet's flat validation folder are
-    told apart by what is inside.
+    asked for. A folder or tar of class folders, WebDataset shards and ImageNet's flat validation folder are
+    distinguished by what is inside.
 
     Args:
-        root: folder, tar, shard pattern or URL, or `hf:` and the name of a data set.
-        split: such as "train" or "val"; None takes `root` as one set.
-        format: of `FORMATS`, to force one.
-        class_names: of shards that carry label numbers only.
-        cache_dir: where unpacked tars, indices and downloaded shards go; None is `default_cache_dir()`.
-        cache_gb: most that downloaded shards may take there, in 10**9 bytes.
-        allow_empty: whether class folders may be empty.
+        root: Folder, tar, shard pattern or URL, or `hf:` and the name of a dataset.
+        split: Such as "train" or "val"; None takes `root` as one dataset.
+        format: One of `FORMATS`; None infers it.
+        class_names: Of shards that carry label numbers only.
+        cache_dir: Where unpacked tars, indices and downloaded shards go; None is `default_cache_dir()`.
+        cache_gb: Limit of downloaded shards there, in 10**9 bytes.
+        allow_empty: Whether class folders may be empty.
 
     Raises:
-        DataError: nothing there, or nothing of a known format; the message says what was looked for.
+        DataError: Nothing there, or nothing of a known format; the message names what was looked for.
     """
     if format is not None and format not in FORMATS:
         raise DataError(f"format={format!r}: one of {', '.join(FORMATS)}")
@@ -80,15 +59,11 @@ def open_source(
         where, split = _find_split(where, split), None
         if isinstance(where, list):
             return open_shards(where, class_names, cache_dir, cache_gb)
-    if not where.exists():
-        raise DataError(f"{where}: no such file or folder")
     if format == "imagenet-val" or (format is None and is_imagenet_val(where)):
         return open_imagenet_val(where, cache_dir)
     if format == "shards":
         return open_shards([str(where)], class_names, cache_dir, cache_gb)
-    if format == "tar" or (format is None and is_tar(where)):
-        return open_tar(where, split, cache_dir)
-    return open_folder(where, allow_empty)
+    return open_class_folders(where, split, cache_dir, allow_empty)
 
 
 def _find_split(root: Path, split: str) -> Path | list[str]:
@@ -108,10 +83,10 @@ def _find_split(root: Path, split: str) -> Path | list[str]:
 
 
 def check_same_classes(train: ImageSource, val: ImageSource) -> None:
-    """The two sets must name the same classes in the same order, or their labels mean different things.
+    """Two datasets must name the same classes in the same order, or their labels mean different things.
 
     Raises:
-        DataError: they don't; the message lists what one of them lacks.
+        DataError: They don't; the message lists what one of them lacks.
     """
     if train.class_names == val.class_names:
         return

@@ -63,13 +63,13 @@ class ShardSource(ImageSource):
     """Images in shards.
 
     Args:
-        shards: paths or URLs.
-        index: what `scan_shard` found in each.
-        class_names: the name of each label; None takes the texts of `.cls` files, or numbers.
-        cache: keeps the shards that come from URLs.
+        shards: Paths or URLs.
+        index: What `scan_shard` found in each.
+        class_names: The name of each label; None takes the texts of `.cls` files, or numbers.
+        cache: Keeps the shards that come from URLs.
 
     Raises:
-        DataError: labels that don't fit the class names, or a cache too small to work with.
+        DataError: Labels that don't fit the class names, or a cache too small to work with.
     """
 
     def __init__(self, shards: Sequence[str], index: dict[str, np.ndarray], class_names, cache: FileCache):
@@ -122,13 +122,13 @@ def open_shards(
     """Opens shards, with the index beside them, the kept one, or a new one.
 
     Args:
-        shards: paths or URLs; `expand_braces` makes them of a pattern.
-        class_names: the name of each label number; else the lines of classes.txt beside the shards, if there is one.
-        cache_dir: folder for indices and shards; None is `default_cache_dir()`.
-        cache_gb: most that shards from URLs may take there, in 10**9 bytes.
+        shards: Paths or URLs; `expand_braces` makes them of a pattern.
+        class_names: The name of each label number; else the lines of classes.txt beside the shards, if there is one.
+        cache_dir: Folder for indices and shards; None is `default_cache_dir()`.
+        cache_gb: Most that shards from URLs may take there, in 10**9 bytes.
 
     Raises:
-        DataError: a shard is missing or broken, or its samples have no image or no label.
+        DataError: A shard is missing or broken, or its samples have no image or no label.
     """
     directory = Path(cache_dir) if cache_dir else default_cache_dir()
     cache = FileCache(directory / "shards", int(cache_gb * 1e9))
@@ -194,7 +194,7 @@ def scan_shard(shard: str, cache: FileCache) -> list[tuple[str, int, int, str]]:
     `.json`.
 
     Raises:
-        DataError: no readable tar, or a sample without an image or a label.
+        DataError: No readable tar, or a sample without an image or a label.
     """
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A tar of class folders, read in place: the headers are walked once, then any image is one read at its place.
+"""A tar, read in place: the headers are walked once, then any file is one read at its place.
 
 Compressed tars (.tar.gz, .tgz, .tar.bz2, .tar.xz) can't be read at a place. They are unpacked once, to a plain tar in
 the cache folder, which is used from then on. The walk through the headers of a large tar is kept there as well.
@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vitgraft.data.readers.base import TAR_SUFFIXES, ImageSource, Names, is_image_name
-from vitgraft.errors import DataError, ImageError
+from vitgraft.errors import DataError
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 log = logging.getLogger(__name__)
 # Below this many bytes the walk through the headers takes less than a second, and its result is not kept.
 KEEP_INDEX_FROM = 1 << 30
@@ -37,7 +37,7 @@ def default_cache_dir() -> Path:
 
 
 def is_tar(path: str | Path) -> bool:
-    """Whether a path is taken for a tar, by its ending."""
+    """Whether a path is a tar, by its ending."""
     return str(path).endswith(TAR_SUFFIXES)
 
 
@@ -45,9 +45,9 @@ class TarIndex:
     """Where the files of a plain tar lie.
 
     Attributes:
-        names: of the files, in the order in which they lie there.
-        offsets: of their first bytes, int64 (N,).
-        sizes: in bytes, int64 (N,).
+        names: Of the files, in the order in which they lie there.
+        offsets: Of their first bytes, int64 (N,).
+        sizes: In bytes, int64 (N,).
     """
 
     def __init__(self, names: Sequence[str], offsets: np.ndarray, sizes: np.ndarray):
@@ -58,7 +58,7 @@ class TarIndex:
         """Walks the headers of a tar.
 
         Raises:
-            DataError: the file is no tar, or is cut short.
+            DataError: The file is no tar, or is cut short.
         """
         names, offsets, sizes, end = [], [], [], 0
         try:
@@ -99,12 +99,12 @@ def check_tar_end(shown: str | Path, file: BinaryIO, end: int) -> None:
     """A tar ends with blocks of zeros; tarfile takes one that is cut between two files for a whole one.
 
     Args:
-        shown: what to call the tar.
-        file: the tar, opened.
-        end: where the data of its last file ends, rounded up to a block.
+        shown: The name of the tar in messages.
+        file: The tar, opened.
+        end: Where the data of its last file ends, rounded up to a block.
 
     Raises:
-        DataError: nothing follows there.
+        DataError: Nothing follows there.
     """
     if os.fstat(file.fileno()).st_size <= end:
         raise DataError(f"{shown}: cut short, its end is missing")
@@ -114,8 +114,8 @@ class PlainTar:
     """Reads parts of a file from any process: the file is opened where it is first read, and has no position.
 
     Args:
-        path: the file.
-        opener: path -> file descriptor.
+        path: The file.
+        opener: Path -> file descriptor.
     """
 
     def __init__(self, path: str | Path, opener: Callable[[str], int] | None = None):
@@ -142,116 +142,22 @@ class PlainTar:
         return {"path": self.path, "opener": self.opener, "_fd": -1, "_pid": -1}
 
 
-class TarSource(ImageSource):
-    """Images inside a plain tar.
-
-    Args:
-        path: the tar.
-        shown: what to call it in messages.
-        names: of the images.
-        offsets: of their first bytes, int64 (N,).
-        sizes: in bytes, int64 (N,).
-        labels: int64 (N,), or None where there are none.
-        class_names: the name of each label.
-    """
-
-    def __init__(self, path: Path, shown: Path, names, offsets, sizes, labels, class_names: Sequence[str]):
-        self.tar, self.shown = PlainTar(path), str(shown)
-        self.names, self.offsets, self.sizes = Names(names), offsets, sizes
-        self.labels = np.full(len(names), -1) if labels is None else np.asarray(labels, dtype=np.int64)
-        self.class_names = tuple(class_names)
-
-    def name(self, index: int) -> str:
-        return f"{self.shown}/{self.names[index]}"
-
-    def read(self, index: int) -> bytes:
-        try:
-            data = self.tar.read(int(self.offsets[index]), int(self.sizes[index]))
-        except OSError as error:
-            raise ImageError(self.name(index), error.strerror or str(error)) from error
-        if len(data) < self.sizes[index]:
-            raise ImageError(self.name(index), f"the tar ends after {len(data)} of {self.sizes[index]} bytes")
-        return data
-
-    def where(self) -> str:
-        return self.shown
-
-
-def open_tar(path: Path, split: str | None = None, cache_dir: str | Path | None = None) -> TarSource:
-    """A tar of class folders: CLASS/IMAGE, or SPLIT/CLASS/IMAGE, also below one common folder.
-
-    Args:
-        path: the tar, plain or compressed.
-        split: the folder inside the tar that holds the class folders; None where the tar is one set.
-        cache_dir: where what is unpacked goes; None is `default_cache_dir()`.
-
-    Raises:
-        DataError: no readable tar, no class folders in it, or no such split.
-    """
-    plain, index = open_index(path, cache_dir)
-    keep = np.array([i for i, name in enumerate(index.names) if is_image_name(name)], dtype=np.int64)
-    if not len(keep):
-        raise DataError(f"{path}: no images in it ({len(index.names)} other files)")
-    parts = [index.names[i].split("/") for i in keep]
-    depth = _common_folders(parts)
-    if split is not None and all(len(p) > depth + 2 for p in parts):
-        inside = np.array([p[depth] == split for p in parts])
-        if not inside.any():
-            there = sorted({p[depth] for p in parts})
-            raise DataError(f"{path}: no folder {split!r} in it; there is {', '.join(there[:8])}")
-        keep, parts, depth = keep[inside], [p for p in parts if p[depth] == split], depth + 1
-    if any(len(p) < depth + 2 for p in parts):
-        raise DataError(
-            f"{path}: images that lie in no class folder; wanted CLASS/IMAGE.jpg, or for WebDataset, format: shards"
-        )
-    classes = sorted({p[depth] for p in parts})
-    label = {name: number for number, name in enumerate(classes)}
-    order = np.array(sorted(range(len(parts)), key=lambda i: parts[i][depth:]), dtype=np.int64)
-    keep = keep[order]
-    labels = [label[parts[i][depth]] for i in order]
-    names = [index.names[i] for i in keep]
-    return TarSource(plain, path, names, index.offsets[keep], index.sizes[keep], labels, classes)
-
-
-def open_unlabelled_tar(path: Path, cache_dir: str | Path | None = None) -> TarSource:
-    """All images of a tar, in the order of their names, without labels.
-
-    Raises:
-        DataError: no readable tar, or no image in it.
-    """
-    plain, index = open_index(path, cache_dir)
-    keep = sorted((i for i, name in enumerate(index.names) if is_image_name(name)), key=lambda i: index.names[i])
-    if not keep:
-        raise DataError(f"{path}: no images in it ({len(index.names)} other files)")
-    return TarSource(plain, path, [index.names[i] for i in keep], index.offsets[keep], index.sizes[keep], None, ())
-
-
 def open_index(path: Path, cache_dir: str | Path | None) -> tuple[Path, TarIndex]:
     """The plain tar of a tar, unpacked where it is compressed, and where its files lie.
 
     Raises:
-        DataError: no such file, or no readable tar.
+        DataError: No readable tar.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
     plain = path if path.suffix == ".tar" else unpack(path, cache_dir)
     return plain, TarIndex.load(plain, cache_dir)
-
-
-def _common_folders(parts: list[list[str]]) -> int:
-    """How many folders all files have in common, not counting one that may be the only class."""
-    depth = 0
-    while all(len(p) > depth + 2 for p in parts) and len({p[depth] for p in parts}) == 1:
-        depth += 1
-    return depth
 
 
 def unpack(path: Path, cache_dir: Path) -> Path:
     """A compressed tar as a plain one in the cache folder; done once for each state of the file.
 
     Raises:
-        DataError: the file is broken, or the cache folder can't hold it.
+        DataError: The file is broken, or the cache folder can't hold it.
     """
     target = cache_dir / f"{_fingerprint(path)}.tar"
     if target.exists():
