@@ -10,7 +10,7 @@ from torch import nn
 
 import vitgraft
 from vitgraft.data.decode import decode_image
-from vitgraft.tools.receptive_field import effective_receptive_fields, reached_share
+from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 __all__ = ["SYSTEMS", "Reach", "build", "draw_reach", "load_photos", "measure_reach", "to_markdown", "to_record"]
 
@@ -34,11 +34,11 @@ class Reach:
 
     @property
     def looks(self) -> float:
-        return reached_share(self.field, 0.0)
+        return erf_area(self.field, 0.0)
 
     @property
     def reached(self) -> float:
-        return reached_share(self.field, THRESHOLD)
+        return erf_area(self.field, THRESHOLD)
 
 
 def build(system: str, seed: int = 0) -> nn.Module:
