@@ -194,7 +194,7 @@ def _figures(args: argparse.Namespace) -> int:
 
 def _results(args: argparse.Namespace) -> int:
     out = console()
-    from vitgraft.tools import results
+    from reproduction import results
 
     try:
         records = results.read_runs(args.runs, args.dataset)

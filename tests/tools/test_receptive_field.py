@@ -1,4 +1,4 @@
-"""Effective receptive fields: of known size for windows, for full attention and for grafts; layouts; what is refused."""
+"""Effective receptive fields: of known size for windows, full attention and grafts; layouts; what is refused."""
 
 import pytest
 import torch
