@@ -70,7 +70,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int]) -> ModelI
 
 
 def print_terminal(title: str, info: ModelInfo, console) -> None:
-    """Prints the result of `describe_model` as a tree; neighbouring blocks with equal grafts share a branch."""
+    """Prints the result of `describe_model` as a tree; neighbouring blocks with equal grafts have one branch."""
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -80,8 +80,8 @@ def print_terminal(title: str, info: ModelInfo, console) -> None:
         tree.add("no grafts")
         print_whole(console, tree)
         return
-    share = f"{info.graft_params / info.params:.1%} of the parameters, {info.graft_macs / info.macs:.1%} of the MAC"
-    branch = tree.add(f"{len(info.grafts)} grafts  {_cost(info.graft_params, info.graft_macs)}  ({share})")
+    fraction = f"{info.graft_params / info.params:.1%} of the parameters, {info.graft_macs / info.macs:.1%} of the MAC"
+    branch = tree.add(f"{len(info.grafts)} grafts  {_cost(info.graft_params, info.graft_macs)}  ({fraction})")
     for first, *others in _groups(info.grafts):
         name = f"{first.block} ... {others[-1].block} ({len(others) + 1} blocks)" if others else first.block
         cost = _cost(sum(one.params for one in (first, *others)), sum(one.macs for one in (first, *others)))

@@ -72,7 +72,7 @@ class SmallModel:
 
     Args:
         library: Name of its library, as it is imported.
-        family: File of the library without the parts that all files share.
+        family: File of the library without the parts that all files have in common.
         name: Registered name or class.
         make: Makes the model.
         img_size: Side of the image that it is run on; None for the model's own.
