@@ -97,7 +97,7 @@ def measure(recipe: str, batch_size: int, steps: int, img_size: int) -> dict[str
     """
     from vitgraft.training.cli import main
 
-    here = f"{__name__ if __name__ != '__main__' else 'benchmarks.loop'}"
+    here = "benchmarks.loop"
     with tempfile.TemporaryDirectory() as folder:
         words = ["fit", "--config", recipe, "--data", f"{here}.SameBatch", "--data.batch_size", str(batch_size)]
         words += ["--data.steps", str(steps + WARM_UP), "--data.img_size", str(img_size), "--trainer.max_epochs", "1"]

@@ -1,4 +1,4 @@
-"""The commands of `python -m reproduction`: tables, figures, results."""
+"""The commands of `python -m reproduction`: tables, figures, results, zoo."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ def add_commands(commands) -> None:
     _add_tables(commands)
     _add_figures(commands)
     _add_results(commands)
+    _add_zoo(commands)
 
 
 def _add_tables(commands) -> None:
@@ -40,19 +41,19 @@ def _add_tables(commands) -> None:
     parser.add_argument("--table", nargs="+", metavar="N", help="1 to 8 or A (default: all)")
     add_format(parser)
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: ./results")
+    _add_speed(parser)
+
+
+def _add_speed(parser) -> None:
     parser.add_argument("--speed", action="store_true", help="measure images/s now, the models in turns")
-    _add_bench_file(parser)
-    parser.add_argument("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
-
-
-def _add_bench_file(parser) -> None:
     parser.add_argument(
         "--bench",
         type=Path,
         metavar="FILE.json",
         help=f"images/s: read from FILE, or written to it with --speed (default: {BENCH_FILE} is read if it is there)",
     )
+    parser.add_argument("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
 
 
 def _add_figures(commands) -> None:
@@ -62,20 +63,22 @@ def _add_figures(commands) -> None:
         _figures,
         "the paper's figures 1 (b) and 2 (a), drawn and measured",
         "tradeoff: accuracy against MAC as printed, arrows where grafts were added, and images/s read from a file\n"
-        "or measured with --speed. reach: the effective receptive field of a centre token in Swin-T and DeiT-T with\n"
-        "and without grafts, with random weights on real photos. PNG and SVG each, and a page with the numbers.",
+        "or measured with --speed. receptive_field: the effective receptive field of a centre token in Swin-T and\n"
+        "DeiT-T with and without grafts, with random weights on real photos. PNG and SVG each, and a page with the\n"
+        "numbers.",
         [
             "python -m reproduction figures",
             "python -m reproduction figures tradeoff --bench results/bench_tables.json --out docs/pictures",
-            "python -m reproduction figures reach --photos DIR --seeds 0 1 2",
+            "python -m reproduction figures receptive_field --photos DIR --seeds 0 1 2",
         ],
     )
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="tradeoff, reach (default: both)")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="tradeoff, receptive_field (default: both)")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
-    _add_bench_file(parser)
-    parser.add_argument("--speed", action="store_true", help="measure images/s now, for the speed panel")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for reach (default: scikit-learn's two)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="start values (default: 0)")
+    _add_speed(parser)
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="of receptive_field (default: scikit-learn's two)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="of receptive_field: weights (default: 0)"
+    )
 
 
 def _add_results(commands) -> None:
@@ -97,6 +100,19 @@ def _add_results(commands) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
 
 
+def _add_zoo(commands) -> None:
+    parser = add_command(
+        commands,
+        "zoo",
+        _zoo,
+        "docs/zoo.md: the models of models/zoo/ beside their authors' code",
+        "Compares the models with the conformance vectors of their authors' code (in ../shared or $VITGRAFT_SHARED),\n"
+        "counts them, and writes docs/zoo.md. Their speed is read from results/zoo_speed.json.",
+        ["python -m reproduction zoo", "python -m reproduction zoo --speed"],
+    )
+    parser.add_argument("--speed", action="store_true", help="measure the speed and write it there (10 minutes)")
+
+
 def _tables(args: argparse.Namespace) -> int:
     check_output(args.output)
     from reproduction import speed, tables
@@ -108,15 +124,12 @@ def _tables(args: argparse.Namespace) -> int:
         raise CommandError(f"--table {' '.join(unknown)}: there are {', '.join(tables.TABLES)}")
     if not args.results.is_dir() and args.results != Path("results"):
         raise CommandError(f"--results {args.results}: no such folder")
-    try:
-        scores = read_scores(args.results)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    scores = read_scores(args.results)
     _check_speed(args)
     rows = sum(len(tables.TABLES[number].rows) for number in wanted)
     with Progress(rows + (speed.speed_reports(wanted) if args.speed else 0)) as step:
 
-        def told(items):
+        def with_progress(items):
             for row in items:
                 step(row.label)
                 yield row
@@ -124,7 +137,7 @@ def _tables(args: argparse.Namespace) -> int:
         record = _bench_record(args, step, wanted)
         speeds, where = speed.speeds_of(record) if record else ({}, "")
         measured = tables.Measured(scores, speeds, where)
-        counted = {number: tables.count_table(tables.TABLES[number], measured, told) for number in wanted}
+        counted = {number: tables.count_table(tables.TABLES[number], measured, with_progress) for number in wanted}
     print_as(
         args,
         lambda out: tables.print_terminal(counted, out, where),
@@ -135,37 +148,29 @@ def _tables(args: argparse.Namespace) -> int:
 
 
 def _check_speed(args: argparse.Namespace) -> None:
-    """Before minutes are spent: what --speed needs is there."""
+    """Checks what --speed needs before minutes are spent."""
     if not args.speed:
         return
+    import torch
+
     from vitgraft.tools.bench import BenchConfig
 
     check_output(args.bench)
-    try:
-        BenchConfig(getattr(args, "device", "cpu"))
-    except (ValueError, RuntimeError) as error:
-        raise CommandError(str(error)) from error
-    if getattr(args, "threads", None):
-        import torch
-
+    BenchConfig(args.device)
+    if args.threads:
         torch.set_num_threads(args.threads)
 
 
 def _bench_record(args: argparse.Namespace, step, tables) -> dict | None:
-    """The images/s that were asked for: measured now, or read; None where there are none."""
+    """The images/s, measured now or read; None where there are none."""
     from reproduction import speed
 
-    if args.speed:
-        record = speed.measure_speeds(step, tables, getattr(args, "device", "cpu"))
-        if args.bench:
-            write(args.bench, json.dumps(record, indent=1) + "\n")
-        return record
-    if args.bench is None and not BENCH_FILE.exists():
-        return None
-    try:
-        return speed.read_speeds(args.bench or BENCH_FILE)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    if not args.speed:
+        return speed.read_speeds(args.bench or BENCH_FILE) if args.bench or BENCH_FILE.exists() else None
+    record = speed.measure_speeds(step, tables, args.device)
+    if args.bench:
+        write(args.bench, json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def _figures(args: argparse.Namespace) -> int:
@@ -180,13 +185,10 @@ def _figures(args: argparse.Namespace) -> int:
         raise CommandError(f"--photos {args.photos}: no such folder")
     _check_speed(args)
     total = speed.speed_reports(figures.TRADEOFF_TABLES) if args.speed else 0
-    total += len(figures.SYSTEMS) * len(args.seeds) * ("reach" in wanted)
+    total += len(figures.SYSTEMS) * len(args.seeds) * ("receptive_field" in wanted)
     with Progress(total) as step:
         record = _bench_record(args, step, figures.TRADEOFF_TABLES) if "tradeoff" in wanted else None
-        try:
-            written = figures.make_figures(args.out, wanted, record, args.photos, args.seeds, step)
-        except ValueError as error:
-            raise CommandError(str(error)) from error
+        written = figures.make_figures(args.out, wanted, record, args.photos, args.seeds, step)
     for path in written:
         out.print(str(path), highlight=False, soft_wrap=True)
     return 0
@@ -194,12 +196,9 @@ def _figures(args: argparse.Namespace) -> int:
 
 def _results(args: argparse.Namespace) -> int:
     out = console()
-    from vitgraft.tools import results
+    from reproduction import results
 
-    try:
-        records = results.read_runs(args.runs, args.dataset)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    records = results.read_runs(args.runs, args.dataset)
     summaries = results.summarize(records)
     if args.format == "markdown":
         write(None, results.to_markdown(summaries))
@@ -209,4 +208,12 @@ def _results(args: argparse.Namespace) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         for folder, record in zip(args.runs, records, strict=True):
             write(args.output / f"{folder.name}.json", json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def _zoo(args: argparse.Namespace) -> int:
+    from reproduction import zoo_page
+
+    with Progress(zoo_page.total_reports(args.speed)) as step:
+        print(zoo_page.write_page(args.speed, step))
     return 0

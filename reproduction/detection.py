@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vitgraft.models.mask_rcnn import MaskRCNN
-from vitgraft.tools.count import count_macs_by_module, count_params
+from vitgraft.tools.count import count_parts
 from vitgraft.weights.create import build_model
 
 __all__ = ["IMAGE_SIZE", "Counted", "build", "cost"]
@@ -52,16 +52,9 @@ def cost(detector: MaskRCNN, size: Sequence[int] = IMAGE_SIZE) -> dict[str, dict
         "total", "backbone", "fpn", "rpn", "box", "mask" -> {"params": ..., "macs": ...}; "fpn" and "mask" only where
         there is one.
     """
-    counted = Counted(detector)
-    macs = count_macs_by_module(counted, (3, *size))
     parts = {"total": "", "backbone": "backbone.features", "fpn": "backbone.fpn"}
     parts |= {"rpn": "rpn", "box": "box", "mask": "mask"}
-    modules = dict(counted.named_modules())
-    return {
-        part: {"params": count_params(modules[name]), "macs": macs[name]}
-        for part, name in parts.items()
-        if modules.get(name) is not None
-    }
+    return count_parts(Counted(detector), (3, *size), parts)
 
 
 def build(

@@ -5,13 +5,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reproduction.reach import SYSTEMS, draw_reach, load_photos, measure_reach, to_markdown, to_record
+from reproduction.receptive_field import (
+    SYSTEMS,
+    draw_receptive_fields,
+    load_photos,
+    measure_receptive_fields,
+    to_markdown,
+    to_record,
+)
 from reproduction.speed import speeds_of
 from reproduction.tradeoff import draw_tradeoff
 
 __all__ = ["FIGURES", "TRADEOFF_TABLES", "make_figures"]
 
-FIGURES = ("tradeoff", "reach")
+FIGURES = ("tradeoff", "receptive_field")
 TRADEOFF_TABLES = ("1", "2")
 """The paper's tables whose systems figure 1 (b) shows."""
 
@@ -29,19 +36,19 @@ def make_figures(
     Args:
         out: Folder; made where it is missing.
         which: Of `FIGURES`.
-        bench_record: What `bench` returned, for the speed panel; None leaves that panel out.
-        photos: Folder of photos for "reach"; None takes the two that scikit-learn ships.
-        seeds: Of the random start values whose reach is averaged.
-        report: Told in a line what happens, for "reach" once for each system and seed.
+        bench_record: Result of `bench`, for the speed panel; None leaves that panel out.
+        photos: Folder of photos for "receptive_field"; None takes the two that scikit-learn ships.
+        seeds: Of the random weights over which receptive fields are averaged.
+        report: Gets a line about each piece of work, for "receptive_field" one for each system and seed.
 
     Returns:
-        The files written: a PNG and an SVG for each figure, reach.json with its shares, and figures.md, a page of
-        all figures that are in the folder.
+        The files written: a PNG and an SVG for each figure, receptive_field.json with the areas, and figures.md, a page
+        of all figures that are in the folder.
 
     Raises:
-        ValueError: `photos` holds no image.
+        CommandError: `photos` holds no image.
     """
-    images = load_photos(photos) if "reach" in which else None
+    images = load_photos(photos) if "receptive_field" in which else None
     out.mkdir(parents=True, exist_ok=True)
     written = []
 
@@ -51,30 +58,26 @@ def make_figures(
             written.append(path)
 
     if "tradeoff" in which:
-        if bench_record is None:
-            figure = draw_tradeoff()
-        else:
-            speeds, where = speeds_of(bench_record)
-            medians = {name: speed.median for (task, name), speed in speeds.items() if task == "classification"}
-            figure = draw_tradeoff(medians, where)
-        save(figure, "tradeoff")
+        speeds, where = speeds_of(bench_record) if bench_record else ({}, "")
+        medians = {name: speed.median for (task, name), speed in speeds.items() if task == "classification"}
+        save(draw_tradeoff(medians, where), "tradeoff")
     if images is not None:
-        results = measure_reach(images, SYSTEMS, seeds, report)
-        save(draw_reach(results), "reach")
-        (out / "reach.json").write_text(json.dumps(to_record(results, len(images), seeds), indent=1) + "\n")
-        written.append(out / "reach.json")
+        results = measure_receptive_fields(images, SYSTEMS, seeds, report)
+        save(draw_receptive_fields(results), "receptive_field")
+        written.append(out / "receptive_field.json")
+        written[-1].write_text(json.dumps(to_record(results, len(images), seeds), indent=1) + "\n")
     (out / "figures.md").write_text(page(out), encoding="utf-8")
     return [*written, out / "figures.md"]
 
 
 def page(folder: Path) -> str:
-    """Markdown of the figures that a folder holds, with the shares of reach.json as a table."""
+    """Markdown of the figures that a folder holds, with the areas of receptive_field.json as a table."""
     parts = ["# The paper's figures\n\nMade by `python -m reproduction figures`, which writes PNG and SVG.\n"]
     if (folder / "tradeoff.png").exists():
         parts.append(TRADEOFF_TEXT)
-    if (folder / "reach.json").exists():
-        record = json.loads((folder / "reach.json").read_text(encoding="utf-8"))
-        parts.append(REACH_TEXT.format(table=to_markdown(record), **record))
+    if (folder / "receptive_field.json").exists():
+        record = json.loads((folder / "receptive_field.json").read_text(encoding="utf-8"))
+        parts.append(FIELD_TEXT.format(table=to_markdown(record), **record))
     return "\n".join(parts)
 
 
@@ -87,16 +90,16 @@ images/s as measured here (`--bench`; in the repository `results/bench_tables.js
 ![accuracy against MAC, and images/s against MAC](tradeoff.png)
 """
 
-REACH_TEXT = """\
-## Figure 2 (a), measured: how far a token looks
+FIELD_TEXT = """\
+## Figure 2 (a), measured: receptive fields
 
-The gradient of a stage's centre token with respect to the input (effective receptive field), averaged over {photos}
-photos and {seeds_text} of random weights, 224 x 224
-(`python -m reproduction figures reach --photos DIR --seeds ...`). In each cell
-the share of the image with any gradient at all, which the token sees, and the share where it is above 0.1 % of its
-largest value, which it reaches. Grafts change what a token sees at once; how far it reaches is a matter of weights,
-here random ones, and with grafts it is not always further.
+The gradient of a stage's centre token with respect to the input, averaged over {photos} photos and {seeds_text} of
+random weights, 224 x 224 (`python -m reproduction figures receptive_field --photos DIR --seeds ...`). In each cell
+the fraction of the image with any gradient at all (theoretical receptive field, "sees" in the figure), and the
+fraction where it is above 0.1 % of its largest value (effective receptive field, "reaches"). Grafts change what a
+token sees at once; the size of the effective receptive field depends on the weights, here random ones, and with
+grafts it is not always larger.
 
 {table}
-![gradient of the centre token with respect to the input](reach.png)
+![gradient of the centre token with respect to the input](receptive_field.png)
 """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitgraft.errors import CommandError
 from vitgraft.models.spec import ModelSpec
 
 __all__ = ["Scores", "architecture_of", "read_scores"]
@@ -41,7 +42,7 @@ def read_scores(folder: Path) -> dict[tuple[str, str, str], float]:
     evaluations; of the raw weights, but for CSWin, whose authors print those of the averaged ones.
 
     Raises:
-        ValueError: A file is not JSON, a result of these kinds without its fields, or a score that is no percentage.
+        CommandError: A file is not JSON, a result of these kinds without its fields, or a score that is no percentage.
     """
     found: dict[tuple[str, str, str], list[float]] = {}
     for path in sorted(folder.glob("*.json")):
@@ -56,10 +57,10 @@ def read_scores(folder: Path) -> dict[tuple[str, str, str], float]:
             for name, value in reader(result).items():
                 key = (result["kind"], model, name)
                 if not 0 <= float(value) <= 100:
-                    raise ValueError(f"{path}: {name} of {value!r} is no percentage")
+                    raise CommandError(f"{path}: {name} of {value!r} is no percentage")
                 found.setdefault(key, []).append(float(value))
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a result file as results/README.md describes it ({error!r})") from error
+            raise CommandError(f"{path}: not a result file as results/README.md describes it ({error!r})") from error
     return {key: statistics.fmean(values) for key, values in found.items()}
 
 

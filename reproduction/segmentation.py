@@ -19,7 +19,9 @@ import torch
 from vitgraft.machine import cpu_peak_bytes, describe, timed
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
-from vitgraft.tools.count import count_macs_by_module, count_params
+from vitgraft.terminal import console
+from vitgraft.tools.count import count_parts
+from vitgraft.tools.table import print_table
 from vitgraft.weights.create import build_model
 
 __all__ = ["IMAGE_SIZE", "SIDES", "build", "cost", "growth", "measure"]
@@ -61,21 +63,15 @@ def cost(model: UperNet, size: Sequence[int] = IMAGE_SIZE) -> dict[str, dict[str
         "total", "backbone", "head", "auxiliary" -> {"params": ..., "macs": ...}; the last only where there is one, and
         without MAC: it does not run outside training.
     """
-    macs = count_macs_by_module(model, (3, *size))
-    parts = {"total": model, "backbone": model.backbone, "head": model.decode_head, "auxiliary": model.auxiliary_head}
-    names = {"total": "", "backbone": "backbone", "head": "decode_head"}
-    return {
-        part: {"params": count_params(module), "macs": macs[names[part]] if part in names else 0}
-        for part, module in parts.items()
-        if module is not None
-    }
+    parts = {"total": "", "backbone": "backbone", "head": "decode_head", "auxiliary": "auxiliary_head"}
+    return count_parts(model, (3, *size), parts)
 
 
 def growth(model: UperNet, sides: Sequence[int] = SIDES) -> list[dict[str, float]]:
     """MAC of square images of these sides.
 
     Returns:
-        A row per side: "side", "macs", "macs_per_pixel", and "off_linear": MAC by the pixel as a share of those of the
+        A row per side: "side", "macs", "macs_per_pixel", and "off_linear": MAC per pixel divided by those of the
         largest side, minus 1; 0 everywhere would be strictly linear.
     """
     rows = [{"side": side, "macs": cost(model, (side, side))["total"]["macs"]} for side in sides]
@@ -112,6 +108,16 @@ def measure(model: UperNet, side: int, repeats: int = 3) -> dict[str, float]:
     return {"seconds": seconds, "peak_bytes": peak}
 
 
+def _texts(row: dict[str, float]) -> list[str]:
+    texts = [f"{row['side']}", f"{row['macs'] / 1e9:.1f}", f"{row['macs_per_pixel'] / 1e3:.1f}"]
+    texts.append(f"{row['off_linear']:+.1%}")
+    if "seconds" not in row:
+        return [*texts, *["-"] * 4]
+    pixels = row["side"] ** 2
+    texts += [f"{row['seconds']:.3f}", f"{row['seconds'] / pixels * 1e6:.2f}"]
+    return [*texts, f"{row['peak_bytes'] / 2**20:.0f}", f"{row['peak_bytes'] / pixels:.0f}"]
+
+
 def _main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.segmentation", description="MAC of UperNet by the size of the image."
@@ -132,17 +138,8 @@ def _main() -> int:
             if row["side"] in args.measure:
                 row.update(measure(model, row["side"], args.repeats))
     print(f"UperNet on {args.backbone}, {args.num_classes} classes, one image")
-    print(
-        f"{'side':>5} {'GMAC':>9} {'kMAC/pixel':>11} {'off linear':>11} {'seconds':>9} {'us/pixel':>9} {'MiB':>7} B/px"
-    )
-    for row in rows:
-        line = f"{row['side']:>5} {row['macs'] / 1e9:>9.1f} {row['macs_per_pixel'] / 1e3:>11.1f}"
-        line += f" {row['off_linear']:>+11.1%}"
-        if "seconds" in row:
-            pixels = row["side"] ** 2
-            line += f" {row['seconds']:>9.3f} {row['seconds'] / pixels * 1e6:>9.2f}"
-            line += f" {row['peak_bytes'] / 2**20:>7.0f} {row['peak_bytes'] / pixels:>7.0f}"
-        print(line)
+    headings = ["side", "GMAC", "kMAC/pixel", "off linear", "seconds", "us/pixel", "MiB", "B/px"]
+    print_table(console(), headings, map(_texts, rows), left=0)
     if args.output:
         record = {"kind": "mac_growth", "backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
         machine = {"machine": describe(torch.device(args.device))} if args.measure else {}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vitgraft.terminal import print_whole
+from vitgraft.tools.table import markdown_table, print_table
 
 __all__ = ["Sheet", "footnotes", "print_sheet", "to_markdown"]
 
@@ -28,7 +28,7 @@ class Sheet:
 
 
 def footnotes(notes: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The mark of each row ("" without a note), and the numbered notes; equal notes share a number."""
+    """The mark of each row ("" without a note), and the numbered notes; equal notes have one number."""
     numbered: list[str] = []
     marks = []
     for note in notes:
@@ -40,30 +40,18 @@ def footnotes(notes: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def to_markdown(sheet: Sheet) -> str:
     """Heading, table and notes; the first cell of rows to point at is bold."""
-    lines = [f"## {sheet.title}", "", _pipes(heading.replace("\n", " ") for heading in sheet.headings)]
-    lines.append(_pipes(["---"] * len(sheet.headings)))
-    for number, (first, *others) in enumerate(sheet.rows):
-        lines.append(_pipes([f"**{first}**" if number in sheet.odd else first, *others]))
-    return "\n".join([*lines, "", *(f"{note}  " for note in sheet.notes)]).rstrip() + "\n"
+    rows = [
+        [f"**{first}**" if number in sheet.odd else first, *others]
+        for number, (first, *others) in enumerate(sheet.rows)
+    ]
+    notes = "\n".join(f"{note}  " for note in sheet.notes)
+    return f"## {sheet.title}\n\n{markdown_table(sheet.headings, rows)}\n{notes}".rstrip() + "\n"
 
 
 def print_sheet(sheet: Sheet, console) -> None:
     """Prints it through rich; rows to point at are yellow."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     console.print(sheet.title, style="bold", highlight=False, soft_wrap=True)
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(sheet.headings):
-        grid.add_column(heading, justify="right" if index else "left", no_wrap=True)
-    for number, row in enumerate(sheet.rows):
-        grid.add_row(*(escape(text) for text in row), style="yellow" if number in sheet.odd else "")
-    print_whole(console, grid)
+    print_table(console, sheet.headings, sheet.rows, styles=dict.fromkeys(sheet.odd, "yellow"))
     for note in sheet.notes:
-        console.print(escape(note), style="dim", highlight=False, soft_wrap=True)
+        console.print(note, style="dim", highlight=False, soft_wrap=True, markup=False)
     console.print()
-
-
-def _pipes(texts: Iterable[str]) -> str:
-    return "| " + " | ".join(texts) + " |"

@@ -14,6 +14,7 @@ from typing import Any
 
 from reproduction.paper import TABLES
 from reproduction.systems import TASKS, build_system, systems
+from vitgraft.errors import CommandError
 from vitgraft.tools.bench import BenchConfig, bench, total_reports
 
 __all__ = ["Speed", "measure_speeds", "read_speeds", "speed_reports", "speeds_of"]
@@ -78,15 +79,15 @@ def read_speeds(path: Path) -> dict[str, Any]:
     """What `python -m reproduction tables --speed` or `vitgraft bench --output` wrote.
 
     Raises:
-        ValueError: The file holds no inference times.
+        CommandError: The file holds no inference times.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         usable = any(row["mode"] == "infer" for row in record["results"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a file that vitgraft bench --output wrote ({error})") from error
+        raise CommandError(f"{path}: not a file that vitgraft bench --output wrote ({error})") from error
     if not usable:
-        raise ValueError(f"{path}: holds no inference times; run vitgraft bench with --mode infer")
+        raise CommandError(f"{path}: holds no inference times; run vitgraft bench with --mode infer")
     return record
 
 

@@ -1,10 +1,7 @@
 """Figure 1 (b) of the paper: accuracy against cost, and beside it what the cost means in speed on this machine."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from reproduction.paper import TABLES, PaperRow
 
@@ -24,6 +21,18 @@ FAMILIES = {
     "DeiT": "#2ca02c",
 }
 GRAFTED = " + GrafT"
+# Names are right of their points; where they would cover another thing: offset in points and alignment
+NAME_PLACES = {
+    "CSWin-T": (-9, -3, "right"),
+    "PoolFormer-M36": (9, -8, "left"),
+    "RegionViT-M": (-4, 7, "right"),
+    "RegionViT-S": (9, -8, "left"),
+    "T2T_t-14": (-5, 7, "center"),
+    "T2T_t-19": (9, 1, "left"),
+    "TNT-S": (10, -4, "left"),
+    "ViL-M": (-9, 0, "right"),
+}
+SPEED_NAME_PLACES = {"CSWin-T + GrafT": (0, -16, "center")}
 
 
 @dataclass(frozen=True)
@@ -66,34 +75,33 @@ def draw_tradeoff(speeds: dict[str, float] | None = None, where: str = "") -> An
     rows = 2 if speeds else 1
     figure = Figure(figsize=(11.5, 4.8 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, width_ratios=(1.6, 1), squeeze=False)
-    panels = []
+    panels = []  # axes, points, their height, whether all have names
     for column, (number, title) in enumerate((("1", "pyramid backbones"), ("2", "homogeneous backbones"))):
         ax, points = axes[0, column], rows_of(number)
-        panels.append((ax, points, lambda point: point.top1))
+        panels.append((ax, points, lambda point: point.top1, True))
         ax.set_title(f"{title} (the paper's table {number})", fontsize=10)
         ax.set_ylabel("ImageNet-1K top-1, %, as printed")
         if speeds:
             ax = axes[1, column]
-            panels.append((ax, [p for p in points if p.model in speeds], lambda point: speeds[point.model]))
+            panels.append((ax, [p for p in points if p.model in speeds], lambda point: speeds[point.model], False))
             ax.set_title("speed, measured likewise" if column else f"speed, measured: {where}", fontsize=10)
             ax.set_ylabel("images/s, inference")
             ax.sharex(axes[0, column])
-    for ax, points, height in panels:
-        _draw(ax, points, height)
+    for ax, *panel in panels:
+        _draw(ax, *panel)
         ax.set_xlabel("MAC per image, 10⁹, as printed")
         ax.grid(color="#e6e6e6", lw=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(0.14, 0.1)
-    figure.draw_without_rendering()  # the names need to know where the panels are,
-    figure.set_layout_engine("none")  # and that they stay there
-    for panel in panels:
-        _label(*panel)
     return figure
 
 
-def _draw(ax: Any, points: list[Point], height: Any) -> None:
-    """Each family a line from its smallest to its largest, a star and an arrow where grafts were added."""
+def _draw(ax: Any, points: list[Point], height: Any, names: bool) -> None:
+    """Each family a line from its smallest to its largest, a star and an arrow where grafts were added.
+
+    All systems are named, or only the grafted ones.
+    """
     for family, color in FAMILIES.items():
         plain = [point for point in points if point.family == family and not point.grafted]
         plain.sort(key=lambda point: point.macs)
@@ -107,52 +115,8 @@ def _draw(ax: Any, points: list[Point], height: Any) -> None:
                 start = (base.macs, height(base))
                 style = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.1, "shrinkA": 4, "shrinkB": 6}
                 ax.annotate("", (x, y), start, arrowprops=style)
-
-
-def _label(ax: Any, points: list[Point], height: Any) -> None:
-    """Writes the names where they cover neither each other nor a point, and as little as can be of the lines."""
-    from matplotlib import patheffects
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
-
-    canvas = FigureCanvasAgg(ax.figure)
-    canvas.draw()  # only then are the places of points and texts known
-    renderer = canvas.get_renderer()
-    dots = [ax.transData.transform((point.macs, height(point))) for point in points]
-    frame = ax.get_window_extent(renderer)
-    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
-    taken += [
-        Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for p, (x, y) in zip(points, dots, strict=True) if p.grafted
-    ]
-    lines = [ax.transData.transform(line.get_xydata()) for line in ax.lines if len(line.get_xydata()) > 1]
-    steps = np.linspace(0, 1, 60)[:, None]
-    crossed = np.concatenate([a + steps * (b - a) for line in lines for a, b in pairwise(line)] or [np.empty((0, 2))])
-    places = [(9, 3, "left"), (9, -10, "left"), (-9, 3, "right"), (-9, -10, "right"), (0, 9, "center")]
-    places += [(0, -16, "center"), (12, 14, "left"), (-12, 14, "right"), (12, -22, "left"), (-12, -22, "right")]
-    for point in sorted(points, key=lambda point: not point.grafted):
-        best = None
-        for dx, dy, align in places:
-            text = ax.annotate(
-                point.label,
-                (point.macs, height(point)),
-                (dx, dy),
-                textcoords="offset points",
-                ha=align,
-                fontsize=7.5,
-                color=FAMILIES[point.family],
-                fontweight="bold" if point.grafted else "normal",
-                path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
-            )
-            box = text.get_window_extent(renderer)
-            overlaps = 100 * sum(box.overlaps(other) for other in taken)
-            overlaps += 100 * ((box.x0 < frame.x0) + (box.x1 > frame.x1))
-            overlaps += int(((crossed > box.min) & (crossed < box.max)).all(1).sum())
-            if best is None or overlaps < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = (overlaps, text, box)
-            else:
-                text.remove()
-            if overlaps == 0:
-                break
-        taken.append(best[2])
+        if names or point.grafted:
+            dx, dy, align = (NAME_PLACES if names else SPEED_NAME_PLACES).get(point.label, (9, -3, "left"))
+            weight = "bold" if point.grafted else "normal"
+            style = {"ha": align, "fontsize": 7.5, "color": color, "fontweight": weight}
+            ax.annotate(point.label, (x, y), (dx, dy), textcoords="offset points", **style)

@@ -1,15 +1,11 @@
-"""Makes docs/zoo.md: the zoo's models beside the official vectors, and their speed beside the plain formulas.
+"""`python -m reproduction zoo`: docs/zoo.md, the zoo's models beside the official vectors and the plain formulas."""
 
-python -m reproduction.zoo_page            # needs the conformance vectors (../shared, $VITGRAFT_SHARED)
-python -m reproduction.zoo_page --speed    # measures first, and writes results/zoo_speed.json (about 10 minutes)
-"""
-
-import argparse
 import json
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,11 +14,14 @@ import torch
 
 import vitgraft
 from reproduction.vectors import VECTORS
+from vitgraft.errors import CommandError
 from vitgraft.machine import describe
 from vitgraft.tools.count import count_macs, count_params
+from vitgraft.tools.table import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "results" / "zoo_speed.json"
+PAGE = ROOT / "docs" / "zoo.md"
 BATCH, ROUNDS = 2, 11
 
 PAPERS = {
@@ -42,7 +41,7 @@ TEXT = """# The zoo: the systems the paper compares with
 
 Models of the paper's tables that timm does not have, written from their papers in timm's interface. Parameter names are
 the authors', so `vitgraft.load_official(model, "their_checkpoint.pth")` reads the published files as they are. Made by
-`python -m reproduction.zoo_page`.
+`python -m reproduction zoo`.
 
 ```python
 model = timm.create_model("regionvit_small", num_classes=10)            # after `import vitgraft`
@@ -106,22 +105,31 @@ v1, RegionViT and ViL it refuses with a `NoGraftPointError`, and leaves them as 
 """
 
 
-def differences() -> dict[str, tuple[float, float]]:
+def total_reports(speed: bool) -> int:
+    """How often `write_page` calls its `report`."""
+    return len(VECTORS) + (len(MODELS) if speed else 0)
+
+
+def differences(report: Callable[[str], None]) -> dict[str, tuple[float, float]]:
     """Model -> largest difference from its vectors in float32 and float64."""
-    sys.path.insert(0, str(Path(os.environ.get("VITGRAFT_SHARED", ROOT.parent / "shared")) / "conformance"))
+    folder = Path(os.environ.get("VITGRAFT_SHARED", ROOT.parent / "shared")) / "conformance"
+    if not folder.is_dir():
+        raise CommandError(f"{folder}: no such folder; $VITGRAFT_SHARED names the one that holds conformance/")
+    sys.path.insert(0, str(folder))
     import compare
 
     found: dict[str, tuple[float, float]] = {}
     for vector, (name, options) in VECTORS.items():
-        report = compare.check(timm.create_model(name, **options), vector, load=vitgraft.load_official)
-        if not report["ok"]:
-            raise SystemExit(f"{vector}: {report}")
+        report(vector)
+        result = compare.check(timm.create_model(name, **options), vector, load=vitgraft.load_official)
+        if not result["ok"]:
+            raise CommandError(f"{vector}: {result}")
         old = found.get(name, (0.0, 0.0))
-        found[name] = (max(old[0], report["float32"]), max(old[1], report["float64"]))
+        found[name] = (max(old[0], result["float32"]), max(old[1], result["float64"]))
     return found
 
 
-def measure() -> None:
+def measure(report: Callable[[str], None]) -> None:
     """Ours and plain in turns, one thread; to results/zoo_speed.json."""
     sys.path.insert(0, str(ROOT / "tests"))
     from reference.zoo_plain import plain
@@ -129,6 +137,7 @@ def measure() -> None:
     torch.set_num_threads(1)
     results = []
     for name in MODELS:
+        report(name)
         torch.manual_seed(0)
         ours = timm.create_model(name).eval()
         models, x = {"ours": ours, "plain": plain(ours)}, torch.randn(BATCH, 3, 224, 224)
@@ -144,7 +153,6 @@ def measure() -> None:
                     rates[key].append(BATCH / (time.thread_time() - start))
         ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["plain"], strict=True))
         results.append({"model": name, "images_per_second": rates, "ratio": ratio})
-        print(f"{name}: {statistics.median(rates['ours']):.2f} images/s, {ratio:.2f} times plain", flush=True)
     content = {
         "kind": "zoo_speed",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -157,50 +165,43 @@ def measure() -> None:
     SPEED.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def rows(header: list[str], body: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def write_page(speed: bool, report: Callable[[str], None]) -> Path:
+    """Writes docs/zoo.md and returns its path.
 
+    Args:
+        speed: Measure the speed first.
+        report: Gets a line about each piece of work, `total_reports(speed)` times.
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speed", action="store_true", help="measure the speed, not only read it")
-    if parser.parse_args().speed:
-        measure()
-    found = differences()
-    body = []
+    Raises:
+        CommandError: The vectors are not there, or a model differs from one.
+    """
+    if speed:
+        measure(report)
+    found = differences(report)
+    models = []
     for name in MODELS:
         model = timm.create_model(name, device="meta")
         label, paper = PAPERS[name.partition("_")[0]]
-        cells = [f"`{name}`", f"[{label}](https://arxiv.org/abs/{paper})"]
-        cells += [f"{count_params(model):,}", f"{count_macs(model, (3, 224, 224)) / 1e9:.3f}"]
-        cells += [f"{value:.1e}" for value in found[name]] if name in found else ["-", "-"]
-        body.append(cells)
-    table = rows(["model", "paper", "parameters", "MAC (G)", "float32", "float64"], body)
-
-    speed = json.loads(SPEED.read_text())
-    machine, load = speed["machine"], speed["load_average"][1]
-    body = [
-        [
-            f"`{one['model']}`",
-            *(f"{statistics.median(one['images_per_second'][key]):.1f}" for key in ("ours", "plain")),
-            f"{one['ratio']:.2f}",
-        ]
-        for one in speed["results"]
-    ]
+        counts = [f"{count_params(model):,}", f"{count_macs(model, (3, 224, 224)) / 1e9:.3f}"]
+        errors = [f"{value:.1e}" for value in found[name]] if name in found else ["-", "-"]
+        models.append([f"`{name}`", f"[{label}](https://arxiv.org/abs/{paper})", *counts, *errors])
+    record = json.loads(SPEED.read_text())
+    speeds = []
+    for one in record["results"]:
+        medians = (statistics.median(one["images_per_second"][key]) for key in ("ours", "plain"))
+        speeds.append([f"`{one['model']}`", *(f"{median:.1f}" for median in medians), f"{one['ratio']:.2f}"])
+    machine, load = record["machine"], record["load_average"][1]
     busy = ""
     if load > machine["cpu_count"]:
         busy = f"The machine did other work too (load {load:.0f}), so the images/s are lower than they would be alone."
+    headings = ("model", "paper", "parameters", "MAC (G)", "float32", "float64")
     text = TEXT.format(
-        table=table,
+        table=markdown_table(headings, models).rstrip(),
         machine=f"{machine['device_name']} ({machine['cpu_capability']}), torch {machine['torch']}",
-        batch=speed["batch_size"],
-        rounds=len(speed["results"][0]["images_per_second"]["ours"]),
-        speed=rows(["model", "images/s", "plain", "ratio"], body),
+        batch=record["batch_size"],
+        rounds=len(record["results"][0]["images_per_second"]["ours"]),
+        speed=markdown_table(("model", "images/s", "plain", "ratio"), speeds).rstrip(),
         busy=busy,
     )
-    (ROOT / "docs" / "zoo.md").write_text(text)
-
-
-if __name__ == "__main__":
-    main()
+    PAGE.write_text(text)
+    return PAGE

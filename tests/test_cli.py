@@ -1,16 +1,19 @@
 """The command line: help that teaches, errors without a traceback, each command on a small model."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import vitgraft
 from vitgraft import __version__
 from vitgraft.cli import main
 
 MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
-COMMANDS = ["check-data", "info", "bench", "export", "families"]
+COMMANDS = ["check-data", "predict", "demo", "info", "bench", "export", "families", "fit", "validate", "test"]
 
 
 def run(capsys, *words):
@@ -23,11 +26,18 @@ def run(capsys, *words):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches(capsys, command):
-    code, out, _ = run(capsys, command, "--help")
-    assert code == 0 and f"examples:\n  vitgraft {command}" in out
-    _, out, _ = run(capsys, "--help")
-    assert f"    {command} " in out and "graft.levels=1" in out
+def test_help_teaches_and_needs_no_torch(tmp_path, command):
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    path = os.pathsep.join((str(tmp_path), str(Path(vitgraft.__file__).parents[1])))
+
+    def help_of(*words):
+        command = [sys.executable, "-m", "vitgraft", *words, "--help"]
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    assert f"examples:\n  vitgraft {command}" in help_of(command)
+    text = help_of()
+    assert f"    {command} " in text and "graft.levels=1" in text
 
 
 def test_version_and_no_command(capsys):

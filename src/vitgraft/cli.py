@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from vitgraft._version import __version__
 from vitgraft.commands import models, runs
-from vitgraft.commands.common import MODEL_HELP, USER_ERRORS
+from vitgraft.commands.common import MODEL_HELP, make_parser, run_command
 from vitgraft.errors import MissingExtraError
 
 # Commands that read a recipe; Lightning's command line takes all that follows them
@@ -21,43 +21,28 @@ RUNS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 1 a check failed, 2 a wrong request.
+    """Runs the command line and returns its exit code: 0 done, 1 a check failed, 2 an invalid request.
 
     Args:
-        argv: the words after the command's name; by default those of this process.
+        argv: The arguments after the command's name; by default those of this process.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
     if argv and argv[0] in RUNS:
         return _training(argv)
-    args = parser.parse_args(argv)
-    if not hasattr(args, "run"):
-        parser.print_help()
-        return 2
-    try:
-        return args.run(args) or 0
-    except USER_ERRORS as error:
-        print(f"vitgraft {args.command}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vitgraft",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Grafting Vision Transformers: train and evaluate grafted models, see what they cost and how fast\n"
+    parser, commands = make_parser(
+        "vitgraft",
+        "Grafting Vision Transformers: train and evaluate grafted models, see what they cost and how fast\n"
         f"they are, and take them elsewhere.\n\n{MODEL_HELP}",
-        epilog="vitgraft COMMAND --help says more and shows examples.",
     )
     parser.add_argument("-V", "--version", action="version", version=f"vitgraft {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, summary in RUNS.items():
         commands.add_parser(name, help=summary, add_help=False)
-    for group in (runs, models):
-        group.add_commands(commands)
+    runs.add_commands(commands)
+    models.add_commands(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ def run(capsys, *words):
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["tables", "figures", "results"])
+@pytest.mark.parametrize("command", ["tables", "figures", "results", "zoo"])
 def test_help_teaches(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0 and f"examples:\n  python -m reproduction {command}" in out
@@ -31,12 +31,14 @@ def test_help_teaches(capsys, command):
     [
         (["tables", "--table", "2", "9"], "--table 9: there are 1, 2, 3, 4, 5, 6, 7, 8, A"),
         (["tables", "--output", "/nowhere/t.md"], "the folder /nowhere does not exist"),
+        (["zoo"], "/nowhere/conformance: no such folder"),
     ],
 )
-def test_errors_have_no_traceback(capsys, words, message):
+def test_errors_have_no_traceback(capsys, monkeypatch, words, message):
+    monkeypatch.setenv("VITGRAFT_SHARED", "/nowhere")
     code, out, err = run(capsys, *words)
     assert code == 2 and message in err and out == "" and "Traceback" not in err
-    assert err.startswith("python -m reproduction tables: error: ")
+    assert err.startswith(f"python -m reproduction {words[0]}: error: ")
 
 
 def test_tables_need_no_rich_for_files(capsys, monkeypatch, tmp_path):

@@ -9,7 +9,16 @@ import torch
 from reproduction import figures
 from reproduction.__main__ import main
 from reproduction.paper import TABLES
-from reproduction.reach import SYSTEMS, Reach, load_photos, measure_reach, stages_of, to_markdown, to_record
+from reproduction.receptive_field import (
+    SYSTEMS,
+    StageField,
+    build,
+    load_photos,
+    measure_receptive_fields,
+    stages_of,
+    to_markdown,
+    to_record,
+)
 from reproduction.tradeoff import draw_tradeoff, rows_of
 
 
@@ -44,26 +53,24 @@ def test_the_speed_panel_holds_what_was_measured():
 @pytest.mark.slow
 def test_windows_keep_a_token_inside_and_grafts_let_it_out():
     photos = load_photos()[:1]
-    results = measure_reach(photos, ["DeiT-T, windows", "DeiT-T + GrafT", "Swin-T", "Swin-T + GrafT"])
-    looks = {(one.system, one.stage): one.looks for one in results}
-    assert all(looks["DeiT-T, windows", f"block {i}"] == 0.25 for i in (3, 6, 9, 12))  # one window of four
-    assert looks["DeiT-T + GrafT", "block 3"] == 1.0
+    results = measure_receptive_fields(photos, ["DeiT-T, windows", "DeiT-T + GrafT", "Swin-T", "Swin-T + GrafT"])
+    seen = {(one.system, one.stage): one.theoretical for one in results}
+    assert all(seen["DeiT-T, windows", f"block {i}"] == 0.25 for i in (3, 6, 9, 12))  # one window of four
+    assert seen["DeiT-T + GrafT", "block 3"] == 1.0
     # 7 x 7 windows twice, shifted by 3 tokens of 4 pixels: 14 x 14 tokens at most
-    assert looks["Swin-T", "stage 1"] == pytest.approx(14 * 14 / 56**2, abs=1e-3)
-    assert looks["Swin-T + GrafT", "stage 1"] > 0.99
+    assert seen["Swin-T", "stage 1"] == pytest.approx(14 * 14 / 56**2, abs=1e-3)
+    assert seen["Swin-T + GrafT", "stage 1"] > 0.99
 
 
-def test_shares_and_their_table():
+def test_areas_and_their_table():
     field = torch.zeros(10, 10)
     field[0, 0], field[0, 1], field[0, 2] = 1.0, 0.01, 1e-5
-    one = Reach("Swin-T", "stage 1", field)
-    assert (one.looks, one.reached) == (pytest.approx(0.03), pytest.approx(0.02))
+    one = StageField("Swin-T", "stage 1", field)
+    assert (one.theoretical, one.effective) == (pytest.approx(0.03), pytest.approx(0.02))
     assert "| Swin-T | stage 1: 3.0% / 2.0% |" in to_markdown(to_record([one], 1, (0,)))
 
 
 def test_stages_are_read_at_four_depths():
-    from reproduction.reach import build
-
     for system in SYSTEMS:
         assert len(stages_of(build(system))) == 4
 
@@ -88,14 +95,14 @@ def test_command_draws_from_a_bench_file(tmp_path, capsys):
     assert "a chip, 2 threads" in (tmp_path / "out" / "tradeoff.svg").read_text()
     assert "tradeoff.svg" in capsys.readouterr().out
     page = (tmp_path / "out" / "figures.md").read_text()
-    assert "(tradeoff.png)" in page and "(reach.png)" not in page
+    assert "(tradeoff.png)" in page and "(receptive_field.png)" not in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "unknown figure nothing; there are tradeoff, reach"),
-        (["reach", "--photos", "missing"], "--photos missing: no such folder"),
+        (["nothing"], "unknown figure nothing; there are tradeoff, receptive_field"),
+        (["receptive_field", "--photos", "missing"], "--photos missing: no such folder"),
         (["tradeoff", "--bench", "missing.json"], "missing.json: not a file that vitgraft bench --output wrote"),
     ],
 )
@@ -113,12 +120,12 @@ def test_an_empty_folder_of_photos(tmp_path):
         load_photos(tmp_path)
 
 
-def test_the_page_has_the_shares_of_the_folder(tmp_path):
+def test_the_page_has_the_areas_of_the_folder(tmp_path):
     field = torch.eye(10)
-    record = to_record([Reach("Swin-T", f"stage {i}", field) for i in (1, 2)], 37, (0, 1))
-    (tmp_path / "reach.json").write_text(json.dumps(record))
+    record = to_record([StageField("Swin-T", f"stage {i}", field) for i in (1, 2)], 37, (0, 1))
+    (tmp_path / "receptive_field.json").write_text(json.dumps(record))
     page = figures.page(tmp_path)
-    assert "over 37\nphotos and 2 seeds" in page
+    assert "over 37 photos and 2 seeds" in page
     assert "| Swin-T | stage 1: 10.0% / 10.0% | stage 2: 10.0% / 10.0% |" in page
 
 
@@ -126,8 +133,8 @@ def test_the_page_in_docs_is_that_of_its_numbers():
     """Stale? `python -m reproduction figures --photos DIR --out docs/pictures`."""
     folder = Path(__file__).parents[2] / "docs" / "pictures"
     assert (folder / "figures.md").read_text(encoding="utf-8") == figures.page(folder)
-    rows = json.loads((folder / "reach.json").read_text())["rows"]
-    looks = {(row["system"], row["stage"]): row["looks"] for row in rows}
-    assert len(looks) == 4 * len(SYSTEMS)
-    assert all(looks["DeiT-T, windows", f"block {i}"] == 0.25 for i in (3, 6, 9, 12))
-    assert looks["Swin-T", "stage 1"] < 0.1 and looks["Swin-T + GrafT", "stage 1"] > 0.99
+    rows = json.loads((folder / "receptive_field.json").read_text())["rows"]
+    seen = {(row["system"], row["stage"]): row["theoretical"] for row in rows}
+    assert len(seen) == 4 * len(SYSTEMS)
+    assert all(seen["DeiT-T, windows", f"block {i}"] == 0.25 for i in (3, 6, 9, 12))
+    assert seen["Swin-T", "stage 1"] < 0.1 and seen["Swin-T + GrafT", "stage 1"] > 0.99

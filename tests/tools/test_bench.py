@@ -70,7 +70,7 @@ def test_prints_what_it_was_measured_on(result):
     print_terminal(result, Console(file=file, width=200))
     text = file.getvalue()
     assert "inference, float32, batch 2" in text and "training step (adamw), float32, batch 2" in text
-    for value in (MICRO, torch.__version__, timm.__version__, "eager, 2 rounds", "asked for: fastest", "oneDNN"):
+    for value in (MICRO, torch.__version__, timm.__version__, "eager, 2 rounds", "set to fastest", "oneDNN"):
         assert value in text
 
 

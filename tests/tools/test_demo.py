@@ -11,7 +11,6 @@ import vitgraft
 
 for extra in ("pytorch_lightning", "sklearn", "rich", "matplotlib"):
     pytest.importorskip(extra)
-from vitgraft.tools import demo  # noqa: E402
 from vitgraft.tools.demo import MODELS, DemoOptions, build_model, run_demo  # noqa: E402
 
 TINY = DemoOptions(steps=4, batch_size=8, train_scenes=32, test_scenes=20, embed_dim=16, depth=2, num_heads=2)
@@ -101,21 +100,3 @@ def test_accuracy_is_that_of_the_last_step_when_ten_does_not_divide_the_steps(tm
         steps = [step for step, _ in result.accuracy_curve]
         assert steps == [*range(2, 23, 2), 23]
         assert result.accuracy == result.accuracy_curve[-1][1]
-
-
-def test_several_seeds_leave_one_record_each(tmp_path, monkeypatch):
-    def fake(out, options, report, command):
-        out.mkdir(parents=True)
-        (out / "results.json").write_text(json.dumps({"seed": options.seed, "steps": options.steps}))
-
-    monkeypatch.setattr(demo, "run_demo", fake)
-    assert (
-        demo._run_seeds(
-            ["--seeds", "0", "2", "--steps", "5", "--out", f"{tmp_path}/runs", "--results", f"{tmp_path}/r"]
-        )
-        == 0
-    )
-    assert {p.name: json.loads(p.read_text()) for p in (tmp_path / "r").iterdir()} == {
-        "demo_seed0.json": {"seed": 0, "steps": 5},
-        "demo_seed2.json": {"seed": 2, "steps": 5},
-    }

@@ -1,4 +1,4 @@
-"""Effective receptive fields: known reach of windows, of full attention and of grafts; layouts; what is refused."""
+"""Effective receptive fields: of known size for windows, full attention and grafts; layouts; what is refused."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import vitgraft
-from vitgraft.tools.receptive_field import effective_receptive_field, reached_share
+from vitgraft.tools.receptive_field import effective_receptive_field, erf_area
 
 WINDOW = {"backbone_attention": "window", "window_size": 2}
 
@@ -81,9 +81,9 @@ def test_modules_without_a_grid_are_refused(pick, message):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_reached_share():
+def test_erf_area():
     field = torch.tensor([[0.0, 0.0009], [0.0011, 1.0]])
-    assert reached_share(field) == 0.5  # 0.1 % of the largest
-    assert reached_share(7 * field) == 0.5
-    assert reached_share(field, threshold=0.0001) == 0.75
-    assert reached_share(field, threshold=0.01) == 0.25
+    assert erf_area(field) == 0.5  # 0.1 % of the largest
+    assert erf_area(7 * field) == 0.5
+    assert erf_area(field, threshold=0.0001) == 0.75
+    assert erf_area(field, threshold=0.01) == 0.25

@@ -76,7 +76,7 @@ def test_a_folder_keeps_what_was_in_it(capsys, recipe, class_folders, tmp_path):
 
 
 def test_records_say_what_ran_and_evaluations_what_they_measured(capsys, recipe, class_folders, tmp_path):
-    from vitgraft.tools.results import read_run
+    from reproduction.results import read_run
 
     out = tmp_path / "run"
     words = ["--data.root", class_folders, "--model.graft", "{window_size: 2}", "--model.lr", 0.003]

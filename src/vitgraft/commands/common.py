@@ -1,8 +1,9 @@
-"""What the sub-commands share."""
+"""What the sub-commands have in common."""
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vitgraft.errors import (
@@ -20,7 +21,7 @@ FORMATS = ("terminal", "markdown", "json")
 USER_ERRORS = (
     ModelSpecError, GraftError, CheckpointError, DataError, RecipeError, MissingExtraError, CommandError,
 )  # fmt: skip
-"""Wrong requests: a command ends with their message, not with a traceback."""
+"""Invalid requests: a command ends with their message, not with a traceback."""
 
 
 MODEL_HELP = """\
@@ -32,7 +33,35 @@ A MODEL is a name that timm knows, grafted or not, with options behind colons:
 """
 
 
+def make_parser(prog: str, text: str):
+    """The parser of a program, and its sub-commands, to which `add_command` adds."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=text,
+        epilog=f"{prog} COMMAND --help says more and shows examples.",
+    )
+    return parser, parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Runs the sub-command that the arguments name; returns its exit code, 2 for an invalid request."""
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return args.run(args) or 0
+    except USER_ERRORS as error:
+        print(f"{parser.prog} {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
 def add_command(commands, name: str, run: Callable, summary: str, text: str, examples: Iterable[str]):
+    """Adds a sub-command and returns its parser; `run` takes the parsed arguments and returns an exit code."""
     shown = "\n".join(f"  {example}" for example in examples)
     parser = commands.add_parser(
         name,
@@ -53,7 +82,7 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def print_as(args: argparse.Namespace, terminal: Callable, markdown: Callable, values: Callable) -> None:
-    """Writes what a command found in the asked format, to the terminal or to the file."""
+    """Writes the results of a command in the format that is set, to the terminal or to the file."""
     suffixes = {".md": "markdown", ".json": "json"}
     chosen = args.format or (suffixes.get(args.output.suffix, "terminal") if args.output else "terminal")
     if chosen == "terminal":
@@ -65,7 +94,7 @@ def print_as(args: argparse.Namespace, terminal: Callable, markdown: Callable, v
 
 
 def check_output(path: Path | None) -> None:
-    """Before any work is done: a file can be written there."""
+    """Raises `CommandError` where no file can be written, before any work is done."""
     if path is not None and not path.parent.is_dir():
         raise CommandError(f"{path}: the folder {path.parent} does not exist")
     if path is not None and path.is_dir():

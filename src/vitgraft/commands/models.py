@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from vitgraft.commands.common import MODEL_HELP, add_command, add_format, check_output, positive, print_as
@@ -41,10 +42,10 @@ def _add_bench(commands) -> None:
         commands,
         "bench",
         _bench,
-        "how fast models are beside each other",
+        "how fast models are, side by side",
         "Measures inference and training steps of models in one process, taking turns round by round, so that\n"
         "ratios hold on a machine whose speed drifts. Prints images/s (median, quartiles), the ratio to the\n"
-        "first model, peak memory, MAC, and the achieved FLOP/s as a share of the matrix product's peak,\n"
+        "first model, peak memory, MAC, and the achieved FLOP/s as a fraction of the matrix product's peak,\n"
         f"measured in the same run.\n\n{MODEL_HELP}",
         [
             "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224",
@@ -52,44 +53,43 @@ def _add_bench(commands) -> None:
             "    --dtype float32 bfloat16 --output results/bench.json",
         ],
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="the first is what the others are compared with")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="the first is what the others are compared with")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    add(
         "--dtype",
         nargs="+",
+        dest="dtypes",
         choices=("float32", "bfloat16"),
         default=["float32"],
         help="bfloat16 is autocast over float32 weights (default: float32)",
     )
-    parser.add_argument(
+    add(
         "--mode",
         nargs="+",
+        dest="modes",
         choices=("infer", "train"),
         default=["infer"],
         help="train: forward, loss, backward and optimizer step (default: infer)",
     )
-    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default: 16")
-    parser.add_argument("--img-size", type=positive, metavar="N", help="side of the images (default: each model's own)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
-    parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="default: 10")
-    parser.add_argument(
-        "--round-seconds",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="about how long a model runs in each round (default: 1)",
+    add("--batch-size", type=positive, default=16, metavar="N", help="default: 16")
+    add("--img-size", type=positive, metavar="N", help="side of the images (default: each model's own)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    add("--compile", action="store_true", help="run the models through torch.compile")
+    add("--rounds", type=positive, default=10, metavar="N", help="default: 10")
+    add(
+        "--round-seconds", type=float, default=1.0, metavar="S", help="approximate time of a model a round (default: 1)"
     )
-    parser.add_argument(
+    add(
         "--fused-attn",
         choices=("fastest", "on", "off"),
         default="fastest",
-        help="timm's switch, experimental paths (Swin's) included where on; fastest tries both for each "
-        "model and says which it took (default: fastest)",
+        help="timm's switch; on includes experimental paths (Swin's); fastest tries both for each "
+        "model and reports which it took (default: fastest)",
     )
-    parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="default: adamw")
-    parser.add_argument("--no-memory", action="store_true", help="skip the measurement of the peak memory")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write every number there too")
+    add("--optimizer", choices=("adamw", "sgd"), default="adamw", help="default: adamw")
+    add("--no-memory", action="store_false", dest="memory", help="skip the measurement of the peak memory")
+    add("--output", type=Path, metavar="FILE.json", help="write every number there too")
 
 
 def _add_export(commands) -> None:
@@ -146,8 +146,7 @@ def _info(args: argparse.Namespace) -> int:
     spec = ModelSpec.parse(args.model)
     model = create_at(spec, args.img_size)
     input_size = input_size_of(model, args.img_size)
-    title = f"{spec} at {input_size[1]} x {input_size[2]}"
-    print_terminal(title, describe_model(model, input_size), out)
+    print_terminal(f"{spec} at {input_size[1]} x {input_size[2]}", describe_model(model, input_size), out)
     return 0
 
 
@@ -160,22 +159,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        config = bench.BenchConfig(
-            args.device,
-            tuple(args.dtype),
-            tuple(args.mode),
-            args.batch_size,
-            args.img_size,
-            args.rounds,
-            args.round_seconds,
-            args.compile,
-            args.fused_attn,
-            args.optimizer,
-            not args.no_memory,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise CommandError(str(error)) from error
+    config = bench.BenchConfig(**{field.name: getattr(args, field.name) for field in fields(bench.BenchConfig)})
     with Progress(bench.total_reports(len(args.models), config)) as step:
         result = bench.bench(args.models, config, step)
     bench.print_terminal(result, out)
@@ -253,20 +237,11 @@ def _export_onnx(args: argparse.Namespace, run: bool) -> int:
 
 def _families(args: argparse.Namespace) -> int:
     check_output(args.output)
-    from dataclasses import asdict
+    from vitgraft.tools.survey import check_names, print_terminal, survey, to_markdown
 
-    from vitgraft.tools.survey import print_terminal, survey, to_markdown
-    from vitgraft.tools.survey_models import LIBRARIES, known_families
-
-    known = {library: [key.split()[0] for key in known_families(library)] for library in LIBRARIES}
-    names = [name for library in LIBRARIES for name in known[library]]
-    unknown = [name for name in args.families if name not in (*LIBRARIES, *names)]
-    if unknown:
-        raise CommandError(f"unknown family {', '.join(unknown)}; there are {', '.join((*LIBRARIES, *names))}")
-    wanted = args.families or LIBRARIES
     results = []
-    with Progress(sum(len(known.get(name, "1")) for name in wanted)) as step:
-        for result in survey(wanted):
+    with Progress(check_names(args.families)) as step:
+        for result in survey(args.families):
             results.append(result)
             step(result.family)
     print_as(

@@ -144,11 +144,14 @@ def _add_demo(commands) -> None:
         "train three small models on real handwritten digits",
         "Trains full attention, windows only, and windows with grafts on scenes of handwritten digits, in\n"
         "minutes on a CPU, and writes a report that opens in a browser.",
-        ["vitgraft demo"],
+        ["vitgraft demo", "vitgraft demo --steps 20 --out runs/demo_short"],
     )
-    from vitgraft.tools.demo import add_demo_arguments
-
-    add_demo_arguments(parser)
+    parser.add_argument(
+        "--out", default="runs/demo", help="folder of report.html and results.json (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="scenes, initial weights, batch order (default: 0)")
+    parser.add_argument("--steps", type=positive, default=700, help="optimizer steps of each model (default: 700)")
+    parser.add_argument("--no-report", action="store_true", help="train and print the table only")
 
 
 def _check_data(args: argparse.Namespace) -> int:
@@ -193,6 +196,9 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from vitgraft.tools.demo import main as demo
+    from vitgraft.tools.demo import DemoOptions, run_demo
 
-    return demo(args)
+    steps = f" --steps {args.steps}" if args.steps != DemoOptions.steps else ""
+    command = f"vitgraft demo --seed {args.seed}{steps}"
+    run_demo(args.out, DemoOptions(seed=args.seed, steps=args.steps), not args.no_report, command)
+    return 0

@@ -1,4 +1,4 @@
-"""`vitgraft bench`: how fast models are beside each other, on this machine, in this run.
+"""`vitgraft bench`: how fast models are side by side, on this machine, in this run.
 
 The models take turns: each round times every model once (A B C A B C ...), so that a machine that slows down or is
 shared slows all of them, and the ratio to the first model is the median of the ratios *within* a round. Before the
@@ -17,14 +17,16 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vitgraft.errors import CommandError
 from vitgraft.machine import cpu_peak_bytes, describe, matmul_rate, synchronize, timed
 from vitgraft.models.spec import ModelSpec, input_size_of
-from vitgraft.terminal import print_whole
 from vitgraft.tools.count import count_macs, count_params
+from vitgraft.tools.table import print_table
 from vitgraft.weights.create import create_at
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,17 +47,20 @@ class BenchConfig:
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
-        dtypes: of `DTYPES`; bfloat16 is autocast.
-        modes: of `MODES`.
-        batch_size: images per step.
-        img_size: side of the square images; None takes each model's own size.
-        rounds: how often each model is timed.
-        round_seconds: about how long one timing lasts; a fast model takes more steps for it.
-        compile: whether the models run through `torch.compile`.
+        dtypes: Of `DTYPES`; bfloat16 is autocast.
+        modes: Of `MODES`.
+        batch_size: Images per step.
+        img_size: Side of the square images; None takes each model's own size.
+        rounds: How often each model is timed.
+        round_seconds: Approximate length of one timing; a fast model takes more steps for it.
+        compile: Whether the models run through `torch.compile`.
         fused_attn: timm's switch for fused attention while the models are made and run: "on" includes paths that
             timm calls experimental (Swin's), "off" is attention written out, "fastest" tries both for every model.
-        optimizer: of `OPTIMIZERS`, for the training step.
-        memory: whether to measure the peak memory, which takes one more step per model.
+        optimizer: Of `OPTIMIZERS`, for the training step.
+        memory: Whether to measure the peak memory, which takes one more step per model.
+
+    Raises:
+        CommandError: Naming all options with values that are not possible.
     """
 
     device: str = "cpu"
@@ -71,27 +76,35 @@ class BenchConfig:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        choices = {"dtypes": DTYPES, "modes": MODES}
-        wrong = [
+        choices = (
+            ("dtypes", self.dtypes, DTYPES),
+            ("modes", self.modes, MODES),
+            ("fused_attn", [self.fused_attn], FUSED_ATTN),
+            ("optimizer", [self.optimizer], OPTIMIZERS),
+        )
+        errors = [
             f"{name}={value!r}: one of {', '.join(allowed)}"
-            for name, allowed in choices.items()
-            for value in getattr(self, name)
+            for name, values, allowed in choices
+            for value in values
             if value not in allowed
         ]
-        for name, allowed in {"fused_attn": FUSED_ATTN, "optimizer": OPTIMIZERS}.items():
-            if getattr(self, name) not in allowed:
-                wrong.append(f"{name}={getattr(self, name)!r}: one of {', '.join(allowed)}")
-        for name in ("batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                wrong.append(f"{name}={getattr(self, name)!r}: at least 1")
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            wrong.append(f"device={self.device!r}: PyTorch finds no CUDA device here; use 'cpu'")
-        if wrong:
-            raise ValueError("bench: " + "; ".join(wrong))
+        errors += [
+            f"{name}={getattr(self, name)!r}: at least 1"
+            for name in ("batch_size", "rounds")
+            if getattr(self, name) < 1
+        ]
+        try:
+            device = torch.device(self.device)
+            if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+                errors.append(f"device={self.device!r}: PyTorch finds no such CUDA device here; use 'cpu'")
+        except RuntimeError as error:
+            errors.append(f"device={self.device!r}: {error}")
+        if errors:
+            raise CommandError("bench: " + "; ".join(errors))
 
 
 @dataclass
-class Contestant:
+class Entry:
     """A model that is ready to be timed: `step()` is one inference or training step on its batch."""
 
     spec: ModelSpec
@@ -99,7 +112,6 @@ class Contestant:
     model: nn.Module
     step: Callable[[], object]
     input_size: tuple[int, int, int]
-    state_bytes: int = 0
     peak_bytes: int | None = None
     trial: dict[str, float] = field(default_factory=dict)
     steps: int = 1
@@ -116,19 +128,19 @@ def bench(
     report: Callable[[str], None] | None = None,
     make: Make | None = None,
 ) -> dict[str, Any]:
-    """Measures the models beside each other, in every mode and dtype of the configuration.
+    """Measures the models side by side, in every mode and dtype of the configuration.
 
     Args:
-        specs: the models; the first is what the others are compared with.
-        config: how to measure.
-        report: told in a line what happens, for a progress bar: it is called `total_reports(...)` times.
-        make: what is timed for a spec, on the CPU, instead of the timm model itself.
+        specs: The models; the first is what the others are compared with.
+        config: How to measure.
+        report: Gets a line about each piece of work, for a progress bar: it is called `total_reports(...)` times.
+        make: Makes what is timed for a spec, on the CPU, instead of the timm model itself.
 
     Returns:
         JSON values: "machine", "config" and "results", one result per mode, dtype and model.
 
     Raises:
-        ModelSpecError: a model is unknown or does not take its options.
+        ModelSpecError: A model is unknown or does not take its options.
     """
     config, report = config or BenchConfig(), report or (lambda _: None)
     parsed = [ModelSpec.parse(spec) if isinstance(spec, str) else spec for spec in specs]
@@ -160,37 +172,41 @@ def total_reports(models: int, config: BenchConfig) -> int:
     return len(config.modes) * len(config.dtypes) * models * (1 + config.rounds)
 
 
-def _compare(specs, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig, report):
-    contestants = []
+def _compare(
+    specs: Sequence[ModelSpec],
+    make: Make,
+    mode: str,
+    dtype: str,
+    device: torch.device,
+    config: BenchConfig,
+    report: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    entries = []
     for spec in specs:
         report(f"{mode} {dtype}: preparing {spec}")
-        contestants.append(_prepare(spec, make, mode, dtype, device, config))
+        entries.append(_prepare(spec, make, mode, dtype, device, config))
     peak = matmul_rate(device, DTYPES[dtype])
     for number in range(config.rounds):
-        for one in contestants:
+        for one in entries:
             report(f"{mode} {dtype}: round {number + 1} of {config.rounds}, {one.spec}")
             with fused_attention(one.fused_attn):
                 seconds = timed(one.step, one.steps, device)
             one.images_per_second.append(one.steps * config.batch_size / seconds)
         # the best of the run is the peak: what it is compared with may have had a quieter moment
         peak = max(peak, matmul_rate(device, DTYPES[dtype]))
-    return [_result(one, contestants[0], mode, dtype, peak, config) for one in contestants]
+    return [_result(one, entries[0], mode, dtype, peak, config) for one in entries]
 
 
-def _prepare(
-    spec: ModelSpec, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig
-) -> Contestant:
-    """The contestant at the asked attention setting, or at the faster one after a short trial; warmed up."""
-    settings = {"on": [True], "off": [False], "fastest": [True, False]}[config.fused_attn]
-    tried: list[tuple[float, Contestant]] = []
-    for fused in settings:
+def _prepare(spec: ModelSpec, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig) -> Entry:
+    """The model at the attention setting that is set, or at the faster one after a short trial; warmed up."""
+    tried: list[tuple[float, Entry]] = []
+    for fused in {"on": [True], "off": [False], "fastest": [True, False]}[config.fused_attn]:
         with fused_attention(fused):
-            one = _contestant(spec, make, fused, mode, dtype, device, config)
+            one = _entry(spec, make, fused, mode, dtype, device, config)
             seconds = timed(one.step, 1, device)
             if seconds < config.round_seconds:  # a longer step is warm after the first, and shows its time in one
                 timed(one.step, 1, device)
-                once = timed(one.step, 1, device)
-                steps = max(1, round(config.round_seconds / 2 / once))
+                steps = max(1, round(config.round_seconds / 2 / timed(one.step, 1, device)))
                 seconds = min(timed(one.step, steps, device) for _ in range(2)) / steps
         tried.append((seconds, one))
     seconds, best = min(tried, key=lambda pair: pair[0])
@@ -201,66 +217,62 @@ def _prepare(
     return best
 
 
-def _contestant(
+def _entry(
     spec: ModelSpec, make: Make, fused: bool, mode: str, dtype: str, device: torch.device, config: BenchConfig
-) -> Contestant:
+) -> Entry:
     _free(device)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     model, input_size = make(spec)
-    model = model.to(device).train(mode == "train")
+    model = model.to(device)
     images = torch.randn(config.batch_size, *input_size, device=device)
+    with torch.no_grad():
+        classes = model.eval()(images[:1]).shape[-1] if mode == "train" else 0
+    model.train(mode == "train")
     run = torch.compile(model) if config.compile else model
     autocast = torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
+    optimizer = None
 
-    if mode == "infer":
+    def infer() -> None:
+        with torch.no_grad(), autocast:
+            run(images)
 
-        def step() -> None:
-            with torch.no_grad(), autocast:
-                run(images)
+    def update() -> None:
+        with autocast:
+            loss = F.cross_entropy(run(images), labels)
+        loss.backward()
+        optimizer.step()
 
-        release = step
-        optimizer = None
-    else:
-        with torch.no_grad():
-            classes = model.eval()(images[:1]).shape[-1]
-        model.train()
+    def train() -> None:
+        update()
+        optimizer.zero_grad()
+
+    step = infer
+    if mode == "train":
+        step = train
         labels = torch.randint(classes, (config.batch_size,), device=device)
         optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=1e-5)
-
-        def release() -> None:
-            with autocast:
-                loss = F.cross_entropy(run(images), labels)
-            loss.backward()
-            optimizer.step()
-
-        def step() -> None:
-            release()
-            optimizer.zero_grad()
-
-    one = Contestant(spec, fused, model, step, input_size)
+    one = Entry(spec, fused, model, step, input_size)
     step()  # makes the optimizer's state
-    one.state_bytes = _tensor_bytes(model, optimizer)
-    if config.memory:
-        if device.type == "cuda":
-            step()
-            synchronize(device)
-            one.peak_bytes = torch.cuda.max_memory_allocated(device) - before
-        else:
-            # without the release of the gradients, which the profiler would see as memory of unknown size
-            one.peak_bytes = one.state_bytes + cpu_peak_bytes(release)
-            if optimizer is not None:
-                optimizer.zero_grad()
+    if config.memory and on_gpu:
+        step()
+        synchronize(device)
+        one.peak_bytes = torch.cuda.max_memory_allocated(device) - before
+    elif config.memory:
+        # without the release of the gradients, which the profiler would see as memory of unknown size
+        held = _tensor_bytes(model, optimizer)
+        one.peak_bytes = held + cpu_peak_bytes(update if mode == "train" else infer)
+        model.zero_grad()
     return one
 
 
-def _result(one: Contestant, first: Contestant, mode: str, dtype: str, peak: float, config: BenchConfig):
+def _result(one: Entry, first: Entry, mode: str, dtype: str, peak: float, config: BenchConfig) -> dict[str, Any]:
     speeds = one.images_per_second
-    macs = count_macs(one.model, one.input_size, training=mode == "train")
-    achieved = 2 * macs * statistics.median(speeds)
+    low, median, high = np.quantile(speeds, (0.25, 0.5, 0.75)).tolist()
     ratios = [mine / theirs for mine, theirs in zip(speeds, first.images_per_second, strict=True)]
-    low, _, high = _quartiles(speeds)
+    macs = count_macs(one.model, one.input_size, training=mode == "train")
     return {
         "model": str(one.spec),
         "mode": mode,
@@ -271,74 +283,56 @@ def _result(one: Contestant, first: Contestant, mode: str, dtype: str, peak: flo
         "fused_attn_trial_images_per_second": one.trial,
         "params": count_params(one.model),
         "macs_per_image": macs,
-        "images_per_second": {"median": statistics.median(speeds), "q25": low, "q75": high, "rounds": speeds},
+        "images_per_second": {"median": median, "q25": low, "q75": high, "rounds": speeds},
         "steps_per_round": one.steps,
         "ratio_to_first": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         "peak_memory_bytes": one.peak_bytes,
-        "achieved_flops_per_second": achieved,
+        "achieved_flops_per_second": 2 * macs * median,
         "matmul_peak_flops_per_second": peak,
-        "share_of_matmul_peak": achieved / peak,
+        "share_of_matmul_peak": 2 * macs * median / peak,
     }
 
 
-def print_terminal(result: dict[str, Any], console) -> None:
-    """Prints what `bench` returned: one table per mode and dtype, and under it what it was measured on."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+HEADINGS = ("model", "images/s", "25-75 %", "ratio", "min-max", "memory\nMiB", "MAC\nG", "fraction\nof peak", "fused")
 
-    config = result["config"]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in result["results"]:
-        groups.setdefault((row["mode"], row["dtype"]), []).append(row)
-    for (mode, dtype), rows in groups.items():
+
+def print_terminal(result: dict[str, Any], console) -> None:
+    """Prints the result of `bench`: one table per mode and dtype, and under it what it was measured on."""
+    config, machine = result["config"], result["machine"]
+    for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in result["results"]):
+        rows = [row for row in result["results"] if (row["mode"], row["dtype"]) == (mode, dtype)]
         what = "inference" if mode == "infer" else f"training step ({config['optimizer']})"
         precision = "bfloat16 autocast" if dtype == "bfloat16" else dtype
-        peak = rows[0]["matmul_peak_flops_per_second"]
-        console.print(
-            f"{what}, {precision}, batch {config['batch_size']}", style="bold", highlight=False, soft_wrap=True
-        )
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("model", no_wrap=True)
-        for heading in ("images/s", "25-75 %", "ratio", "min-max", "memory\nMiB", "MAC\nG", "share\nof peak", "fused"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in rows:
-            speed, ratio, memory = row["images_per_second"], row["ratio_to_first"], row["peak_memory_bytes"]
-            table.add_row(
-                escape(row["model"]),
-                f"{speed['median']:.4g}",
-                f"{speed['q25']:.4g}-{speed['q75']:.4g}",
-                f"{ratio['median']:.3f}",
-                f"{ratio['min']:.3f}-{ratio['max']:.3f}",
-                "-" if memory is None else f"{memory / 2**20:.0f}",
-                f"{row['macs_per_image'] / 1e9:.3f}",
-                f"{row['share_of_matmul_peak']:.0%}",
-                row["fused_attn"],
-            )
-        print_whole(console, table)
-        console.print(
-            f"matmul peak in this run: {peak / 1e9:.4g} GFLOP/s ({dtype}); 1 MAC = 2 FLOP", style="dim", soft_wrap=True
-        )
+        title = f"{what}, {precision}, batch {config['batch_size']}"
+        console.print(title, style="bold", highlight=False, soft_wrap=True)
+        print_table(console, HEADINGS, map(_texts, rows))
+        peak = f"{rows[0]['matmul_peak_flops_per_second'] / 1e9:.4g} GFLOP/s"
+        console.print(f"matmul peak in this run: {peak} ({dtype}); 1 MAC = 2 FLOP", style="dim", soft_wrap=True)
         console.print()
-    machine = result["machine"]
-    used = f"{machine['device']} ({machine['device_name']}), {machine['threads']} of {machine['cpu_count']} CPU threads"
     versions = ", ".join(f"{name} {machine[name]}" for name in ("vitgraft", "torch", "timm", "python"))
-    compiled = "torch.compile" if config["compile"] else "eager"
-    lines = [
-        f"{used}, {compiled}, {config['rounds']} rounds, the models in turn",
+    for line in (
+        f"{machine['device']} ({machine['device_name']}), {machine['threads']} of {machine['cpu_count']} CPU threads, "
+        f"{'torch.compile' if config['compile'] else 'eager'}, {config['rounds']} rounds, the models in turn",
         f"{versions}, {machine['platform']}, float32 matmul precision {machine['float32_matmul_precision']}",
-        f"fused: timm's set_fused_attn, experimental paths included where on; asked for: {config['fused_attn']}",
+        f"fused: timm's set_fused_attn, experimental paths included where on; set to {config['fused_attn']}",
         f"memory: {result['memory']}",
+    ):
+        console.print(line, style="dim", highlight=False, soft_wrap=True, markup=False)
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    speed, ratio, memory = row["images_per_second"], row["ratio_to_first"], row["peak_memory_bytes"]
+    return [
+        row["model"],
+        f"{speed['median']:.4g}",
+        f"{speed['q25']:.4g}-{speed['q75']:.4g}",
+        f"{ratio['median']:.3f}",
+        f"{ratio['min']:.3f}-{ratio['max']:.3f}",
+        "-" if memory is None else f"{memory / 2**20:.0f}",
+        f"{row['macs_per_image'] / 1e9:.3f}",
+        f"{row['share_of_matmul_peak']:.0%}",
+        row["fused_attn"],
     ]
-    for line in lines:
-        console.print(escape(line), style="dim", highlight=False, soft_wrap=True)
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ Attention is counted alike whether it is written out or fused: on the meta devic
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ def count_macs(model: nn.Module, input_size: Sequence[int], training: bool = Fal
     """MAC of one image. The model is neither run nor changed: a copy without data is.
 
     Args:
-        model: any model that takes one image tensor.
+        model: Any model that takes one image tensor.
         input_size: (channels, height, width) of the image.
-        training: count the forward and the backward pass of a training step, instead of inference.
+        training: Count the forward and the backward pass of a training step, instead of inference.
 
     Returns:
         The count, e.g. 1_253_683_200 for timm's deit_tiny_patch16_224 at (3, 224, 224).
@@ -39,7 +39,10 @@ def count_macs(model: nn.Module, input_size: Sequence[int], training: bool = Fal
 def count_macs_by_module(model: nn.Module, input_size: Sequence[int], training: bool = False) -> dict[str, int]:
     """MAC of one image for every module that has any, children included in their parents; "" is the whole model.
 
-    Args: see `count_macs`.
+    Args:
+        model: Any model that takes one image tensor.
+        input_size: (channels, height, width) of the image.
+        training: Count the forward and the backward pass of a training step, instead of inference.
     """
     if len(input_size) != 3:
         raise ValueError(f"input_size must be (channels, height, width), got {tuple(input_size)}")
@@ -55,6 +58,22 @@ def count_macs_by_module(model: nn.Module, input_size: Sequence[int], training: 
         name.removeprefix(root): sum(flops.values()) // 2 for name, flops in counted.items() if name.startswith(root)
     }
     return {"": sum(counted["Global"].values()) // 2, **modules}
+
+
+def count_parts(model: nn.Module, input_size: Sequence[int], parts: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Parameters and MAC of parts of a model: {part: {"params": ..., "macs": ...}}; a part that is not run has no MAC.
+
+    Args:
+        model: Any model that takes one image tensor.
+        input_size: (channels, height, width) of the image.
+        parts: Name of each part -> name of its module, "" for the whole model; what the model lacks is left out.
+    """
+    macs, modules = count_macs_by_module(model, input_size), dict(model.named_modules())
+    return {
+        part: {"params": count_params(modules[name]), "macs": macs.get(name, 0)}
+        for part, name in parts.items()
+        if name in modules
+    }
 
 
 def _count(model: nn.Module, image: Tensor, training: bool) -> dict:

@@ -5,9 +5,10 @@ trains in minutes. Small digits of one class lie on the left of a scene and of a
 the middle, 0 or 1, says which side is the label.
 """
 
-import argparse
 import json
+import logging
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from vitgraft.data.digits import DigitScenes
 from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import graft
 from vitgraft.machine import describe
+from vitgraft.terminal import console
 from vitgraft.tools.count import count_macs, count_params
-from vitgraft.tools.demo_page import DemoOptions, DemoResult, write_demo_report
+from vitgraft.tools.demo_page import HEADINGS, DemoOptions, DemoResult, write_demo_report
+from vitgraft.tools.table import print_table
 
-__all__ = ["MODELS", "DemoOptions", "DemoResult", "add_demo_arguments", "build_model", "main", "run_demo"]
+__all__ = ["MODELS", "DemoOptions", "DemoResult", "build_model", "run_demo"]
 
 MODELS = {"full": "full attention", "windows": "windows only", "grafted": "windows + grafts"}
 
 
 def build_model(kind: str, options: DemoOptions, image_size: int, num_classes: int) -> nn.Module:
-    """One of the three models of `MODELS`, with start weights that depend on the seed alone.
+    """One of the three models of `MODELS`, with initial weights that depend on the seed alone.
 
     Raises:
         ValueError: Unknown kind.
@@ -80,14 +83,13 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
     result = DemoResult(MODELS[kind], 0.0, 0, 0, 0.0, 0.0)
 
     class Curves(pl.Callback):
-        """Notes loss and accuracy."""
+        """Records loss and accuracy."""
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             result.loss_curve.append((trainer.global_step, float(outputs["loss"])))
 
         def on_validation_end(self, trainer: Any, module: Any) -> None:
-            if not trainer.sanity_checking:
-                result.accuracy_curve.append((trainer.global_step, float(trainer.callback_metrics["val/acc"])))
+            result.accuracy_curve.append((trainer.global_step, float(trainer.callback_metrics["val/acc"])))
 
     class Bar(pl.callbacks.TQDMProgressBar):
         """One line per model instead of one per epoch."""
@@ -106,20 +108,10 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
             return pl.callbacks.progress.tqdm_progress.Tqdm(disable=True)
 
     pl.seed_everything(options.seed, verbose=False)
-    batches = DataLoader(
-        train,
-        options.batch_size,
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(options.seed),
-    )
-    module = Classification(
-        model,
-        num_classes=model.num_classes,
-        lr=options.lr,
-        warmup_steps=options.steps // 10,
-        betas=(0.9, 0.98),
-    )
+    order = torch.Generator().manual_seed(options.seed)
+    batches = DataLoader(train, options.batch_size, shuffle=True, drop_last=True, generator=order)
+    warmup = options.steps // 10
+    module = Classification(model, num_classes=model.num_classes, lr=options.lr, warmup_steps=warmup, betas=(0.9, 0.98))
     trainer = pl.Trainer(
         max_steps=options.steps,
         accelerator="cpu",
@@ -137,7 +129,7 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
     trainer.fit(module, batches, DataLoader(test, 250))
     result.train_seconds = time.perf_counter() - start
     if not result.accuracy_curve or result.accuracy_curve[-1][0] != options.steps:
-        trainer.validate(module, DataLoader(test, 250), verbose=False)  # steps are no multiple of 10; Curves notes it
+        trainer.validate(module, DataLoader(test, 250), verbose=False)  # the steps are no multiple of 10
     result.accuracy = result.accuracy_curve[-1][1]
     return result
 
@@ -159,21 +151,17 @@ def run_demo(
     Raises:
         MissingExtraError: An extra is not installed.
     """
+    out_console = console()
     try:
         import pytorch_lightning  # noqa: F401
-        from rich.console import Console
     except ImportError as error:
-        raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
-    import logging
-    import warnings
-
+        raise MissingExtraError("pytorch-lightning", "train") from error
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*isinstance.treespec.*")
     options = options or DemoOptions()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    with console.status(f"drawing {options.train_scenes + options.test_scenes:,} scenes of handwritten digits ..."):
+    with out_console.status(f"drawing {options.train_scenes + options.test_scenes:,} scenes of handwritten digits ..."):
         train = DigitScenes(options.train_scenes, options.seed, "train", cache=True)
         test = DigitScenes(options.test_scenes, options.seed, "test", cache=True)
     size, classes = train.config.size, train.config.num_classes
@@ -187,82 +175,21 @@ def run_demo(
         results[kind].params = count_params(model)
         results[kind].macs = count_macs(model, (3, size, size))
         results[kind].images_per_second = speed[kind]
-    _print_table(console, results)
-    record = _record(results, options, command)
-    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    if report:
-        path = write_demo_report(out / "report.html", models, results, test, options, record)
-        console.print(f"report: [bold]{path}[/bold] (opens from disk)")
-    return results
-
-
-def _record(results: dict[str, DemoResult], options: DemoOptions, command: str) -> dict[str, Any]:
-    """What is kept of a run: metrics, options, versions, hardware."""
-    return {
+    _print_table(out_console, results)
+    record = {
         "what": "demo",
         "command": command or f"vitgraft demo --seed {options.seed}",
         "options": asdict(options),
         "results": {kind: asdict(result) for kind, result in results.items()},
         "machine": describe(torch.device("cpu")),
     }
+    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    if report:
+        path = write_demo_report(out / "report.html", models, results, test, options, record)
+        out_console.print(f"report: [bold]{path}[/bold] (opens from disk)")
+    return results
 
 
-def _print_table(console: Any, results: dict[str, DemoResult]) -> None:
-    from rich.table import Table
-
-    table = Table(title="test scenes, equal steps")
-    for heading in ("model", "accuracy", "parameters", "MMAC", "images/s", "training"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for result in results.values():
-        table.add_row(
-            result.name,
-            f"{result.accuracy:.1%}",
-            f"{result.params:,}",
-            f"{result.macs / 1e6:.1f}",
-            f"{result.images_per_second:.0f}",
-            f"{result.train_seconds:.0f} s",
-        )
-    console.print(table)
-
-
-def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the demo's options to a command line parser."""
-    parser.add_argument(
-        "--out", default="runs/demo", help="folder of report.html and results.json (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="scenes, start weights, batch order (default: %(default)s)")
-    parser.add_argument(
-        "--steps", type=int, default=DemoOptions.steps, help="optimiser steps of each model (default: %(default)s)"
-    )
-    parser.add_argument("--no-report", action="store_true", help="train and print the table only")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Runs the demo for parsed arguments; the exit code."""
-    options = DemoOptions(seed=args.seed, steps=args.steps)
-    command = f"vitgraft demo --seed {args.seed}" + (
-        f" --steps {args.steps}" if args.steps != DemoOptions.steps else ""
-    )
-    run_demo(args.out, options, not args.no_report, command)
-    return 0
-
-
-def _run_seeds(argv: list[str] | None = None) -> int:
-    """`python -m vitgraft.tools.demo --seeds 0 1 2`: one run for each seed, its record in results/demo_seed{N}.json."""
-    parser = argparse.ArgumentParser(prog="python -m vitgraft.tools.demo", description="the demo with several seeds")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--steps", type=int, default=DemoOptions.steps, help="of each model (default: %(default)s)")
-    parser.add_argument("--out", default="runs", help="folder of the runs' folders demo_seed{N} (default: %(default)s)")
-    parser.add_argument("--results", default="results", help="folder of the records (default: %(default)s)")
-    args = parser.parse_args(argv)
-    for seed in args.seeds:
-        out = Path(args.out) / f"demo_seed{seed}"
-        main(argparse.Namespace(out=out, seed=seed, steps=args.steps, no_report=False))
-        record = Path(args.results) / f"demo_seed{seed}.json"
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text((out / "results.json").read_text())
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(_run_seeds())
+def _print_table(out: Any, results: dict[str, DemoResult]) -> None:
+    out.print("test scenes, equal steps", style="bold")
+    print_table(out, HEADINGS, [one.texts() for one in results.values()])

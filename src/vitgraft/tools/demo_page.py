@@ -14,13 +14,14 @@ from torch import nn
 from vitgraft.data.digits import DigitScenes
 from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import grafts
-from vitgraft.tools.receptive_field import effective_receptive_field, reached_share
+from vitgraft.tools.receptive_field import effective_receptive_field, erf_area
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["DemoOptions", "DemoResult", "write_demo_report"]
 
+HEADINGS = ("model", "accuracy", "parameters", "MMAC", "images/s", "training")
 COLORS = {"full": "#7a7a7a", "windows": "#d1812f", "grafted": "#2f7d4f"}
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; color: #222; }
@@ -37,8 +38,8 @@ class DemoOptions:
     """What the demo trains. The defaults take about five minutes on two CPU cores.
 
     Args:
-        seed: Of the scenes, the start weights and the order of the batches.
-        steps: Optimiser steps of each model.
+        seed: Of the scenes, the initial weights and the order of the batches.
+        steps: Optimizer steps of each model.
         train_scenes, test_scenes: Numbers of scenes; they are made of different digit scans.
     """
 
@@ -57,7 +58,7 @@ class DemoOptions:
 
 @dataclass
 class DemoResult:
-    """What one model reached. Curves are lists of (step, value)."""
+    """The results of one model. Curves are lists of (step, value)."""
 
     name: str
     accuracy: float
@@ -68,24 +69,35 @@ class DemoResult:
     loss_curve: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     accuracy_curve: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
+    def texts(self) -> list[str]:
+        """A row under `HEADINGS`."""
+        costs = [f"{self.accuracy:.1%}", f"{self.params:,}", f"{self.macs / 1e6:.1f}"]
+        return [self.name, *costs, f"{self.images_per_second:.0f}", f"{self.train_seconds:.0f} s"]
 
-def _pyplot():
+
+def _figure(size: tuple[float, float], rows: int, columns: int) -> tuple["Figure", Any]:
+    """A figure and its axes, rows by columns."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _image(figure: "Figure", alt: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")
-    _pyplot().close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _show(axis: Any, picture: Any, title: str, **options: Any) -> Any:
+    """Draws an image without ticks."""
+    axis.set_title(title, fontsize=options.pop("fontsize", 9))
+    axis.set_xticks([])
+    axis.set_yticks([])
+    return axis.imshow(picture, **options)
 
 
 def _smooth(curve: list[tuple[int, float]], window: int) -> tuple[list[int], list[float]]:
@@ -96,8 +108,7 @@ def _smooth(curve: list[tuple[int, float]], window: int) -> tuple[list[int], lis
 
 
 def _curves(results: dict[str, DemoResult]) -> str:
-    plt = _pyplot()
-    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 3.8))
+    figure, ((loss, accuracy),) = _figure((11, 3.8), 1, 2)
     for kind, result in results.items():
         steps, values = _smooth(result.loss_curve, 25)
         loss.plot(steps, values, color=COLORS[kind], label=result.name)
@@ -112,7 +123,6 @@ def _curves(results: dict[str, DemoResult]) -> str:
 
 
 def _predictions(models: dict[str, nn.Module], test: DigitScenes, count: int = 12) -> str:
-    plt = _pyplot()
     count = min(count, len(test))
     images = torch.stack([test[i][0] for i in range(count)])
     labels = [test[i][1] for i in range(count)]
@@ -121,7 +131,7 @@ def _predictions(models: dict[str, nn.Module], test: DigitScenes, count: int = 1
         guesses = {kind: model(images).argmax(1).tolist() for kind, model in models.items()}
     columns = 6
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(11, 2.45 * rows), squeeze=False)
+    figure, axes = _figure((11, 2.45 * rows), rows, columns)
     for axis in axes.flat:
         axis.axis("off")
     for i, axis in zip(range(count), axes.flat, strict=False):
@@ -130,71 +140,49 @@ def _predictions(models: dict[str, nn.Module], test: DigitScenes, count: int = 1
         for place, kind in enumerate(models):
             right = guesses[kind][i] == labels[i]
             text = f"{kind} {names[guesses[kind][i]]} {'✓' if right else '✗'}"
-            axis.text(
-                0.5,
-                -0.04 - 0.12 * place,
-                text,
-                transform=axis.transAxes,
-                ha="center",
-                va="top",
-                fontsize=8.5,
-                color="#1b7a3d" if right else "#b3261e",
-            )
+            style = {"ha": "center", "va": "top", "fontsize": 8.5, "color": "#1b7a3d" if right else "#b3261e"}
+            axis.text(0.5, -0.04 - 0.12 * place, text, transform=axis.transAxes, **style)
     figure.subplots_adjust(hspace=0.62, wspace=0.08)
     return _image(figure, "test scenes with the predictions of the three models")
 
 
 def _scales(model: nn.Module, image: torch.Tensor, scene: Any) -> str:
-    """Maps of one graft: what the block reads, what each level gives, what is added."""
-    plt = _pyplot()
+    """Maps of one graft: the block's input, the output of each level, what is added."""
     name, graft = next(iter(grafts(model).items()))
-    seen: list[torch.Tensor] = []
-    handle = graft.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    try:
-        with torch.inference_mode():
-            model(image[None])
-            x0 = seen[0]
-            panels = [("block input $X^0$", x0)]
-            panels += [(f"level {b + 1}: $Z^{b + 1}$", z) for b, z in enumerate(graft.pyramid(x0))]
-            panels.append(("added to the attention: up($Z^1$)", graft(x0)))
-    finally:
+    inputs: list[torch.Tensor] = []
+    handle = graft.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    with torch.inference_mode():
+        model(image[None])
         handle.remove()
-    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(11, 2.7))
-    axes[0].imshow(scene)
-    axes[0].set_title("scene", fontsize=9)
+        x0 = inputs[0]
+        panels = [("block input $X^0$", x0)]
+        panels += [(f"level {b + 1}: $Z^{b + 1}$", z) for b, z in enumerate(graft.pyramid(x0))]
+        panels.append(("added to the attention: up($Z^1$)", graft(x0)))
+    figure, (axes,) = _figure((11, 2.7), 1, len(panels) + 1)
+    _show(axes[0], scene, "scene")
     for axis, (title, grid) in zip(axes[1:], panels, strict=True):
-        axis.imshow(grid[0].norm(dim=-1).numpy(), cmap="viridis")
-        axis.set_title(f"{title}\n{grid.shape[1]} x {grid.shape[2]}", fontsize=9)
-    for axis in axes:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        _show(axis, grid[0].norm(dim=-1).numpy(), f"{title}\n{grid.shape[1]} x {grid.shape[2]}", cmap="viridis")
     return _image(figure, f"the scales of the graft on {name}")
 
 
 def _receptive_fields(models: dict[str, nn.Module], images: torch.Tensor, block: int) -> tuple[str, dict[str, float]]:
-    plt = _pyplot()
     fields = {kind: effective_receptive_field(model, model.blocks[block], images) for kind, model in models.items()}
-    shares = {kind: reached_share(field) for kind, field in fields.items()}
-    figure, axes = plt.subplots(1, len(fields), figsize=(11, 3.9))
+    areas = {kind: erf_area(field) for kind, field in fields.items()}
+    figure, (axes,) = _figure((11, 3.9), 1, len(fields))
     for axis, (kind, field) in zip(axes, fields.items(), strict=True):
-        shown = axis.imshow(field.clamp_min(1e-4).log10().numpy(), cmap="magma", vmin=-4, vmax=0)
-        axis.set_title(f"{kind}: reaches {shares[kind]:.0%}", fontsize=10)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        picture, style = field.clamp_min(1e-4).log10().numpy(), {"cmap": "magma", "vmin": -4, "vmax": 0}
+        shown = _show(axis, picture, f"{kind}: covers {areas[kind]:.0%}", fontsize=10, **style)
     bar = figure.colorbar(shown, ax=axes, shrink=0.75, ticks=[-4, -3, -2, -1, 0])
     bar.ax.set_yticklabels(["0.0001", "0.001", "0.01", "0.1", "1"])
     bar.set_label("|gradient|, largest = 1", fontsize=9)
-    return _image(figure, f"effective receptive field of block {block}"), shares
+    return _image(figure, f"effective receptive field of block {block}"), areas
 
 
 def _table(results: dict[str, DemoResult]) -> str:
-    head = "<tr><th>model</th><th>accuracy</th><th>parameters</th><th>MMAC</th><th>images/s</th><th>training</th></tr>"
-    rows = "".join(
-        f'<tr class="{kind}"><td>{r.name}</td><td>{r.accuracy:.1%}</td><td>{r.params:,}</td><td>{r.macs / 1e6:.1f}</td>'
-        f"<td>{r.images_per_second:.0f}</td><td>{r.train_seconds:.0f} s</td></tr>"
-        for kind, r in results.items()
-    )
-    return f"<table>{head}{rows}</table>"
+    head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+    rows = {kind: "".join(f"<td>{text}</td>" for text in result.texts()) for kind, result in results.items()}
+    body = "".join(f'<tr class="{kind}">{row}</tr>' for kind, row in rows.items())
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def write_demo_report(
@@ -223,7 +211,7 @@ def write_demo_report(
     """
     images = torch.stack([test[i][0] for i in range(min(32, len(test)))])
     block = 1  # the first block that carries a graft
-    fields, shares = _receptive_fields(models, images, block)
+    fields, areas = _receptive_fields(models, images, block)
     machine = record["machine"]
     margin = results["grafted"].accuracy - results["windows"].accuracy
     ahead = max(results, key=lambda kind: results[kind].accuracy)
@@ -232,20 +220,20 @@ def write_demo_report(
 <p>Three small vision transformers learned the same scenes of real handwritten digits for {options.steps} steps of
 {options.batch_size} scenes. Small digits of one class lie on the left and of another on the right. The large digit in
 the middle says which side counts: 0 the left, 1 the right; the label is the digit of that side. A window of
-{options.window_size} x {options.window_size} tokens sees the small digits or a part of the large one, not both: who
-sees windows only can name the two candidates, and guess.</p>
+{options.window_size} x {options.window_size} tokens sees the small digits or a part of the large one, not both: a
+model of windows only can name the two candidates, and guess.</p>
 {_table(results)}
 <p>Windows with grafts against windows only: {100 * margin:+.1f} points. Ahead: {results[ahead].name}.
 Chance is {1 / test.config.num_classes:.0%}; naming a candidate without knowing the side gives about 50 %.</p>
 <h2>Learning curves</h2>{_curves(results)}
-<h2>Test scenes and what the three models say</h2>{_predictions(models, test)}
+<h2>Test scenes and the predictions of the three models</h2>{_predictions(models, test)}
 <h2>The scales of one graft</h2>{_scales(models["grafted"], images[0], test.scene(0).image)}
 <p class="note">Norm over the channels of each token. The first graft of the trained model: the block's tokens are
 pooled to coarser levels, attended there (globally on the coarsest), and brought back.</p>
 <h2>What a token of block {block} sees</h2>{fields}
 <p class="note">Effective receptive field: gradient of the centre token after block {block} with respect to the image,
-mean over {len(images)} test scenes. Reached: share of the pixels with more than 0.1 % of the largest gradient
-({", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())}).</p>
+mean over {len(images)} test scenes. Covered: fraction of the pixels with more than 0.1 % of the largest gradient
+({", ".join(f"{kind} {area:.0%}" for kind, area in areas.items())}).</p>
 <h2>How this was made</h2>
 <p class="note"><code>{html.escape(record["command"])}</code>, seed {options.seed}; {options.train_scenes:,} training
 scenes, {options.test_scenes:,} test scenes of other digit scans. torch {machine["torch"]}, timm {machine["timm"]},

@@ -1,5 +1,6 @@
 """`vitgraft info`: which blocks of a model carry grafts, on which levels, and what they cost."""
 
+import itertools
 from dataclasses import dataclass
 
 from torch import nn
@@ -46,7 +47,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int]) -> ModelI
     """Counts a model and each of its grafts; grids are the ones that the grafts were built for.
 
     Args:
-        model: grafted or not.
+        model: Grafted or not.
         input_size: (channels, height, width) of the image that MAC are counted for.
     """
     macs = count_macs_by_module(model, input_size)
@@ -69,7 +70,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int]) -> ModelI
 
 
 def print_terminal(title: str, info: ModelInfo, console) -> None:
-    """Prints what `describe_model` found as a tree; neighbouring blocks with equal grafts share a branch."""
+    """Prints the result of `describe_model` as a tree; neighbouring blocks with equal grafts have one branch."""
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -79,19 +80,12 @@ def print_terminal(title: str, info: ModelInfo, console) -> None:
         tree.add("no grafts")
         print_whole(console, tree)
         return
-    share = f"{info.graft_params / info.params:.1%} of the parameters, {info.graft_macs / info.macs:.1%} of the MAC"
-    branch = tree.add(f"{len(info.grafts)} grafts  {_cost(info.graft_params, info.graft_macs)}  ({share})")
-    groups: list[list[GraftInfo]] = []
-    for graft in info.grafts:
-        if groups and _follows(graft, groups[-1][-1]):
-            groups[-1].append(graft)
-        else:
-            groups.append([graft])
-    for group in groups:
-        first, last = group[0], group[-1]
-        names = first.block if len(group) == 1 else f"{first.block} ... {last.block} ({len(group)} blocks)"
-        cost = _cost(sum(graft.params for graft in group), sum(graft.macs for graft in group))
-        node = branch.add(f"[bold]{escape(names)}[/bold]  {_size(first.feat_size)}, {first.dim} channels  {cost}")
+    fraction = f"{info.graft_params / info.params:.1%} of the parameters, {info.graft_macs / info.macs:.1%} of the MAC"
+    branch = tree.add(f"{len(info.grafts)} grafts  {_cost(info.graft_params, info.graft_macs)}  ({fraction})")
+    for first, *others in _groups(info.grafts):
+        name = f"{first.block} ... {others[-1].block} ({len(others) + 1} blocks)" if others else first.block
+        cost = _cost(sum(one.params for one in (first, *others)), sum(one.macs for one in (first, *others)))
+        node = branch.add(f"[bold]{escape(name)}[/bold]  {_size(first.feat_size)}, {first.dim} channels  {cost}")
         for size in first.left:
             node.add(f"level {_size(size)} above the backbone")
         for size in first.levels:
@@ -102,13 +96,16 @@ def print_terminal(title: str, info: ModelInfo, console) -> None:
     print_whole(console, tree)
 
 
-def _follows(graft: GraftInfo, before: GraftInfo) -> bool:
-    """Whether a graft is like the one before it and on the very next block: blocks.4 after blocks.3."""
-    parent, _, index = graft.block.rpartition(".")
-    next_block = parent == before.block.rpartition(".")[0] and index.isdigit()
-    next_block = next_block and int(index) == int(before.block.rpartition(".")[2]) + 1
-    alike = (graft.feat_size, graft.dim, graft.left, graft.levels)
-    return next_block and alike == (before.feat_size, before.dim, before.left, before.levels)
+def _groups(infos: list[GraftInfo]) -> list[list[GraftInfo]]:
+    """Grafts that are alike and on blocks next to each other (blocks.3, blocks.4)."""
+
+    def key(numbered: tuple[int, GraftInfo]) -> tuple:
+        number, graft = numbered
+        parent, _, index = graft.block.rpartition(".")
+        offset = int(index) - number if index.isdigit() else graft.block  # the same as long as blocks are neighbours
+        return parent, offset, graft.feat_size, graft.dim, graft.left, graft.levels
+
+    return [[graft for _, graft in group] for _, group in itertools.groupby(enumerate(infos), key)]
 
 
 def _cost(params: int, macs: int) -> str:

@@ -1,11 +1,11 @@
-"""Effective receptive fields: how far a token really looks (figure 2 a of the paper, as a measurement)."""
+"""Effective receptive fields (ERF): figure 2 (a) of the paper, as a measurement."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-__all__ = ["effective_receptive_field", "effective_receptive_fields", "reached_share"]
+__all__ = ["effective_receptive_field", "effective_receptive_fields", "erf_area"]
 
 
 def effective_receptive_field(model: nn.Module, module: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -18,7 +18,7 @@ def effective_receptive_field(model: nn.Module, module: nn.Module, images: torch
         images: (B, 3, H, W).
 
     Returns:
-        (H, W), not negative, largest value 1: |gradient| summed over colours, averaged over the images.
+        (H, W), not negative, largest value 1: |gradient| summed over channels, averaged over the images.
 
     Raises:
         ValueError: The module's output has no such layout, or it does not run.
@@ -49,7 +49,7 @@ def effective_receptive_fields(
 
 
 def _centre(module: nn.Module, out: torch.Tensor | None) -> torch.Tensor:
-    """The centre token (B, C) of what a module gave."""
+    """The centre token (B, C) of a module's output."""
     if out is None:
         raise ValueError(f"{type(module).__name__} did not run when the model did: give a module of this model")
     if out.dim() == 3:
@@ -62,6 +62,6 @@ def _centre(module: nn.Module, out: torch.Tensor | None) -> torch.Tensor:
     return out[:, out.shape[1] // 2, out.shape[2] // 2]
 
 
-def reached_share(field: torch.Tensor, threshold: float = 0.001) -> float:
-    """Share of the pixels (0 to 1) whose value in `field` (H, W) is above `threshold` of the largest."""
+def erf_area(field: torch.Tensor, threshold: float = 0.001) -> float:
+    """Fraction of the pixels of a receptive field (H, W) whose value is above `threshold` of the largest."""
     return (field > threshold * field.max()).float().mean().item()

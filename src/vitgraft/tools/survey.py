@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from vitgraft.errors import CommandError
 from vitgraft.grafting import graft, grafts
 from vitgraft.grafting.trace import find_targets, output_tensors
-from vitgraft.terminal import print_whole
 from vitgraft.tools.survey_models import LIBRARIES, SmallModel, known_families
+from vitgraft.tools.table import markdown_table, print_table
 
-__all__ = ["FamilyResult", "family_of", "print_terminal", "survey", "to_markdown", "try_model"]
+__all__ = ["FamilyResult", "check_names", "family_of", "print_terminal", "survey", "to_markdown", "try_model"]
+
+NOT_INSTALLED = "the library is not installed"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class FamilyResult:
     def ok(self) -> bool:
         """Whether the family can be grafted."""
         return not self.reason
+
+    @property
+    def outcome(self) -> str:
+        """In words."""
+        return "grafted" if self.ok else f"no: {self.reason}"
 
 
 def family_of(model: nn.Module) -> str:
@@ -91,6 +99,20 @@ def try_model(small: SmallModel) -> FamilyResult:
     return FamilyResult(*here, len(made), len(targets), reason, time.perf_counter() - start)
 
 
+def check_names(names: Sequence[str] = ()) -> int:
+    """The number of results of `survey(names)`.
+
+    Raises:
+        CommandError: A name is neither that of a library nor of a family.
+    """
+    known = {library: [key.split()[0] for key in known_families(library)] for library in LIBRARIES}
+    families = [family for library in LIBRARIES for family in known[library]]
+    unknown = [name for name in names if name not in (*LIBRARIES, *families)]
+    if unknown:
+        raise CommandError(f"unknown family {', '.join(unknown)}; there are {', '.join((*LIBRARIES, *families))}")
+    return sum(len(known[name]) if name in known else families.count(name) for name in names or LIBRARIES)
+
+
 def survey(names: Sequence[str] = ()) -> Iterator[FamilyResult]:
     """Tries families, one after the other; a library that is not installed is one result.
 
@@ -102,67 +124,52 @@ def survey(names: Sequence[str] = ()) -> Iterator[FamilyResult]:
         if names and library not in names:
             known = {key: value for key, value in known.items() if key.split()[0] in names}
         if known and importlib.util.find_spec(library) is None:
-            yield FamilyResult(library, "-", "-", 0, 0, "the library is not installed")
+            yield FamilyResult(library, "-", "-", 0, 0, NOT_INSTALLED)
             continue
         for key, value in known.items():
             yield FamilyResult(library, key, "-", 0, 0, value) if isinstance(value, str) else try_model(value)
 
 
+_PREFACE = (
+    "# Which models can be grafted\n\n"
+    "Made by `vitgraft families --output docs/families.md`, which grafts one small model of each family, checks "
+    "that identity grafts leave its output equal bit for bit, and that other weights change it. Blocks of your "
+    "own: `vitgraft.register_block` (docs/method.md).\n"
+)
 _NOTES = {
-    "timm": "Not counted: files of convolutional networks in which attention is an optional layer inside a bottleneck "
+    "timm": " Not counted: files of convolutional networks in which attention is an optional layer inside a bottleneck "
     "(byobnet, cspnet, cspnext, nfnet, vovnet).",
-    "transformers": "Files of other models that use the blocks of one of these work as well.",
+    "transformers": " Files of other models that use the blocks of one of these work as well.",
 }
 
 
 def to_markdown(results: list[FamilyResult]) -> str:
     """docs/families.md."""
-    lines = [
-        "# Which models can be grafted",
-        "",
-        "Made by `vitgraft families --output docs/families.md`, which grafts one small model of each family, checks "
-        "that identity grafts leave its output equal bit for bit, and that other weights change it. Blocks of your "
-        "own: `vitgraft.register_block` (docs/method.md).",
-    ]
-    for library in dict.fromkeys(r.library for r in results):
-        of_it = [r for r in results if r.library == library]
-        if importlib.util.find_spec(library) is None:
-            lines += ["", f"## {library}", "", "Not installed, and so not tried."]
+    parts = [_PREFACE]
+    for library in dict.fromkeys(one.library for one in results):
+        of_it = [one for one in results if one.library == library]
+        parts.append(f"\n## {library}\n\n")
+        if of_it[0].reason == NOT_INSTALLED:
+            parts.append("Not installed, and so not tried.\n")
             continue
-        count = f"{sum(r.ok for r in of_it)} of {len(of_it)} families with attention blocks"
+        count = f"{sum(one.ok for one in of_it)} of {len(of_it)} families with attention blocks."
         version = importlib.metadata.version("open_clip_torch" if library == "open_clip" else library)
-        lines += [
-            "",
-            f"## {library}",
-            "",
-            f"{library} {version}: {count}. {_NOTES.get(library, '')}".rstrip(),
-            "",
-            "| file | tried with | blocks with an attention residual | grafted by default | result |",
-            "|---|---|---|---|---|",
+        parts.append(f"{library} {version}: {count}{_NOTES.get(library, '')}\n\n")
+        counts = [(str(one.blocks), str(one.grafts)) if one.ok else ("-", "-") for one in of_it]
+        rows = [
+            (f"`{one.family}`", f"`{one.model}`", *count, one.outcome) for one, count in zip(of_it, counts, strict=True)
         ]
-        for r in of_it:
-            counts = f"{r.blocks} | {r.grafts}" if r.ok else "- | -"
-            lines.append(f"| `{r.family}` | `{r.model}` | {counts} | {'grafted' if r.ok else 'no: ' + r.reason} |")
-    return "\n".join(lines) + "\n"
+        headings = ("file", "tried with", "blocks with an attention residual", "grafted by default", "result")
+        parts.append(markdown_table(headings, rows))
+    return "".join(parts)
 
 
 def print_terminal(results: Sequence[FamilyResult], console) -> None:
     """One line per family: how many blocks carry a graft, or why none does."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("library")
-    table.add_column("file")
-    table.add_column("tried with")
-    table.add_column("grafts", justify="right")
-    table.add_column("result", max_width=60)
-    for result in results:
-        outcome = "grafted" if result.ok else f"no: {result.reason}"
-        count = f"{result.grafts} of {result.blocks}" if result.ok else "-"
-        row = (result.library, result.family, result.model, count, escape(outcome))
-        table.add_row(*row, style="" if result.ok else "dim")
-    print_whole(console, table)
-    grafted = sum(result.ok for result in results)
-    console.print(f"{grafted} of {len(results)} families grafted", highlight=False)
+    counts = (f"{one.grafts} of {one.blocks}" if one.ok else "-" for one in results)
+    rows = [
+        (one.library, one.family, one.model, count, one.outcome) for one, count in zip(results, counts, strict=True)
+    ]
+    dim = {number: "dim" for number, one in enumerate(results) if not one.ok}
+    print_table(console, ("library", "file", "tried with", "grafts", "result"), rows, 5, dim, {4: 60})
+    console.print(f"{sum(one.ok for one in results)} of {len(results)} families grafted", highlight=False)

@@ -1,7 +1,7 @@
 """Small models of every family of vision transformers, for the survey (`survey.py`) and the tests."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,7 @@ class SmallModel:
 
     Args:
         library: Name of its library, as it is imported.
-        family: File of the library without the parts that all files share.
+        family: File of the library without the parts that all files have in common.
         name: Registered name or class.
         make: Makes the model.
         img_size: Side of the image that it is run on; None for the model's own.
@@ -123,36 +123,79 @@ def _open_clip() -> nn.Module:
     return VisionTransformer(image_size=64, patch_size=8, width=32, layers=4, heads=2, mlp_ratio=2, output_dim=16)
 
 
-def _small(library: str, family: str, name: str, make: Callable[[], nn.Module]) -> SmallModel:
-    return SmallModel(library, family, name, make, 64, {"window_size": 2})
-
-
-def _transformers(
-    family: str, cls: str, config: str, /, *, img_size: int = 64, graft: Mapping | None = None, **options: Any
-) -> SmallModel:
-    def make() -> nn.Module:
-        import transformers
-
-        # a configuration inside another is given by its class and its options
-        nested = {k: getattr(transformers, v[0])(**v[1]) for k, v in options.items() if isinstance(v, tuple)}
-        return getattr(transformers, cls)(getattr(transformers, config)(**{**options, **nested}))
-
-    return SmallModel("transformers", family, cls, make, img_size, {"window_size": 2} if graft is None else graft)
-
-
+# transformers: name -> file, model class, options of its configuration; a configuration inside another one is (class,
+# options)
 _hidden = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 _vit = {**_hidden, "intermediate_size": 64, "image_size": 64, "patch_size": 8}
 _dino = {**_hidden, "mlp_ratio": 2, "image_size": 64, "patch_size": 8}
 _swin = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+_eomt = {**_vit, "num_register_tokens": 4, "num_blocks": 2, "num_queries": 20, "num_upscale_blocks": 1}
+_stages = [f"stage{number}" for number in range(1, 5)]
+_swin_stages = {**_swin, "depths": [2, 2, 1, 1], "num_heads": [2] * 4, "out_features": _stages}
 _sam = {**_vit, "mlp_dim": 64, "window_size": 4, "global_attn_indexes": [1, 3], "output_channels": 16}
 _segformer = {"hidden_sizes": [16] * 4, "depths": [2, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
-_eomt = {**_vit, "num_register_tokens": 4, "num_blocks": 2, "num_queries": 20, "num_upscale_blocks": 1}
-_four_stages = {
-    **_swin,
-    "depths": [2, 2, 1, 1],
-    "num_heads": [2] * 4,
-    "out_features": [f"stage{i}" for i in range(1, 5)],
+_poolformer = {"hidden_sizes": [16, 16, 32, 32], "depths": [2, 1, 1, 1]}
+_focalnet = {"image_size": 64, "embed_dim": 16, "depths": [2, 1], "focal_levels": [2, 2], "focal_windows": [3, 3]}
+_mask2former = {
+    "backbone_config": ("SwinConfig", _swin_stages),
+    **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "dim_feedforward"), 32),
+    **{"encoder_feedforward_dim": 32, "encoder_layers": 1, "decoder_layers": 2},
+    **{"num_attention_heads": 2, "num_queries": 5},
 }
+_rt_detr = {
+    **{"d_model": 32, "encoder_hidden_dim": 32, "encoder_ffn_dim": 32, "decoder_in_channels": [32, 32, 32]},
+    **{"encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+    **{"num_queries": 10, "eval_size": None},
+}
+_TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "vit": ("vit", "ViTForImageClassification", _vit),
+    "deit": ("deit", "DeiTForImageClassification", _vit),
+    "dinov2": ("dinov2", "Dinov2Model", _dino),
+    "dinov2 registers": ("dinov2_with_registers", "Dinov2WithRegistersModel", _dino),
+    "dinov3": ("dinov3_vit", "DINOv3ViTModel", {**_vit, "num_register_tokens": 4}),
+    "swin": ("swin", "SwinForImageClassification", _swin),
+    "swin v2": ("swinv2", "Swinv2ForImageClassification", _swin),
+    "donut": ("donut", "DonutSwinModel", _swin),
+    "maskformer swin": ("maskformer", "MaskFormerSwinModel", _swin),
+    "beit": ("beit", "BeitForImageClassification", _vit),
+    "data2vec": ("data2vec", "Data2VecVisionForImageClassification", _vit),
+    "siglip": ("siglip", "SiglipVisionModel", _vit),
+    "clip": ("clip", "CLIPVisionModel", _vit),
+    "metaclip 2": ("metaclip_2", "MetaClip2VisionModel", _vit),
+    "owlvit": ("owlvit", "OwlViTVisionModel", _vit),
+    "clipseg": ("clipseg", "CLIPSegVisionModel", _vit),
+    "chinese clip": ("chinese_clip", "ChineseCLIPVisionModel", _vit),
+    "ijepa": ("ijepa", "IJepaForImageClassification", _vit),
+    "vit msn": ("vit_msn", "ViTMSNForImageClassification", _vit),
+    "aimv2": ("aimv2", "Aimv2VisionModel", _vit),
+    "altclip": ("altclip", "AltCLIPVisionModel", _vit),
+    "blip": ("blip", "BlipVisionModel", _vit),
+    "blip 2": ("blip_2", "Blip2VisionModel", _vit),
+    "instructblip": ("instructblip", "InstructBlipVisionModel", _vit),
+    "sam": ("sam", "SamVisionModel", _sam),
+    "sam hq": ("sam_hq", "SamHQVisionModel", _sam),
+    "segformer": ("segformer", "SegformerForImageClassification", _segformer),
+    "glpn": ("glpn", "GLPNForDepthEstimation", {**_segformer, "decoder_hidden_size": 16}),
+    "eomt": ("eomt", "EomtForUniversalSegmentation", _eomt),
+    "eomt dinov3": ("eomt_dinov3", "EomtDinov3ForUniversalSegmentation", _eomt),
+    "poolformer": ("poolformer", "PoolFormerForImageClassification", _poolformer),
+    "focalnet": ("focalnet", "FocalNetForImageClassification", _focalnet),
+    "mask2former": ("mask2former", "Mask2FormerForUniversalSegmentation", _mask2former),
+    "rt-detr": ("rt_detr", "RTDetrForObjectDetection", _rt_detr),
+}
+
+
+def _make_transformers(cls: str, options: Mapping[str, Any]) -> nn.Module:
+    import transformers
+
+    options = {k: getattr(transformers, v[0])(**v[1]) if isinstance(v, tuple) else v for k, v in options.items()}
+    model_class = getattr(transformers, cls)
+    return model_class(model_class.config_class(**options))
+
+
+def _small(library: str, family: str, name: str, make: Callable[[], nn.Module]) -> SmallModel:
+    return SmallModel(library, family, name, make, 64, {"window_size": 2})
+
 
 # models of other libraries by a short name
 OTHER_MODELS: dict[str, SmallModel] = {
@@ -162,91 +205,14 @@ OTHER_MODELS: dict[str, SmallModel] = {
         "torchvision", "swin_transformer", "SwinTransformer (v2)", partial(_torchvision_swin, 2)
     ),
     "torchvision maxvit": _small("torchvision", "maxvit", "MaxVit", _torchvision_maxvit),
-    "vit": _transformers("vit", "ViTForImageClassification", "ViTConfig", **_vit),
-    "deit": _transformers("deit", "DeiTForImageClassification", "DeiTConfig", **_vit),
-    "dinov2": _transformers("dinov2", "Dinov2Model", "Dinov2Config", **_dino),
-    "dinov2 registers": _transformers(
-        "dinov2_with_registers", "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **_dino
-    ),
-    "dinov3": _transformers("dinov3_vit", "DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4, **_vit),
-    "swin": _transformers("swin", "SwinForImageClassification", "SwinConfig", **_swin),
-    "swin v2": _transformers("swinv2", "Swinv2ForImageClassification", "Swinv2Config", **_swin),
-    "donut": _transformers("donut", "DonutSwinModel", "DonutSwinConfig", **_swin),
-    "maskformer swin": _transformers("maskformer", "MaskFormerSwinModel", "MaskFormerSwinConfig", **_swin),
-    "beit": _transformers("beit", "BeitForImageClassification", "BeitConfig", **_vit),
-    "data2vec": _transformers("data2vec", "Data2VecVisionForImageClassification", "Data2VecVisionConfig", **_vit),
-    "siglip": _transformers("siglip", "SiglipVisionModel", "SiglipVisionConfig", **_vit),
-    "clip": _transformers("clip", "CLIPVisionModel", "CLIPVisionConfig", **_vit),
-    "metaclip 2": _transformers("metaclip_2", "MetaClip2VisionModel", "MetaClip2VisionConfig", **_vit),
-    "owlvit": _transformers("owlvit", "OwlViTVisionModel", "OwlViTVisionConfig", **_vit),
-    "clipseg": _transformers("clipseg", "CLIPSegVisionModel", "CLIPSegVisionConfig", **_vit),
-    "chinese clip": _transformers("chinese_clip", "ChineseCLIPVisionModel", "ChineseCLIPVisionConfig", **_vit),
-    "ijepa": _transformers("ijepa", "IJepaForImageClassification", "IJepaConfig", **_vit),
-    "vit msn": _transformers("vit_msn", "ViTMSNForImageClassification", "ViTMSNConfig", **_vit),
-    "aimv2": _transformers("aimv2", "Aimv2VisionModel", "Aimv2VisionConfig", **_vit),
-    "altclip": _transformers("altclip", "AltCLIPVisionModel", "AltCLIPVisionConfig", **_vit),
-    "blip": _transformers("blip", "BlipVisionModel", "BlipVisionConfig", **_vit),
-    "blip 2": _transformers("blip_2", "Blip2VisionModel", "Blip2VisionConfig", **_vit),
-    "instructblip": _transformers("instructblip", "InstructBlipVisionModel", "InstructBlipVisionConfig", **_vit),
-    "sam": _transformers("sam", "SamVisionModel", "SamVisionConfig", **_sam),
-    "sam hq": _transformers("sam_hq", "SamHQVisionModel", "SamHQVisionConfig", **_sam),
-    "segformer": _transformers("segformer", "SegformerForImageClassification", "SegformerConfig", **_segformer),
-    "glpn": _transformers("glpn", "GLPNForDepthEstimation", "GLPNConfig", decoder_hidden_size=16, **_segformer),
-    "eomt": _transformers("eomt", "EomtForUniversalSegmentation", "EomtConfig", **_eomt),
-    "eomt dinov3": _transformers("eomt_dinov3", "EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", **_eomt),
-    "poolformer": _transformers(
-        "poolformer",
-        "PoolFormerForImageClassification",
-        "PoolFormerConfig",
-        img_size=128,
-        hidden_sizes=[16, 16, 32, 32],
-        depths=[2, 1, 1, 1],
-    ),
-    "focalnet": _transformers(
-        "focalnet",
-        "FocalNetForImageClassification",
-        "FocalNetConfig",
-        image_size=64,
-        embed_dim=16,
-        depths=[2, 1],
-        focal_levels=[2, 2],
-        focal_windows=[3, 3],
-    ),
-    "mask2former": _transformers(
-        "mask2former",
-        "Mask2FormerForUniversalSegmentation",
-        "Mask2FormerConfig",
-        backbone_config=("SwinConfig", _four_stages),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        dim_feedforward=32,
-        num_queries=5,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-    ),
-    "rt-detr": _transformers(
-        "rt_detr",
-        "RTDetrForObjectDetection",
-        "RTDetrConfig",
-        img_size=256,
-        graft={"blocks": (1,)},
-        num_queries=10,
-        encoder_layers=2,
-        decoder_layers=1,
-        d_model=32,
-        encoder_hidden_dim=32,
-        encoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        decoder_ffn_dim=32,
-        eval_size=None,
-        decoder_in_channels=[32, 32, 32],
-    ),
+    **{
+        name: _small("transformers", family, cls, partial(_make_transformers, cls, options))
+        for name, (family, cls, options) in _TRANSFORMERS.items()
+    },
     "open_clip": _small("open_clip", "transformer", "VisionTransformer", _open_clip),
 }
+OTHER_MODELS["poolformer"] = replace(OTHER_MODELS["poolformer"], img_size=128)
+OTHER_MODELS["rt-detr"] = replace(OTHER_MODELS["rt-detr"], img_size=256, graft={"blocks": (1,)})
 
 # (library, family) -> why a graft has no place in it
 NOT_GRAFTABLE: dict[tuple[str, str], str] = {

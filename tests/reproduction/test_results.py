@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from reproduction.__main__ import main
-from vitgraft.tools.results import read_run, read_runs, summarize, to_markdown
+from reproduction.results import read_run, read_runs, summarize, to_markdown
 
 COLUMNS = ("epoch", "step", "train/loss", "val/acc", "val/acc5", "val/ece", "val/loss", "val/acc_ema")
 

@@ -1,4 +1,4 @@
-"""Figure 2 (a) of the paper as a measurement: how far a centre token looks, stage by stage, on real photos."""
+"""Figure 2 (a) of the paper as a measurement: receptive fields of a centre token, stage by stage, on real photos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,20 @@ from torch import nn
 
 import vitgraft
 from vitgraft.data.decode import decode_image
-from vitgraft.tools.receptive_field import effective_receptive_fields, reached_share
+from vitgraft.errors import CommandError
+from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
+from vitgraft.tools.table import markdown_table
 
-__all__ = ["SYSTEMS", "Reach", "build", "draw_reach", "load_photos", "measure_reach", "to_markdown", "to_record"]
+__all__ = [
+    "SYSTEMS",
+    "StageField",
+    "build",
+    "draw_receptive_fields",
+    "load_photos",
+    "measure_receptive_fields",
+    "to_markdown",
+    "to_record",
+]
 
 SYSTEMS = ("Swin-T", "Swin-T + GrafT", "DeiT-T, windows", "DeiT-T, full attention", "DeiT-T + GrafT")
 """What is compared; the DeiTs are without class token, as the grafted one is."""
@@ -22,27 +33,26 @@ THRESHOLD = 0.001
 
 
 @dataclass(frozen=True)
-class Reach:
-    """The effective receptive field (H, W) of the centre token after one stage, averaged over photos and seeds.
-
-    `looks` is the share of the image with any gradient at all, `reached` that above 0.1 % of the largest.
-    """
+class StageField:
+    """The effective receptive field (H, W) of the centre token after one stage, averaged over photos and seeds."""
 
     system: str
     stage: str
     field: torch.Tensor
 
     @property
-    def looks(self) -> float:
-        return reached_share(self.field, 0.0)
+    def theoretical(self) -> float:
+        """Fraction of the image with any gradient at all."""
+        return erf_area(self.field, 0.0)
 
     @property
-    def reached(self) -> float:
-        return reached_share(self.field, THRESHOLD)
+    def effective(self) -> float:
+        """Fraction of the image where the gradient is above 0.1 % of the largest."""
+        return erf_area(self.field, THRESHOLD)
 
 
 def build(system: str, seed: int = 0) -> nn.Module:
-    """One of `SYSTEMS` at 224 x 224 with random start values of the seed.
+    """One of `SYSTEMS` at 224 x 224 with random weights of the seed.
 
     Raises:
         ValueError: Unknown system.
@@ -73,7 +83,7 @@ def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tens
     """Centre crops (N, 3, size, size) of a folder's photos, normalised as ImageNet; None: scikit-learn's two photos.
 
     Raises:
-        ValueError: The folder holds no image.
+        CommandError: The folder holds no image.
     """
     from PIL import Image
     from timm.data import create_transform
@@ -86,22 +96,22 @@ def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tens
         endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
         paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in endings)
         if not paths:
-            raise ValueError(f"{folder}: no image here; give a folder of {', '.join(sorted(endings))} files")
+            raise CommandError(f"{folder}: no image here; give a folder of {', '.join(sorted(endings))} files")
         images = [decode_image(path.read_bytes(), str(path)) for path in paths]
     transform = create_transform(size, is_training=False, crop_pct=1.0, interpolation="bicubic")
     return torch.stack([transform(image) for image in images])
 
 
-def measure_reach(
+def measure_receptive_fields(
     photos: torch.Tensor, systems: Sequence[str] = SYSTEMS, seeds: Sequence[int] = (0,), report: Any = None
-) -> list[Reach]:
+) -> list[StageField]:
     """The field of every stage of every system, each photo and seed with its largest value 1, then averaged.
 
     Args:
         photos: (N, 3, 224, 224).
         systems: Of `SYSTEMS`.
-        seeds: Of the random start values, one model each.
-        report: Told in a line what happens, once for each system and seed.
+        seeds: Of the random weights, one model each.
+        report: Gets a line for each system and seed.
     """
     results = []
     for system in systems:
@@ -115,11 +125,11 @@ def measure_reach(
                 fields = effective_receptive_fields(model, list(stages.values()), photo[None])
                 for stage, field in zip(stages, fields, strict=True):
                     sums[stage] = sums.get(stage, 0) + field
-        results += [Reach(system, stage, total / (len(seeds) * len(photos))) for stage, total in sums.items()]
+        results += [StageField(system, stage, total / (len(seeds) * len(photos))) for stage, total in sums.items()]
     return results
 
 
-def draw_reach(results: Sequence[Reach]) -> Any:
+def draw_receptive_fields(results: Sequence[StageField]) -> Any:
     """One row for each system, one column for each stage.
 
     Brightness is the logarithm of the gradient, a mean over 4 x 4 pixels; grey is none.
@@ -141,32 +151,32 @@ def draw_reach(results: Sequence[Reach]) -> Any:
             cells = torch.nn.functional.avg_pool2d(one.field[None], 4)[0]  # patches of Swin: less noise, small files
             seen = np.ma.masked_less_equal(cells.numpy(), 0)
             picture = ax.imshow(seen, norm=LogNorm(1e-8, 1), cmap="magma")
-            ax.set_facecolor("#c8d4dc")  # what it does not see
+            ax.set_facecolor("#c8d4dc")  # outside the theoretical receptive field
             ax.set_xticks([])
             ax.set_yticks([])
-            ax.set_title(f"{one.stage}: sees {one.looks:.0%}, reaches {one.reached:.0%}", fontsize=8)
+            ax.set_title(f"{one.stage}: sees {one.theoretical:.0%}, reaches {one.effective:.0%}", fontsize=8)
         row[0].set_ylabel(system, fontsize=10)
     bar = figure.colorbar(picture, ax=axes, shrink=0.5, pad=0.02)
     bar.set_label("|gradient| of the centre token, largest = 1; grey: none", fontsize=8)
     return figure
 
 
-def to_record(results: Sequence[Reach], photos: int, seeds: Sequence[int]) -> dict[str, Any]:
-    """The shares as JSON values."""
+def to_record(results: Sequence[StageField], photos: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """The areas as JSON values."""
     rows = [
-        {"system": one.system, "stage": one.stage, "looks": round(one.looks, 5), "reached": round(one.reached, 5)}
+        {"system": one.system, "stage": one.stage}
+        | {"theoretical": round(one.theoretical, 5), "effective": round(one.effective, 5)}
         for one in results
     ]
     count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    return {"kind": "reach", "photos": photos, "seeds": list(seeds), "seeds_text": count, "rows": rows}
+    return {"kind": "receptive_field", "photos": photos, "seeds": list(seeds), "seeds_text": count, "rows": rows}
 
 
 def to_markdown(record: dict[str, Any]) -> str:
-    """The shares of `to_record` as a Markdown table, one row for each system."""
-    rows = record["rows"]
-    lines = ["| system | " + " | ".join(f"depth {i + 1} of 4" for i in range(4)) + " |", "|---|" + "---|" * 4]
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = (row for row in rows if row["system"] == system)
-        cells = [f"{row['stage']}: {row['looks']:.1%} / {row['reached']:.1%}" for row in own]
-        lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    """The areas of `to_record` as a Markdown table, one row for each system."""
+    cells: dict[str, list[str]] = {}
+    for row in record["rows"]:
+        text = f"{row['stage']}: {row['theoretical']:.1%} / {row['effective']:.1%}"
+        cells.setdefault(row["system"], []).append(text)
+    headings = ["system", *(f"depth {number} of 4" for number in range(1, 5))]
+    return markdown_table(headings, ([system, *texts] for system, texts in cells.items()))
