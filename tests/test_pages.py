@@ -12,7 +12,12 @@ import vitgraft
 from vitgraft.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "results/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 # a block that does not run here carries a comment with the reason in the line before it
 CODE = re.compile(r"^(?P<marked><!-- not run: .+ -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
 # what makes a block quick, and independent of the network
