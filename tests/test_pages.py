@@ -1,0 +1,119 @@
+"""README and docs/: their Python runs, and the commands, files and links in them exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import vitgraft
+from vitgraft.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "results/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# a block that does not run here carries a comment with the reason in the line before it
+CODE = re.compile(r"^(?P<marked><!-- not run: .+ -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
+# what makes a block quick, and independent of the network
+QUICKER = {
+    "pretrained=True": "pretrained=False",
+    '"vit_small_patch14_dinov2"': '"vit_small_patch14_dinov2", img_size=224',
+    "512, 768": "64, 96",
+}
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    found = CODE.finditer((ROOT / name).read_text())
+    return [block["text"] for block in found if block["language"] == language and not block["marked"]]
+
+
+def commands(name: str) -> list[list[str]]:
+    """The command lines of a page: those of blocks without a language, and those inside of sentences."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    lines = "\n".join(block["text"] for block in CODE.finditer(text) if not block["language"]).splitlines()
+    lines += re.findall(r"`([^`\n]+)`", CODE.sub("", text))
+    starts = re.compile(r"^(vitgraft [a-z]|python -m (reproduction|benchmarks|vitgraft))")
+    return [shlex.split(line, comments=True) for line in lines if starts.match(line)]
+
+
+def _vit(folder: Path) -> Path:
+    """A small model as transformers saves it, in place of a published one."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=4
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
+def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(blocks(name, "python"))
+    for slow, quick in QUICKER.items():
+        text = text.replace(slow, quick)
+    given = {"timm": timm, "torch": torch, "vitgraft": vitgraft, "images": torch.zeros(1, 3, 224, 224)}
+    if "(NAME)" in text:
+        given |= {"NAME": str(_vit(tmp_path / "published")), "DIR": str(tmp_path / "saved")}
+    exec(compile(text, name, "exec"), given)
+
+
+@pytest.fixture(scope="module")
+def help_of():
+    """The help text of a command, made once."""
+    texts = {}
+
+    def help_of(module: str, command: str, capsys) -> str:
+        if (module, command) not in texts:
+            if module == "reproduction":
+                from reproduction.__main__ import main as run
+            else:
+                run = main
+            try:
+                code = run([command, "--help"])
+            except SystemExit as end:
+                code = end.code
+            texts[module, command] = capsys.readouterr().out if not code else ""
+        return texts[module, command]
+
+    return help_of
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if commands(name)])
+def test_the_commands_of_a_page_exist(name, help_of, capsys):
+    for words in commands(name):
+        if words[0] == "python" and words[2] != "reproduction":
+            assert (ROOT / f"{words[2].replace('.', '/')}.py").exists() or (
+                ROOT / f"src/{words[2].replace('.', '/')}.py"
+            ).exists(), words
+            continue
+        module, arguments = ("vitgraft", words[1:]) if words[0] == "vitgraft" else (words[2], words[3:])
+        for command in arguments[:1]:
+            text = help_of(module, command, capsys)
+            assert text, words
+            if command not in ("fit", "validate", "test"):  # theirs are checked with the recipes
+                flags = {word.split("=")[0] for word in arguments if word.startswith("--")}
+                assert not [flag for flag in flags if not re.search(rf"{flag}\b", text)], words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_recipes_of_a_page_exist(name):
+    text = (ROOT / name).read_text()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if link and not ((ROOT / name).parent / link).exists()]
+    missing += [path for path in re.findall(r"recipes/[\w/]+\.yaml", text) if not (ROOT / path).is_file()]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 90 and max(map(len, lines)) <= 120
