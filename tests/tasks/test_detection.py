@@ -106,7 +106,7 @@ def test_a_batch_of_unreadable_images_is_left_out():
 def test_problems_are_named_all_at_once():
     with pytest.raises(RecipeError) as error:
         Detection("vit_tiny_patch16_224", detector={"fpn_chanels": 8, "proposals": 100, "finest": 0, "detections": 0})
-    for text in ("fpn_channels", "proposals=100 must be two", "finest=0", "detections=0"):
+    for text in ("fpn_channels", "proposals=100: should be a list", "finest=0", "detections=0"):
         assert text in str(error.value)
     assert Detection.build_problems({"model": "graft_swin_tiny_patch4_window7_224"}) == []
     (problem,) = Detection.build_problems({"model": "levit_128s"})

@@ -9,10 +9,11 @@ import signal
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pydantic import validate_call
 from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
@@ -20,6 +21,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.errors import RunFolderError, TrainingError
+from vitgraft.tasks._options import WholeNumber
 from vitgraft.terminal import note, warn
 from vitgraft.training.callbacks.progress import update_follows
 from vitgraft.weights import files as checkpoint_files
@@ -112,20 +114,17 @@ class Checkpoints(pl.callbacks.Checkpoint):
         enabled: Whether anything is saved at all.
     """
 
+    @validate_call
     def __init__(
         self,
         folder: str | None = None,
         monitor: str | None = None,
-        mode: str = "max",
-        every_n_steps: int = 0,
+        mode: Literal["max", "min"] = "max",
+        every_n_steps: WholeNumber = 0,
         handle_signals: bool = True,
         enabled: bool = True,
     ):
         super().__init__()
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode!r}: 'max' or 'min'")
-        if every_n_steps < 0:
-            raise ValueError(f"every_n_steps={every_n_steps}: 0 or more")
         self.folder, self.monitor, self.mode = folder, monitor, mode
         self.every_n_steps, self.enabled = every_n_steps, enabled
         self.handle_signals = handle_signals and enabled

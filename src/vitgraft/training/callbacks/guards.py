@@ -5,8 +5,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pydantic import validate_call
 
 from vitgraft.errors import TrainingError
+from vitgraft.tasks._options import WholeNumber
 from vitgraft.terminal import warn
 
 __all__ = ["Guards", "advice_on_memory", "is_out_of_memory"]
@@ -34,10 +36,8 @@ class Guards(pl.Callback):
         max_unreadable: Images that may be unreadable.
     """
 
-    def __init__(self, max_skipped: int = 10, max_unreadable: int = 100):
-        for name, value in (("max_skipped", max_skipped), ("max_unreadable", max_unreadable)):
-            if value < 0:
-                raise ValueError(f"{name}={value}: 0 or more")
+    @validate_call
+    def __init__(self, max_skipped: WholeNumber = 10, max_unreadable: WholeNumber = 100):
         self.max_skipped, self.max_unreadable = max_skipped, max_unreadable
         self.skipped = self.updates = 0  # of this epoch; those that were tried
         self.in_a_row = 0  # skipped since the last one that was made, over epochs
