@@ -1,4 +1,4 @@
-"""The detection task: from a recipe's options to a run that goes on, its start weights, and data without masks."""
+"""The detection task: from a recipe's options to a run that goes on, its initial weights, and data without masks."""
 
 import pytest
 import timm
@@ -11,7 +11,7 @@ from vitgraft.models.mask_rcnn import MaskRCNN
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("faster_coco_eval")
 from vitgraft.data.detection import DetectionBatch, DetectionData  # noqa: E402
-from vitgraft.tasks._initial_weights import load_start_weights  # noqa: E402
+from vitgraft.tasks._initial_weights import load_initial_weights  # noqa: E402
 from vitgraft.tasks.detection import Detection  # noqa: E402
 from vitgraft.training.callbacks.checkpoint import Checkpoints  # noqa: E402
 from vitgraft.training.check_recipe import resolve  # noqa: E402
@@ -132,7 +132,7 @@ def test_what_does_not_decay():
     }
 
 
-# start weights
+# initial weights
 
 
 def detector(model=None, classes=3, **kwargs):
@@ -146,7 +146,7 @@ def classifier(**kwargs):
 
 
 def loaded(model, path):
-    return load_start_weights(model, model.backbone.features, path)
+    return load_initial_weights(model, model.backbone.features, path)
 
 
 def test_a_classifiers_weights_go_into_the_backbone(tmp_path):

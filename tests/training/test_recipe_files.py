@@ -54,7 +54,7 @@ def test_header(name):
 
 
 def _build(recipe):
-    """The task's model, without memory and start weights."""
+    """The task's model, without memory and initial weights."""
     options = {**recipe["model"]["init_args"], "pretrained": False, "checkpoint_path": None}
     options["num_classes"] = options.get("num_classes") or 11
     with torch.device("meta"):

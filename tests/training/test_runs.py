@@ -66,7 +66,7 @@ def test_the_way_out_of_a_refused_resume(capsys, recipe, class_folders, tmp_path
     more = ["--out", tmp_path / "two", "--model.checkpoint_path", tmp_path / "one"]
     code, out, err = run(capsys, *words, *more)
     assert code == 0, err
-    assert re.search(r"start weights from .*one/best.ckpt: \d+ tensors loaded\n(?!  )", out)
+    assert re.search(r"initial weights from .*one/best.ckpt: \d+ tensors loaded\n(?!  )", out)
 
 
 def test_fit_then_validate_from_the_checkpoint_alone(capsys, recipe, class_folders, tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.classification import ClassificationMetrics, EvaluationReport
 from vitgraft.metrics.report_writer import print_report, write_report
-from vitgraft.tasks._initial_weights import load_start_weights
+from vitgraft.tasks._initial_weights import load_initial_weights
 from vitgraft.tasks._options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_model
@@ -82,7 +82,7 @@ class Classification(Task):
         pretrained = h.pretrained and not h.checkpoint_path
         model = build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained)
         if h.checkpoint_path:
-            rank_zero_only(print)(load_start_weights(model, None, h.checkpoint_path))
+            rank_zero_only(print)(load_initial_weights(model, None, h.checkpoint_path))
         return model
 
     def take(self, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
-from vitgraft.tasks._initial_weights import load_start_weights, new_parts
+from vitgraft.tasks._initial_weights import load_initial_weights, new_parts
 from vitgraft.tasks._options import Count, Fraction, Model, Positive, WholeNumber
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
@@ -105,7 +105,7 @@ class Detection(Task):
         features = detector.backbone.features
         say = rank_zero_only(print)  # self.print needs a trainer
         if h.checkpoint_path:
-            say(load_start_weights(detector, features, h.checkpoint_path))
+            say(load_initial_weights(detector, features, h.checkpoint_path))
         elif h.pretrained:
             say(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
         return detector

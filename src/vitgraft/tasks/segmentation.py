@@ -18,7 +18,7 @@ from vitgraft.metrics.segmentation_report import print_report, write_report
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.sliding_window import infer, window_problems
 from vitgraft.models.upernet import UperNet
-from vitgraft.tasks._initial_weights import load_start_weights
+from vitgraft.tasks._initial_weights import load_initial_weights
 from vitgraft.tasks._options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
@@ -121,7 +121,7 @@ class Segmentation(Task):
             h.aux_channels if h.aux_weight > 0 else None,
         )
         if h.checkpoint_path:
-            rank_zero_only(print)(load_start_weights(model, backbone, h.checkpoint_path))
+            rank_zero_only(print)(load_initial_weights(model, backbone, h.checkpoint_path))
         return model
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
@@ -176,7 +176,7 @@ class Segmentation(Task):
     def write_report(
         self, folder: Path, report: SegmentationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.metrics.segmentation_report.write_report`; the facts say how the classes were inferred.
+        """See `vitgraft.metrics.segmentation_report.write_report`; the metadata has the options of the inference.
 
         Sliding windows go to FOLDER_sliding, several scales or flips to FOLDER_multi_scale, beside the
         plain evaluation's files.

@@ -50,7 +50,7 @@ __all__ = ["COMMANDS", "default_callbacks", "main"]
 
 COMMANDS = ("fit", "validate", "test")
 WEIGHTS = Literal["raw", "ema"] | None
-# Sections of a recipe beside model, data and trainer: callbacks that every run has
+# Sections of a recipe beside model, data and trainer: the callbacks of every run
 PARTS = {"checkpoints": Checkpoints, "ema": AveragedWeights, "guards": Guards}
 DATA = f"{ImageData.__module__}.{ImageData.__name__}"  # of a recipe that names neither data nor a task with its own
 TOP = {
@@ -190,7 +190,7 @@ class VitgraftCLI(LightningCLI):
 def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> dict[str, Any]:
     """The recipe with the model that a checkpoint was saved with, by the checkpoint's own hyper-parameters.
 
-    A run that goes on (fit) keeps its recipe.
+    A resumed run (fit) keeps its recipe.
     """
     if path is None or command == "fit":
         return recipe
@@ -230,7 +230,7 @@ def default_data(model: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `vitgraft fit ...` and returns the exit code: 0 done, 1 a run that had to stop, 2 a wrong request.
+    """Runs `vitgraft fit ...` and returns the exit code: 0 done, 1 a run that had to stop, 2 a request with errors.
 
     A signal that ended a run leaves by `Interrupted`, with the code 128 + its number.
     """
