@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("pytorch_lightning")
 import pytorch_lightning as pl
-from miniature_runs import make_images, runs
+from small_run import make_images, runs
 from torch.utils.data import DataLoader, TensorDataset
 
 from vitgraft.errors import CheckpointError
