@@ -1,5 +1,7 @@
 """The detection task: from a recipe's options to a run that goes on, its initial weights, and data without masks."""
 
+import inspect
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("faster_coco_eval")
 from vitgraft.data.detection import DetectionBatch, DetectionData  # noqa: E402
 from vitgraft.tasks._initial_weights import load_initial_weights  # noqa: E402
-from vitgraft.tasks.detection import Detection  # noqa: E402
+from vitgraft.tasks.detection import Detection, DetectorOptions  # noqa: E402
 from vitgraft.training.callbacks.checkpoint import Checkpoints  # noqa: E402
 from vitgraft.training.check_recipe import resolve  # noqa: E402
 from vitgraft.weights.create import build_backbone  # noqa: E402
@@ -111,6 +113,13 @@ def test_problems_are_named_all_at_once():
     assert Detection.build_problems({"model": "graft_swin_tiny_patch4_window7_224"}) == []
     (problem,) = Detection.build_problems({"model": "levit_128s"})
     assert "4, 8, 16 and 32" in problem
+
+
+def test_every_option_of_the_detector_has_a_type():
+    own = {name for name in inspect.signature(MaskRCNN).parameters if name not in ("model", "num_classes", "masks")}
+    assert set(DetectorOptions.__annotations__) == own
+    defaults = {name: inspect.signature(MaskRCNN).parameters[name].default for name in own}
+    assert Detection.problems({"detector": defaults}) == []
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,16 @@ def test_all_options_can_be_listed(capsys):
     assert code == 0 and "--trainer.gradient_clip_val" in out and "--model CONFIG" in out
 
 
+@pytest.mark.parametrize("with_recipe", [False, True])
+def test_configuration_and_options_of_a_class_are_printed(capsys, recipe, with_recipe):
+    given = ["--config", recipe] if with_recipe else []
+    code, out, _ = run(capsys, "fit", *given, "--model.help", "Detection")
+    assert code == 0 and "--model.detector" in out and "--model.warmup_steps" in out
+    code, out, _ = run(capsys, "fit", *given, "--trainer.max_epochs", 7, "--print_config")
+    assert code == 0 and "max_epochs: 7" in out and "max_skipped: 10" in out
+    assert ("lr: 0.01" in out) == with_recipe and f"out: runs/{'tiny' if with_recipe else 'unnamed'}" in out
+
+
 def test_missing_lightning_names_the_extra(capsys, monkeypatch):
     for name in ("vitgraft.training.cli", "vitgraft.tasks.classification"):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
