@@ -161,7 +161,7 @@ def test_all_ranges_at_once():
     with pytest.raises(RecipeError) as caught:
         _task(lr=-1.0, mixup=-0.1, smoothing=1.0, opt="adamv", betas=(0.9, 1.0), sched="cosin", warmup_epochs=-1)
     assert len(caught.value.problems) == 7
-    assert "model.lr=-1.0 must be a number above 0" in str(caught.value)
+    assert "model.lr=-1.0: should be greater than 0" in str(caught.value)
 
 
 def test_no_classes():

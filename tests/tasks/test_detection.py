@@ -1,4 +1,6 @@
-"""The detection task: from a recipe's options to a run that goes on, its start weights, and data without masks."""
+"""The detection task: from a recipe's options to a run that goes on, its initial weights, and data without masks."""
+
+import inspect
 
 import pytest
 import timm
@@ -11,8 +13,8 @@ from vitgraft.models.mask_rcnn import MaskRCNN
 pl = pytest.importorskip("pytorch_lightning")
 pytest.importorskip("faster_coco_eval")
 from vitgraft.data.detection import DetectionBatch, DetectionData  # noqa: E402
-from vitgraft.tasks._initial_weights import load_start_weights  # noqa: E402
-from vitgraft.tasks.detection import Detection  # noqa: E402
+from vitgraft.tasks._initial_weights import load_initial_weights  # noqa: E402
+from vitgraft.tasks.detection import Detection, DetectorOptions  # noqa: E402
 from vitgraft.training.callbacks.checkpoint import Checkpoints  # noqa: E402
 from vitgraft.training.check_recipe import resolve  # noqa: E402
 from vitgraft.weights.create import build_backbone  # noqa: E402
@@ -106,11 +108,18 @@ def test_a_batch_of_unreadable_images_is_left_out():
 def test_problems_are_named_all_at_once():
     with pytest.raises(RecipeError) as error:
         Detection("vit_tiny_patch16_224", detector={"fpn_chanels": 8, "proposals": 100, "finest": 0, "detections": 0})
-    for text in ("fpn_channels", "proposals=100 must be two", "finest=0", "detections=0"):
+    for text in ("fpn_channels", "proposals=100: should be a list", "finest=0", "detections=0"):
         assert text in str(error.value)
     assert Detection.build_problems({"model": "graft_swin_tiny_patch4_window7_224"}) == []
     (problem,) = Detection.build_problems({"model": "levit_128s"})
     assert "4, 8, 16 and 32" in problem
+
+
+def test_every_option_of_the_detector_has_a_type():
+    own = {name for name in inspect.signature(MaskRCNN).parameters if name not in ("model", "num_classes", "masks")}
+    assert set(DetectorOptions.__annotations__) == own
+    defaults = {name: inspect.signature(MaskRCNN).parameters[name].default for name in own}
+    assert Detection.problems({"detector": defaults}) == []
 
 
 @pytest.mark.parametrize(
@@ -132,7 +141,7 @@ def test_what_does_not_decay():
     }
 
 
-# start weights
+# initial weights
 
 
 def detector(model=None, classes=3, **kwargs):
@@ -146,7 +155,7 @@ def classifier(**kwargs):
 
 
 def loaded(model, path):
-    return load_start_weights(model, model.backbone.features, path)
+    return load_initial_weights(model, model.backbone.features, path)
 
 
 def test_a_classifiers_weights_go_into_the_backbone(tmp_path):

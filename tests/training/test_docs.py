@@ -1,5 +1,6 @@
 """The YAML of docs/training.md: the command line's parser takes every trainer section, and the recipe."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from vitgraft.errors import RecipeError
 
 pl = pytest.importorskip("pytorch_lightning")
 from vitgraft.training import cli  # noqa: E402
-from vitgraft.training.recipe import Request, as_text, load_yaml, merge, read_recipe  # noqa: E402
+from vitgraft.training.recipe import load_yaml, merge, read_recipe  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -30,7 +31,7 @@ def _parse(recipe: dict):
     if problems:
         raise RecipeError(problems)
     recipe = cli.with_class_paths(recipe, {"data": cli.DATA})
-    return _Parsed(Request("fit"), ["fit", "--config", as_text(recipe)]).config.fit
+    return _Parsed(["fit", "--config", json.dumps(recipe)]).config.fit
 
 
 def test_sections_for_every_way_are_there():

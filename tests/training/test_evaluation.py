@@ -58,7 +58,7 @@ def test_a_part_of_the_set_does_not_replace_the_whole(trained, recipe, class_fol
     capsys.readouterr()
     part = [*words("validate", recipe, class_folders, trained), "--trainer.limit_val_batches", "1"]
     assert main([*part, "--data.batch_size", "4"]) == 0
-    assert "ONLY A PART of the set" in capsys.readouterr().out
+    assert "ONLY A PART of the dataset" in capsys.readouterr().out
     assert (trained.parent / "validate" / "metrics.json").read_bytes() == whole
     report, values = read_metrics(trained.parent / "validate_part" / "metrics.json")
     assert report.num_samples == 4 and "limited" in values

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning")
-from miniature_runs import assert_same_run, make_images, runs
+from small_run import assert_same_run, make_images, runs
 
 from vitgraft.errors import TrainingError
 from vitgraft.training.callbacks.guards import Guards, advice_on_memory, is_out_of_memory

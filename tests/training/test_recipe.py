@@ -1,11 +1,11 @@
-"""Reading recipes: numbers, bases, merging, the words of the command line, and what is refused."""
+"""Reading recipes: numbers, bases, merging, the arguments of the command line, and what is refused."""
 
 import pytest
 
 from vitgraft.errors import RecipeError
 
 pytest.importorskip("pytorch_lightning")
-from vitgraft.training.recipe import load_yaml, merge, parse_words, read_recipe
+from vitgraft.training.recipe import load_yaml, merge, parse_arguments, read_recipe
 
 
 def _write(folder, name, text):
@@ -68,16 +68,16 @@ def test_options_of_another_class_are_forgotten():
     assert below == {"model": {"class_path": "A", "init_args": {"x": 1}}}
 
 
-def test_words():
-    line = "fit --config a.yaml --smoke --model.lr 1e-3 --model.graft={'levels':1} -c b.yaml --data.root x"
-    request = parse_words([*line.split(), "--model.lr_batch", "-3"])
-    assert request.command == "fit" and request.configs == ["a.yaml", "b.yaml"] and request.flags == {"smoke"}
-    assert request.values == {"model": {"lr": 1e-3, "graft": {"levels": 1}, "lr_batch": -3}, "data": {"root": "x"}}
-    assert request.words[:2] == ["--model.lr", "1e-3"] and "--smoke" not in request.words
+def test_arguments():
+    line = "--config a.yaml --smoke --model.lr 1e-3 --model.graft={'levels':1} -c b.yaml --data.root x --data.train+ y"
+    arguments, values = parse_arguments([*line.split(), "--model.lr_batch", "-3"])
+    assert arguments.config == ["a.yaml", "b.yaml"] and arguments.smoke and not arguments.resume
+    model = {"lr": 1e-3, "graft": {"levels": 1}, "lr_batch": -3}
+    assert values == {"model": model, "data": {"root": "x", "train": ["y"]}}
 
 
-def test_wrong_words_all_at_once():
+def test_wrong_arguments_all_at_once():
     with pytest.raises(RecipeError) as caught:
-        parse_words(["fit", "recipe.yaml", "--model.lr", "--data.root"])
+        parse_arguments(["recipe.yaml", "--model.lr", "--data.root"])
     assert len(caught.value.problems) == 3
     assert "'recipe.yaml'" in str(caught.value) and "--data.root: a value is missing" in str(caught.value)

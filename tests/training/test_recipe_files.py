@@ -11,8 +11,12 @@ from vitgraft.cli import main
 
 pytest.importorskip("pytorch_lightning")
 import vitgraft
+from vitgraft.models.feature_pyramid import feature_backbone
+from vitgraft.models.swin import create_swin
+from vitgraft.models.upernet import UperNet
 from vitgraft.tasks.classification import Classification
 from vitgraft.tasks.detection import Detection
+from vitgraft.tasks.optim import Schedule, make_optimizer, scale_learning_rates
 from vitgraft.tasks.segmentation import Segmentation
 from vitgraft.tools.count import count_macs, count_params
 from vitgraft.training.recipe import read_recipe
@@ -37,6 +41,8 @@ def test_all_recipes_are_there():
     assert {f"imagenet1k/{name}.yaml" for name in IMAGENET.split()} <= set(NAMES)
     coco = [f"{b}_{s}_{k}" for b in ("swin", "graft_swin") for s in ("tiny", "small") for k in ("1x", "3x")]
     assert {f"coco/mask_rcnn_{name}_coco.yaml" for name in coco} <= set(NAMES)
+    ade20k = [f"upernet_{b}_{s}_ade20k" for b in ("swin", "graft_swin") for s in ("tiny", "small")]
+    assert {f"ade20k/{name}.yaml" for name in ade20k} <= set(NAMES)
     for folder in ("cifar10", "finetune"):
         assert sum(name.startswith(folder) for name in NAMES) >= 3
 
@@ -54,7 +60,7 @@ def test_header(name):
 
 
 def _build(recipe):
-    """The task's model, without memory and start weights."""
+    """The task's model, without memory and initial weights."""
     options = {**recipe["model"]["init_args"], "pretrained": False, "checkpoint_path": None}
     options["num_classes"] = options.get("num_classes") or 11
     with torch.device("meta"):
@@ -130,8 +136,6 @@ def test_test_crop_of_the_authors(name):
     ],
 )
 def test_hyper_parameters_on_eight_processes(name, lr, ends, epochs, drop_path, clip):
-    from vitgraft.tasks.optim import scale_learning_rates
-
     recipe = read_recipe(FOLDER / "imagenet1k" / f"{name}.yaml")
     task, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
     rates = scale_learning_rates(
@@ -164,6 +168,54 @@ def test_hyper_parameters_of_the_swin_authors_detector(name):
     assert data["augmentation"] == ("single" if once else "multiscale")
     assert trainer["max_epochs"] == (12 if once else 36) and "gradient_clip_val" not in trainer
     assert "detector" not in task  # the defaults of MaskRCNN are the authors'
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ade20k/")])
+def test_hyper_parameters_of_the_swin_authors_segmenter(name):
+    """shared recipes.md section 4."""
+    recipe = read_recipe(FOLDER / name)
+    task, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
+    assert (task["opt"], float(task["lr"]), task["weight_decay"]) == ("adamw", 6e-5, 0.01)
+    assert (task["head_channels"], task["aux_channels"], task["aux_weight"], task["dropout"]) == (512, 256, 0.4, 0.1)
+    assert task["model_kwargs"]["drop_path_rate"] == 0.3
+    assert data["batch_size"] * 8 == 16
+    assert (data["crop_size"], data["short_side"], data["long_side"]) == (512, 512, 2048)
+    assert (data["scale"], data["cat_max_ratio"], data["hflip"], data["photometric"]) == ([0.5, 2.0], 0.75, 0.5, True)
+    assert (data["reduce_zero_label"], data["ignore_index"], data["num_classes"]) == (True, 255, 150)
+    assert trainer["max_steps"] == 160_000 and trainer["max_epochs"] * (20_210 // 16) >= 160_000
+    assert trainer["precision"] == "32-true" and trainer["sync_batchnorm"] and "gradient_clip_val" not in trainer
+    assert ("graft_swin" in name) == (task["graft"] != {"blocks": []})
+
+
+def test_learning_rate_of_the_segmenters():
+    """Linear to 0 over all steps, beneath a linear warm-up of 1500 steps from 1e-6 of the rate."""
+    task = read_recipe(FOLDER / "ade20k/upernet_swin_tiny_ade20k.yaml")["model"]["init_args"]
+    lr = float(task["lr"])
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = Schedule(
+        task["sched"],
+        warmup_updates=task["warmup_steps"],
+        warmup_lr=float(task["warmup_lr"]),
+        min_lr=float(task["min_lr"]),
+        options=task["sched_kwargs"],
+    ).build(optimizer, 1263, 160_000)
+    for step, fraction in ((0, 1e-6), (750, 0.5), (1600, 0.99), (80_000, 0.5), (120_000, 0.25), (159_999, 1 / 160_000)):
+        schedule.step(step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr * fraction, rel=1e-3), step
+
+
+def test_what_does_not_decay_in_the_segmenters():
+    """mmcv's rule goes by name: biases and batch norms (`bn`) decay, layer norms and position tables do not."""
+    task = read_recipe(FOLDER / "ade20k/upernet_swin_tiny_ade20k.yaml")["model"]["init_args"]
+    small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4, "num_classes": 0}
+    net = UperNet(feature_backbone(create_swin("swin_tiny_patch4_window7_224", **small)), 3, 8, aux_channels=4)
+    options = {"no_weight_decay": task["no_weight_decay"], "decay_vectors": task["decay_vectors"]}
+    optimizer = make_optimizer(net, "adamw", 1e-3, task["weight_decay"], **options)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        without = "norm" in name or "relative_position_bias_table" in name
+        assert decay[id(parameter)] == (0.0 if without else 0.01), name
+    assert any(".bn." in name for name, _ in net.named_parameters())
 
 
 @pytest.mark.slow

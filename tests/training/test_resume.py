@@ -1,4 +1,4 @@
-"""A run that was killed and goes on ends as the run that was never killed: every bit of the last checkpoint is equal.
+"""Exact resume: a run that was killed and resumed ends with the checkpoints of one that never was, bit for bit.
 
 14 batches an epoch, 2 epochs, validation of 3 batches; a signal at ["train", n] comes before batch n of the whole run,
 one at ["val", n] before the n-th validation batch of that process.
@@ -9,7 +9,7 @@ import json
 import pytest
 
 pytest.importorskip("pytorch_lightning")
-from miniature_runs import assert_same_run, make_images, runs
+from small_run import assert_same_run, make_images, runs
 
 pytestmark = pytest.mark.slow
 
@@ -38,51 +38,60 @@ DENSE = {
 CODES = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return str(make_images(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The folder of the run that is never killed; one for all numbers of workers and of saves, which change nothing."""
+    folders = {}
+
+    def make(options):
+        options = {name: value for name, value in options.items() if name not in ("workers", "every_n_steps")}
+        key = json.dumps(options, sort_keys=True)
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("whole")
+            codes, text = runs({**options, "out": str(folders[key])})
+            assert codes == [0], text
+        return folders[key]
+
+    return make
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_killed_and_resumed_is_never_killed(case, tmp_path):
+def test_killed_and_resumed_is_never_killed(case, root, whole_run, tmp_path):
     options, signal, places = CASES[case]
-    options = {**options, "root": str(make_images(tmp_path / "data"))}
-    kill_and_compare(options, signal, places, tmp_path)
+    kill_and_compare({**options, "root": root}, signal, places, whole_run, tmp_path)
 
 
 @pytest.mark.parametrize("case", DENSE)
-def test_detectors_and_segmenters_too(case, tmp_path):
+def test_detectors_and_segmenters_too(case, whole_run, tmp_path):
     if case.startswith("detection"):
         pytest.importorskip("faster_coco_eval")
-    kill_and_compare(*DENSE[case], tmp_path)
+    kill_and_compare(*DENSE[case], whole_run, tmp_path)
 
 
-def kill_and_compare(options, signal, places, folder):
-    """A run with these signals, and one without, in processes of their own."""
-    whole, cut = folder / "whole", folder / "cut"
-    attempts = [
-        {**options, "out": str(cut), "at": place, "signal": signal, "resume": n > 0} for n, place in enumerate(places)
-    ]
-    codes, text = runs({**options, "out": str(whole)}, *attempts, {**options, "out": str(cut), "resume": True})
-    assert codes == [0, *[CODES[signal]] * len(places), 0], text
-    assert_same_run(whole, cut)
+def kill_and_compare(options, signal, places, whole_run, folder):
+    """A run with these signals, resumed after each, and one without."""
+    attempts = [{"at": place, "signal": signal, "resume": n > 0} for n, place in enumerate(places)] + [{"resume": True}]
+    codes, text = runs(*({**options, "out": str(folder), **attempt} for attempt in attempts))
+    assert codes == [*[CODES[signal]] * len(places), 0], text
+    assert_same_run(whole_run(options), folder)
 
 
-def test_workers_change_nothing(tmp_path):
-    root = str(make_images(tmp_path / "data"))
-    a, b = tmp_path / "a", tmp_path / "b"
-    codes, text = runs({"root": root, "out": str(a)}, {"root": root, "out": str(b), "workers": 3})
-    assert codes == [0, 0], text
-    assert_same_run(a, b)
-
-
-def test_resumes_from_the_one_before_when_the_last_is_damaged(tmp_path):
-    options = {"root": str(make_images(tmp_path / "data"))}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    codes, _ = runs({**options, "out": str(whole)}, {**options, "out": str(cut), "at": ["train", 11]})
-    assert codes == [0, 137]
+def test_resumes_from_the_one_before_when_the_last_is_damaged(root, whole_run, tmp_path):
+    options, cut = {"root": root}, tmp_path
+    codes, _ = runs({**options, "out": str(cut), "at": ["train", 11]})
+    assert codes == [137]
     last = cut / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     codes, text = runs({**options, "out": str(cut), "resume": True})
     assert codes == [0], text
     assert "last.ckpt is cut short" in text and "Using the one before it" in text
     assert "last-previous.ckpt (epoch 0, step 6)" in text
-    assert_same_run(whole, cut)
+    assert_same_run(whole_run(options), cut)
 
 
 def test_two_processes_resume(tmp_path):

@@ -75,7 +75,7 @@ def test_resume_of_a_damaged_run(run, capsys):
     assert begin(run, RECIPE, resume=True) == run / "last-previous.ckpt"
     said = capsys.readouterr()
     assert re.match(r"warning: .*last\.ckpt is empty. Using the one before it.*step 5\)$", said.err)
-    assert "going on with" in said.out and "last-previous.ckpt (epoch 0, step 5)" in said.out
+    assert "resuming from" in said.out and "last-previous.ckpt (epoch 0, step 5)" in said.out
     checkpoint_files.previous(run / "last.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="the one before it can't be used either"):
         begin(run, RECIPE, resume=True)
@@ -128,8 +128,8 @@ def test_find_checkpoint(run):
 
 def test_resume_says_where_it_goes_on_or_that_all_is_done(run, capsys):
     begin(run, RECIPE, resume=True)
-    assert capsys.readouterr().out == f"going on with {run / 'last.ckpt'} (epoch 0, step 10)\n"
-    for processed, words in ((2, "going on with"), (3, "already finished:")):
+    assert capsys.readouterr().out == f"resuming from {run / 'last.ckpt'} (epoch 0, step 10)\n"
+    for processed, words in ((2, "resuming from"), (3, "already finished:")):
         loops = {"fit_loop": {"epoch_progress": {"current": {"processed": processed}}}}
         checkpoint_files.write({"global_step": 30, "epoch": 2, "loops": loops}, run / "last.ckpt")
         begin(run, RECIPE, resume=True)

@@ -48,6 +48,16 @@ def test_all_options_can_be_listed(capsys):
     assert code == 0 and "--trainer.gradient_clip_val" in out and "--model CONFIG" in out
 
 
+@pytest.mark.parametrize("with_recipe", [False, True])
+def test_configuration_and_options_of_a_class_are_printed(capsys, recipe, with_recipe):
+    given = ["--config", recipe] if with_recipe else []
+    code, out, _ = run(capsys, "fit", *given, "--model.help", "Detection")
+    assert code == 0 and "--model.detector" in out and "--model.warmup_steps" in out
+    code, out, _ = run(capsys, "fit", *given, "--trainer.max_epochs", 7, "--print_config")
+    assert code == 0 and "max_epochs: 7" in out and "max_skipped: 10" in out
+    assert ("lr: 0.01" in out) == with_recipe and f"out: runs/{'tiny' if with_recipe else 'unnamed'}" in out
+
+
 def test_missing_lightning_names_the_extra(capsys, monkeypatch):
     for name in ("vitgraft.training.cli", "vitgraft.tasks.classification"):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
@@ -66,7 +76,7 @@ def test_the_way_out_of_a_refused_resume(capsys, recipe, class_folders, tmp_path
     more = ["--out", tmp_path / "two", "--model.checkpoint_path", tmp_path / "one"]
     code, out, err = run(capsys, *words, *more)
     assert code == 0, err
-    assert re.search(r"start weights from .*one/best.ckpt: \d+ tensors loaded\n(?!  )", out)
+    assert re.search(r"initial weights from .*one/best.ckpt: \d+ tensors loaded\n(?!  )", out)
 
 
 def test_fit_then_validate_from_the_checkpoint_alone(capsys, recipe, class_folders, tmp_path):
@@ -113,11 +123,11 @@ def test_all_mistakes_at_once_and_nothing_written(capsys, recipe, tmp_path, monk
     assert code == 2 and out == "" and "Traceback" not in err
     assert "7 things are wrong" in err
     for message in (
-        "model.lr=-1 must be a number above 0",
-        "model.mixup='lots': expected float",
+        "model.lr=-1: should be greater than 0",
+        "model.mixup='lots': should be a valid number",
         "model.optt: Classification has no such option; did you mean 'opt'?",
         "trainer.max_epoch: Trainer has no such option; did you mean 'max_epochs'?",
-        "data.batch_size='x': expected int",
+        "data.batch_size='x': should be a valid integer",
         "unknown graft option 'levles' (did you mean 'levels'?)",
         "outt: no such option; did you mean 'out'?",
     ):
@@ -130,9 +140,9 @@ def test_all_mistakes_at_once_and_nothing_written(capsys, recipe, tmp_path, monk
     [
         (["--model", "Clasification"], "model.class_path: 'Clasification' cannot be imported; vitgraft has "),
         (["--model.model", "deit_tny_patch16_224"], "deit_tiny_patch16_224"),
-        (["--model.opt", "adamv"], "model.opt='adamv' is no optimizer that timm knows: "),
-        (["--model.lr", ".nan"], "model.lr=nan must be a number above 0"),
-        (["--seed_everything", "a"], "seed_everything='a': expected int"),
+        (["--model.opt", "adamv"], "model.opt='adamv': timm has no such optimizer: "),
+        (["--model.lr", ".nan"], "model.lr=nan: should be a finite number"),
+        (["--seed_everything", "a"], "seed_everything='a': should be a valid integer"),
         (["--trainer.precision", "8"], "trainer.precision=8: expected "),
         (["--model.train_grafts_only", "true"], "has no grafts; give graft: {}"),
         (["--model.num_classes", "4"], "num_classes=4"),

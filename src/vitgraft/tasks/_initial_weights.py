@@ -1,4 +1,4 @@
-"""Start weights of a task: a backbone's checkpoint into its backbone, or a whole model's into the whole."""
+"""Initial weights of a task: a backbone's checkpoint into its backbone, or a whole model's into the whole."""
 
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from vitgraft.weights.files import EMA_KEY, start_file
 from vitgraft.weights.load_report import LoadReport
 from vitgraft.weights.official import load_official, read_checkpoint
 
-__all__ = ["load_start_weights", "new_parts"]
+__all__ = ["load_initial_weights", "new_parts"]
 
 
 FEATURES = {"backbone.features.": "detector", "backbone.": "segmenter"}
 """What the names of a dense model's backbone begin with in this package's checkpoints, and what model that is."""
 
 
-def load_start_weights(model: nn.Module, features: nn.Module | None, path: str | Path) -> str:
-    """Fills a model from a file, and says what was loaded, resized, new and left out.
+def load_initial_weights(model: nn.Module, features: nn.Module | None, path: str | Path) -> str:
+    """Loads a file into a model, and reports what was loaded, resized, new and skipped.
 
     Args:
         model: The detector, segmenter, or classifier, which keeps its new head where the file has other classes.
@@ -41,17 +41,17 @@ def load_start_weights(model: nn.Module, features: nn.Module | None, path: str |
         kind = " (averaged weights)" if averaged else ""
         if features is None:
             report = load_official(model, content if own is None else own, new_classifier=True)
-            return f"start weights from {path}{kind}: {report}"
+            return f"initial weights from {path}{kind}: {report}"
         place = next(name for name, module in model.named_modules() if module is features) + "."
         if own is not None:
             whole = next((f for f in FEATURES if any(name.startswith(f"{f}backbone.") for name in own)), "")
             if whole == place:
-                return f"start weights of the whole model from {path}{kind}: {_load_whole(model, own)}"
+                return f"initial weights of the whole model from {path}{kind}: {_load_whole(model, own)}"
             if whole:
                 own = {name.removeprefix(whole): value for name, value in own.items() if name.startswith(whole)}
                 kind += f", a {FEATURES[whole]}'s without its heads"
         elif hasattr(model, "heads"):
-            return f"start weights from {path}: {load_official(model, content, new_classifier=True)}"
+            return f"initial weights from {path}: {load_official(model, content, new_classifier=True)}"
         inner = features
         if isinstance(features, SimpleFeaturePyramid):  # the same backbone in the form that the loader knows
             inner = DenseFeatures(features.backbone, (-1,), norm=False)
@@ -60,7 +60,7 @@ def load_start_weights(model: nn.Module, features: nn.Module | None, path: str |
         report = load_official(inner, content if own is None else own)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint_path={path}: {error}") from error
-    return f"start weights of the backbone from {path}{kind}: {report}\n  {new_parts(model, features)}"
+    return f"initial weights of the backbone from {path}{kind}: {report}\n  {new_parts(model, features)}"
 
 
 def new_parts(model: nn.Module, features: nn.Module) -> str:

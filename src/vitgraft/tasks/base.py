@@ -3,6 +3,7 @@
 This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,21 @@ from torch import nn
 from vitgraft.errors import GraftError, MissingExtraError, ModelSpecError, RecipeError
 from vitgraft.grafting import train_grafts_only
 from vitgraft.randomness import derive, seed_all
-from vitgraft.tasks._checks import problems_of
+from vitgraft.tasks._options import (
+    BelowOne,
+    Count,
+    GraftOptions,
+    Model,
+    ModelOptions,
+    NonNegative,
+    Optimizer,
+    Positive,
+    WholeNumber,
+    option_errors,
+)
 from vitgraft.tasks._sharding import shard
 from vitgraft.tasks.optim import Schedule, make_optimizer, scale_learning_rates
-from vitgraft.weights.create import build_model, data_config_of
+from vitgraft.weights.create import data_config_of, is_graft_name
 from vitgraft.weights.official import check_names_and_shapes
 
 try:
@@ -34,8 +46,8 @@ class Task(pl.LightningModule):
     Everything random in a training step is seeded by (seed, step, process), and the learning rate follows from the
     number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
-    A task of its own gives `build`, `make_metric`, `training_step` (which begins with `before_step`), `evaluate`, the
-    names of what it logs, `write_report` and `print_report`.
+    Subclasses define `try_build`, `build`, `make_metric`, `training_step` (which begins with `before_step`),
+    `evaluate`, the names of the metrics that they log, `write_report` and `print_report`.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module.
@@ -54,17 +66,21 @@ class Task(pl.LightningModule):
         weight_decay: On all but vectors and what the model itself names (position embeddings, the grafts' tables).
         no_weight_decay: Name patterns of further parameters without it.
         decay_vectors: Vectors (biases, norms) decay as well, where no pattern names them, as with mmcv.
-        betas, eps, momentum: Of the optimizer; None leaves its own default.
+        betas: Of the optimizer; None leaves its own default.
+        eps: Of the optimizer; None leaves its own default.
+        momentum: Of the optimizer; None leaves its own default.
         opt_kwargs: Further options of the optimizer.
         layer_decay: Factor on the learning rate from one layer to the one before it; None: the same for all.
-        sched: "cosine", "poly", "tanh", "step" or "constant".
+        sched: "cosine", "poly", "tanh", "multistep" or "constant".
         sched_on_updates: Whether the rate moves with every update (Swin) or once an epoch (DeiT, CSWin).
         sched_kwargs: Further options of timm's create_scheduler_v2.
-        warmup_epochs, warmup_steps: Linear warm-up in epochs, or in updates, which wins.
-        warmup_lr, min_lr: Learning rate at the start of the warm-up and at the end.
+        warmup_epochs: Length of the linear warm-up.
+        warmup_steps: The same in updates, which wins where set.
+        warmup_lr: Learning rate at the start of the warm-up.
+        min_lr: Learning rate at the end.
         warmup_prefix: The decay starts after the warm-up instead of beneath it.
         cooldown_epochs: The last epochs of the run stay at `min_lr`.
-        seed: Of start weights and of all that a step draws.
+        seed: Of initial weights and of everything random in a step.
         class_names: Filled from the data; travels with the checkpoint.
         data_config: Overrides of the model's input_size, mean, std, crop_pct, interpolation.
 
@@ -72,42 +88,42 @@ class Task(pl.LightningModule):
         RecipeError: Options out of range; the message names all of them.
     """
 
-    LOGGED: ClassVar[Mapping[str, str]] = {}  # name behind `val/` and `test/` -> name in `report.numbers()`
-    MAIN: ClassVar[str] = ""  # the one of LOGGED that the bar shows
+    LOGGED: ClassVar[Mapping[str, str]] = {}  # name after `val/` and `test/` -> name in `report.numbers()`
+    MAIN: ClassVar[str] = ""  # the one of LOGGED in the progress bar
     DATA: ClassVar[str]  # class path of the data where a recipe names none
 
     def __init__(
         self,
-        model: str | nn.Module,
-        num_classes: int | None = None,
+        model: Model,
+        num_classes: Count | None = None,
         pretrained: bool = False,
         checkpoint_path: str | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        graft: dict[str, Any] | None = None,
+        model_kwargs: ModelOptions | None = None,
+        graft: GraftOptions | None = None,
         train_grafts_only: bool = False,
         grad_checkpointing: bool = False,
-        opt: str = "adamw",
-        lr: float = 1e-3,
-        lr_batch: int | None = None,
+        opt: Optimizer = "adamw",
+        lr: Positive = 1e-3,
+        lr_batch: Count | None = None,
         lr_scale: Literal["lr", "all"] = "lr",
-        weight_decay: float = 0.05,
+        weight_decay: NonNegative = 0.05,
         no_weight_decay: Sequence[str] = (),
         decay_vectors: bool = False,
-        betas: tuple[float, float] | None = None,
-        eps: float | None = None,
-        momentum: float | None = None,
+        betas: tuple[BelowOne, BelowOne] | None = None,
+        eps: NonNegative | None = None,
+        momentum: NonNegative | None = None,
         opt_kwargs: dict[str, Any] | None = None,
-        layer_decay: float | None = None,
+        layer_decay: Positive | None = None,
         sched: Literal["cosine", "poly", "tanh", "multistep", "constant"] = "cosine",
         sched_on_updates: bool = True,
         sched_kwargs: dict[str, Any] | None = None,
-        warmup_epochs: float = 0.0,
-        warmup_steps: int | None = None,
-        warmup_lr: float = 0.0,
-        min_lr: float = 0.0,
+        warmup_epochs: NonNegative = 0.0,
+        warmup_steps: WholeNumber | None = None,
+        warmup_lr: NonNegative = 0.0,
+        min_lr: NonNegative = 0.0,
         warmup_prefix: bool = False,
-        cooldown_epochs: float = 0.0,
-        seed: int = 0,
+        cooldown_epochs: NonNegative = 0.0,
+        seed: WholeNumber = 0,
         class_names: list[str] | None = None,
         data_config: dict[str, Any] | None = None,
     ):
@@ -127,32 +143,48 @@ class Task(pl.LightningModule):
 
     @classmethod
     def problems(cls, values: Mapping[str, Any]) -> list[str]:
-        """What is out of range among these options (all of them, each with its name)."""
-        return problems_of(values)
+        """All errors of these options, one line each: those of single options, by their types, and conflicts."""
+        found = option_errors(cls, values)
+        wrong = {re.split(r"[.\[:=]", line)[0] for line in found}
+        return found + cls.conflicts({name: value for name, value in values.items() if name not in wrong})
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        """What is wrong with options together that are fine one by one."""
+        found = []
+        if values.get("decay_vectors") and values.get("layer_decay") is not None:
+            found.append("decay_vectors: not together with layer_decay, whose groups leave vectors out")
+        if values.get("sched") == "multistep" and not (values.get("sched_kwargs") or {}).get("decay_milestones"):
+            found.append("sched='multistep': needs sched_kwargs, such as {decay_milestones: [8, 11], decay_rate: 0.1}")
+        model = values.get("model")
+        named_plain = isinstance(model, str) and not is_graft_name(model)
+        if values.get("train_grafts_only") and named_plain and values.get("graft") is None:
+            found.append(f"train_grafts_only: {model!r} has no grafts; give graft: {{}} for the defaults")
+        return found
 
     @classmethod
     def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
-        """Why a model cannot be built from options that are fine one by one; tried without making a tensor."""
+        """Why no model can be built from options without errors; tried without making a tensor."""
         if not isinstance(values.get("model"), str) or ":" in values["model"]:
             return []
         try:
-            build_model(
-                values["model"],
-                values.get("num_classes") or 2,
-                values.get("model_kwargs"),
-                values.get("graft"),
-                device="meta",
-            )
-        except (ModelSpecError, GraftError) as error:
+            with torch.device("meta"):
+                cls.try_build(values)
+        except (ModelSpecError, GraftError, TypeError, ValueError) as error:
             return [f"model: {error}"]
         return []
 
-    # what a task gives
+    @classmethod
+    def try_build(cls, values: Mapping[str, Any]) -> None:
+        """Builds the model of these options on the meta device, without weights."""
+        raise NotImplementedError
+
+    # what subclasses define
 
     def build(self) -> nn.Module:
         """The model of `num_classes` classes, from `self.hparams`; the generators are seeded.
 
-        The backbone's own start weights (`pretrained`, `checkpoint_path`) are loaded here.
+        The backbone's initial weights (`pretrained`, `checkpoint_path`) are loaded here.
         """
         raise NotImplementedError
 
@@ -167,13 +199,13 @@ class Task(pl.LightningModule):
     def write_report(
         self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """Writes what an evaluation leaves behind; the files.
+        """Writes the files of an evaluation, and returns them.
 
         Args:
             folder: Made where it is missing.
             report: Of the metric.
-            title: In words, what was evaluated.
-            facts: The same for metrics.json.
+            title: What was evaluated.
+            facts: Metadata for metrics.json.
             unreadable: "name: reason" of the images that could not be counted.
         """
         raise NotImplementedError
@@ -182,7 +214,7 @@ class Task(pl.LightningModule):
         """Shows an evaluation in the terminal; `unreadable` images are left out of it."""
         raise NotImplementedError
 
-    # the model
+    # model
 
     def configure_model(self) -> None:
         """Builds the model once the number of classes is known; Lightning calls this after the data's setup."""
@@ -242,7 +274,7 @@ class Task(pl.LightningModule):
         """Takes the classes of the data, or refuses data of other classes than the model's."""
         h = self.hparams
         data = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "preprocessing"):  # with the data's own options on top: what the checkpoint must keep
+        if hasattr(data, "preprocessing"):  # with the data's own options on top: the checkpoint keeps them
             used = asdict(data.preprocessing)
             plain = {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
             h.data_config = {**plain, "input_size": [self.data_config["input_size"][0], *used["input_size"]]}
@@ -296,11 +328,11 @@ class Task(pl.LightningModule):
             h.warmup_prefix,
             h.sched_kwargs,
         ).build(trainer.optimizers[0], updates or total, total)
-        if self.global_step:  # a run that goes on: building the schedule has set the rate to that of its beginning
+        if self.global_step:  # a resumed run: building the schedule has set the rate to that of its first step
             self._schedule.step(self.global_step - 1 if h.sched_on_updates else self.current_epoch)
 
     def before_step(self, batch_idx: int) -> None:
-        """Seeds all that the step draws, and sets its learning rate."""
+        """Seeds everything random in the step, and sets its learning rate."""
         h = self.hparams
         seed_all(derive(h.seed, "step", self.global_step, batch_idx, self.global_rank))
         self._schedule.step(self.global_step if h.sched_on_updates else self.current_epoch)
@@ -333,13 +365,13 @@ class Task(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Says which class rebuilds the model from the checkpoint's hyper-parameters."""
+        """Stores the class that rebuilds the model from the checkpoint's hyper-parameters."""
         checkpoint["task"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     # evaluation
 
     def evaluated_models(self) -> dict[str, nn.Module]:
-        """What an evaluation measures: "raw" the model, "ema" the averaged one where a callback has set it."""
+        """The models to evaluate: "raw", and "ema", the averaged one where a callback has set it."""
         averaged = self.__dict__.get("averaged_model")
         if self.__dict__.get("weights_suffix"):  # the model itself has the averaged weights
             return {"ema": self.model}
@@ -357,7 +389,7 @@ class Task(pl.LightningModule):
             self.evaluate(model, self.metrics[weights], batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the numbers of the whole set, each sample counted once."""
+        """Logs the metrics of the whole dataset, each sample counted once."""
         self._log_evaluation("val")
 
     on_test_epoch_start = on_validation_epoch_start

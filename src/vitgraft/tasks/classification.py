@@ -15,8 +15,8 @@ from torch import nn
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.classification import ClassificationMetrics, EvaluationReport
 from vitgraft.metrics.report_writer import print_report, write_report
-from vitgraft.tasks._checks import classification_problems
-from vitgraft.tasks._initial_weights import load_start_weights
+from vitgraft.tasks._initial_weights import load_initial_weights
+from vitgraft.tasks._options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_model
 
@@ -33,11 +33,13 @@ class Classification(Task):
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
         num_classes: None takes those of the data.
         loss: "cross_entropy", or "bce" (binary for each class, as in DeiT III).
-        smoothing: Share of the target that is spread over all classes.
+        smoothing: Fraction of the target that is spread over all classes.
         bce_target_thresh: Targets above it become 1 (loss "bce").
-        mixup, cutmix: Alpha of their Beta distributions; 0: off.
-        mixup_prob, mixup_switch_prob, mixup_mode: timm's: share of batches mixed, share of cutmix where both are on,
-            and one lambda per "batch", "pair" or "elem".
+        mixup: Alpha of mixup's Beta distribution; 0: off.
+        cutmix: Alpha of cutmix's Beta distribution; 0: off.
+        mixup_prob: Fraction of batches that are mixed.
+        mixup_switch_prob: Fraction of cutmix where both are on.
+        mixup_mode: One lambda per "batch", "pair" or "elem".
         mixup_off_epoch: Epoch from which nothing is mixed any more; 0: never.
         **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed.
 
@@ -51,35 +53,36 @@ class Classification(Task):
 
     def __init__(
         self,
-        model: str | nn.Module,
-        num_classes: int | None = None,
+        model: Model,
+        num_classes: Count | None = None,
         loss: Literal["cross_entropy", "bce"] = "cross_entropy",
-        smoothing: float = 0.0,
-        bce_target_thresh: float | None = None,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mixup_prob: float = 1.0,
-        mixup_switch_prob: float = 0.5,
+        smoothing: BelowOne = 0.0,
+        bce_target_thresh: Fraction | None = None,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        mixup_prob: Fraction = 1.0,
+        mixup_switch_prob: Fraction = 0.5,
         mixup_mode: Literal["batch", "pair", "elem"] = "batch",
-        mixup_off_epoch: int = 0,
+        mixup_off_epoch: WholeNumber = 0,
         **kwargs,
     ):
         super().__init__(model, num_classes, **kwargs)
 
     @classmethod
-    def problems(cls, values: Mapping[str, Any]) -> list[str]:
-        """What is out of range among these options (all of them, each with its name)."""
-        return super().problems(values) + classification_problems(values)
+    def try_build(cls, values: Mapping[str, Any]) -> None:
+        """As `Task.try_build`."""
+        classes = values.get("num_classes") or 2
+        build_model(values["model"], classes, values.get("model_kwargs"), values.get("graft"), device="meta")
 
     def build(self) -> nn.Module:
-        """The named timm model, grafted, which starts from the recipe's weights; says what was loaded."""
+        """The named timm model, grafted, with the recipe's initial weights; reports what was loaded."""
         from pytorch_lightning.utilities import rank_zero_only
 
         h = self.hparams
         pretrained = h.pretrained and not h.checkpoint_path
         model = build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained)
         if h.checkpoint_path:
-            rank_zero_only(print)(load_start_weights(model, None, h.checkpoint_path))
+            rank_zero_only(print)(load_initial_weights(model, None, h.checkpoint_path))
         return model
 
     def take(self, model: nn.Module) -> None:

@@ -9,16 +9,42 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict
 from torch import nn
+from typing_extensions import TypedDict
 
-from vitgraft.errors import ModelSpecError, RecipeError
+from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
-from vitgraft.tasks._checks import detector_problems
-from vitgraft.tasks._initial_weights import load_start_weights, new_parts
+from vitgraft.tasks._initial_weights import load_initial_weights, new_parts
+from vitgraft.tasks._options import Count, Fraction, Model, Positive, WholeNumber
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detection"]
+
+
+class DetectorOptions(TypedDict, total=False):
+    """Options of `vitgraft.models.mask_rcnn.MaskRCNN`, which documents them and has their defaults.
+
+    `proposals_before` and `proposals` are numbers in training and in evaluation.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    fpn_channels: Count
+    box_channels: Count
+    mask_channels: Count
+    mask_convs: WholeNumber
+    anchor_scale: Positive
+    anchor_ratios: tuple[Positive, ...]
+    proposals_before: tuple[Count, Count]
+    proposals: tuple[Count, Count]
+    anchors_sampled: Count
+    boxes_sampled: Count
+    finest: Positive
+    score_threshold: Fraction
+    nms_threshold: Fraction
+    detections: Count
 
 
 class Detection(Task):
@@ -45,33 +71,19 @@ class Detection(Task):
 
     def __init__(
         self,
-        model: str | nn.Module,
-        num_classes: int | None = None,
+        model: Model,
+        num_classes: Count | None = None,
         masks: bool | None = None,
-        detector: dict[str, Any] | None = None,
+        detector: DetectorOptions | None = None,
         **kwargs,
     ):
         super().__init__(model, num_classes, **kwargs)
 
     @classmethod
-    def problems(cls, values: Mapping[str, Any]) -> list[str]:
-        """What is out of range among these options (all of them, each with its name)."""
-        return super().problems(values) + detector_problems(values.get("detector") or {})
-
-    @classmethod
-    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
-        """Why a detector cannot be built from options that are fine one by one; tried without making a tensor."""
-        if not isinstance(values.get("model"), str) or ":" in values["model"]:
-            return []
-        try:
-            with torch.device("meta"):
-                backbone = build_backbone(
-                    values["model"], values.get("model_kwargs"), values.get("graft"), device="meta"
-                )
-                MaskRCNN(backbone, values.get("num_classes") or 2, **(values.get("detector") or {}))
-        except (ModelSpecError, TypeError, ValueError) as error:  # GraftError is a ValueError
-            return [f"model: {error}"]
-        return []
+    def try_build(cls, values: Mapping[str, Any]) -> None:
+        """As `Task.try_build`."""
+        backbone = build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
+        MaskRCNN(backbone, values.get("num_classes") or 2, **(values.get("detector") or {}))
 
     def setup(self, stage: str) -> None:
         """As `Task.setup`; takes from the data whether there are masks."""
@@ -80,10 +92,10 @@ class Detection(Task):
         if self.hparams.masks is None:
             self.hparams.masks = has_masks
         if stage == "fit" and self.hparams.masks and not has_masks:
-            raise RecipeError("model.masks=True: the training set has no masks; null or false trains on its boxes")
+            raise RecipeError("model.masks=True: the training data has no masks; null or false trains on its boxes")
 
     def build(self) -> nn.Module:
-        """The detector around the named backbone, which starts from the recipe's weights; says what was loaded."""
+        """The detector around the named backbone, with the recipe's initial weights; reports what was loaded."""
         from pytorch_lightning.utilities import rank_zero_only
 
         h = self.hparams
@@ -93,9 +105,9 @@ class Detection(Task):
         features = detector.backbone.features
         say = rank_zero_only(print)  # self.print needs a trainer
         if h.checkpoint_path:
-            say(load_start_weights(detector, features, h.checkpoint_path))
+            say(load_initial_weights(detector, features, h.checkpoint_path))
         elif h.pretrained:
-            say(f"start weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
+            say(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
         return detector
 
     def backbone_of(self, model: nn.Module) -> nn.Module:

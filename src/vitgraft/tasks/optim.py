@@ -130,7 +130,7 @@ class Schedule:
     options: Mapping[str, Any] | None = None
 
     def build(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int, total_updates: int) -> Scheduler:
-        """timm's scheduler. Its `step(t)` sets the rates, t in updates or epochs as `on_updates` says."""
+        """timm's scheduler. Its `step(t)` sets the rates, t in updates or epochs, by `on_updates`."""
         unit = 1 if self.on_updates else updates_per_epoch  # updates in one t
         total = max(1, round(total_updates / unit))
         warmup = self.warmup_epochs * updates_per_epoch if self.warmup_updates is None else self.warmup_updates

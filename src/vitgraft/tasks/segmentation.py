@@ -5,20 +5,21 @@ This module needs the `train` extra and is imported by what trains, never by `im
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitgraft.errors import ModelSpecError, RecipeError
+from vitgraft.errors import RecipeError
 from vitgraft.metrics.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
 from vitgraft.metrics.segmentation_report import print_report, write_report
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.sliding_window import infer, window_problems
 from vitgraft.models.upernet import UperNet
-from vitgraft.tasks._checks import ranges
-from vitgraft.tasks._initial_weights import load_start_weights
+from vitgraft.tasks._initial_weights import load_initial_weights
+from vitgraft.tasks._options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
 
@@ -74,51 +75,38 @@ class Segmentation(Task):
 
     def __init__(
         self,
-        model: str | nn.Module,
-        num_classes: int | None = None,
-        head_channels: int = 512,
-        aux_channels: int | None = 256,
-        aux_weight: float = 0.4,
-        dropout: float = 0.1,
-        pool_scales: Sequence[int] = (1, 2, 3, 6),
-        window: int | None = None,
-        stride: int | None = None,
-        scales: Sequence[float] = (1.0,),
+        model: Model,
+        num_classes: Count | None = None,
+        head_channels: Count = 512,
+        aux_channels: Count | None = 256,
+        aux_weight: NonNegative = 0.4,
+        dropout: BelowOne = 0.1,
+        pool_scales: Annotated[Sequence[Count], Limits("one or more", (MinLen(1),))] = (1, 2, 3, 6),
+        window: Count | None = None,
+        stride: Count | None = None,
+        scales: Annotated[Sequence[Positive], Limits("one or more", (MinLen(1),))] = (1.0,),
         flip: bool = False,
         **kwargs,
     ):
         super().__init__(model, num_classes, **kwargs)
 
     @classmethod
-    def problems(cls, values: Mapping[str, Any]) -> list[str]:
-        """What is out of range among these options (all of them, each with its name)."""
-        found = ranges(values, at_least_zero=("aux_weight",), counts=("head_channels", "aux_channels"))
-        dropout, pools = values.get("dropout", 0), values.get("pool_scales", (1,))
-        if not 0 <= dropout < 1:
-            found.append(f"dropout={dropout!r} must be a number from 0 up and below 1")
-        if not pools or any(side < 1 for side in pools):
-            found.append(f"pool_scales={pools!r} must be whole numbers from 1 up")
-        found += window_problems(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        """As `Task.conflicts`; a stride fits its window, and layers are not counted."""
+        found = window_problems(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
         if values.get("layer_decay") is not None:
             found.append("layer_decay: UperNet has no layers to count; give null")
-        return super().problems(values) + found
+        return super().conflicts(values) + found
 
     @classmethod
-    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
-        """As `Task.build_problems`; the backbone must have maps for the head."""
-        found = super().build_problems(values)
-        if found or not isinstance(values.get("model"), str) or ":" in values["model"]:
-            return found
-        try:
-            feature_backbone(
-                build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
-            )
-        except (ModelSpecError, TypeError, ValueError) as error:
-            return [f"model: {error}"]
-        return []
+    def try_build(cls, values: Mapping[str, Any]) -> None:
+        """As `Task.try_build`; the backbone must have maps for the head."""
+        feature_backbone(
+            build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
+        )
 
     def build(self) -> nn.Module:
-        """UperNet on the named timm model, which starts from the recipe's weights; says what was loaded."""
+        """UperNet on the named timm model, with the recipe's initial weights; reports what was loaded."""
         from pytorch_lightning.utilities import rank_zero_only
 
         h = self.hparams
@@ -133,7 +121,7 @@ class Segmentation(Task):
             h.aux_channels if h.aux_weight > 0 else None,
         )
         if h.checkpoint_path:
-            rank_zero_only(print)(load_start_weights(model, backbone, h.checkpoint_path))
+            rank_zero_only(print)(load_initial_weights(model, backbone, h.checkpoint_path))
         return model
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
@@ -188,7 +176,7 @@ class Segmentation(Task):
     def write_report(
         self, folder: Path, report: SegmentationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.metrics.segmentation_report.write_report`; the facts say how the classes were inferred.
+        """See `vitgraft.metrics.segmentation_report.write_report`; the metadata has the options of the inference.
 
         Sliding windows go to FOLDER_sliding, several scales or flips to FOLDER_multi_scale, beside the
         plain evaluation's files.

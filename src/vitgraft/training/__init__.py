@@ -1,4 +1,4 @@
-"""How models are trained from recipes: the command line, optimisation, and what keeps a run unbroken.
+"""How models are trained from recipes: the command line, optimisation, and exact resume.
 
 Needs the `train` extra; `import vitgraft` never comes here.
 """

@@ -1,7 +1,8 @@
-"""Everything that is wrong with a recipe at once. jsonargparse stops at the first mistake; here each value is tried
-alone, against the type that the class it goes to declares."""
+"""All errors of a recipe at once, where jsonargparse stops at the first.
 
-import inspect
+Pydantic checks the options of this package's classes by their types; jsonargparse those of all others, one at a time.
+"""
+
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,13 +13,14 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.strategies import StrategyRegistry
 
 from vitgraft.errors import MissingExtraError
-from vitgraft.training.recipe import close, with_init_args
+from vitgraft.tasks._options import close, option_errors, parameters_of, value_errors
+from vitgraft.training.recipe import with_init_args
 
-__all__ = ["find_problems", "parameters_of", "resolve", "with_class_paths"]
+__all__ = ["find_problems", "resolve", "with_class_paths"]
 
 KINDS = {"model": LightningModule, "data": LightningDataModule}
-# Where the classes are that recipes name without their module. Each is imported when it is named, since a task may need
-# an extra that the others do without
+# Modules of the classes that recipes name alone. Each is imported when it is named: a task may need an extra that the
+# others do without
 MODULES = {
     "Classification": "vitgraft.tasks.classification",
     "ImageData": "vitgraft.data.classification",
@@ -35,7 +37,7 @@ def find_problems(
     default_classes: Mapping[str, str],
     parts: Mapping[str, type] | None = None,
 ) -> list[str]:
-    """What a parser would refuse in a recipe, and what the classes themselves refuse: one line each, with its name.
+    """All errors of a recipe, one line each, which begins with the option's name.
 
     Args:
         recipe: Sections and values; the options of a class stand beside `class_path` or under `init_args`.
@@ -48,32 +50,23 @@ def find_problems(
     sections = (*KINDS, *parts)
     for key, value in recipe.items():
         if key in top:
-            found += _try(key, value, top[key])
+            found += value_errors(key, value, top[key])
         elif key not in sections:
             found.append(f"{key}: no such option; {close(key, [*sections, *top])}")
         elif key == "trainer":
             found += _options(key, value, Trainer) + _strategy(value)
         elif key in parts:
-            found += _options(key, value, parts[key]) or _ranges(key, value, parts[key])
+            found += _options(key, value, parts[key])
         else:
             found += _class(key, value, default_classes.get(key))
     return found
 
 
 def _strategy(options: Any) -> list[str]:
-    """A strategy that Lightning does not know, which it would say only when the trainer is made."""
+    """A strategy that Lightning does not know, which is an error only when the trainer is made."""
     name = options.get("strategy") if isinstance(options, Mapping) else None
     known = ["auto", *StrategyRegistry.available_strategies()]
     return [] if not isinstance(name, str) or name in known else [f"trainer.strategy={name!r}: {close(name, known)}"]
-
-
-def _ranges(key: str, options: Mapping[str, Any], cls: type) -> list[str]:
-    """What a part's own checks refuse; these parts are cheap to make."""
-    try:
-        cls(**options)
-    except (ValueError, TypeError) as error:
-        return [f"{key}.{problem.removeprefix(f'{key}.')}" for problem in getattr(error, "problems", [str(error)])]
-    return []
 
 
 def _class(key: str, value: Any, default: str | None) -> list[str]:
@@ -94,8 +87,8 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
         return [f"{key}.init_args: {inner!r} is not a mapping of options"]
     options = {**inner, **options}
     found = _options(key, options, cls)
-    if hasattr(cls, "problems"):  # what the class itself finds wrong with the values that have the right type
-        wrong = {re.split(r"[.:= ]", line.removeprefix(f"{key}."))[0] for line in found}
+    if hasattr(cls, "problems"):  # the class's own check of values of the right type
+        wrong = {re.split(r"[.\[:= ]", line.removeprefix(f"{key}."))[0] for line in found}
         fine = {name: option for name, option in options.items() if name not in wrong}
         found += [f"{key}.{problem}" for problem in cls.problems(fine)]
     if hasattr(cls, "build_problems") and not found:
@@ -123,52 +116,39 @@ def _options(key: str, options: Any, cls: type) -> list[str]:
     if not isinstance(options, Mapping):
         return [f"{key}: {options!r} is not a mapping of options"]
     known = parameters_of(cls)
+    # of vitgraft, or derived from it
+    own = any(base.__module__.startswith("vitgraft.") for base in cls.__mro__)
     found = []
     for name, value in options.items():
         if name not in known:
             found.append(f"{key}.{name}: {cls.__name__} has no such option; {close(name, list(known))}")
-            continue
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=set(known) - {name})
-        found += _parse(parser, {name: with_init_args(value) if _is_class(value) else value}, f"{key}.{name}", value)
+        elif own and not _is_class(value):
+            found += [f"{key}.{line}" for line in option_errors(cls, {name: value})]
+        else:
+            found += _parse(f"{key}.{name}", value, cls, set(known) - {name})
     required = [n for n, p in known.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     return found + [f"{key}.{name}: missing, and {cls.__name__} needs it" for name in required if name not in options]
-
-
-def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The options of a class, by name: its own and, where it takes **kwargs, those of its bases."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        own = dict(inspect.signature(base.__init__).parameters)
-        passes_on = [name for name, parameter in own.items() if parameter.kind is parameter.VAR_KEYWORD]
-        found = {n: p for n, p in own.items() if n != "self" and n not in passes_on} | found
-        if not passes_on:
-            break
-    return found
 
 
 def _is_class(value: Any) -> bool:
     return isinstance(value, Mapping) and "class_path" in value
 
 
-def _try(name: str, value: Any, kind: Any) -> list[str]:
+def _parse(option: str, value: Any, cls: type, others: set[str]) -> list[str]:
+    """What jsonargparse finds wrong with one option of a class."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{name}", type=kind)
-    return _parse(parser, {name: value}, name, value)
-
-
-def _parse(parser: ArgumentParser, values: dict[str, Any], name: str, value: Any) -> list[str]:
+    parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=others)
+    name = option.rpartition(".")[2]
     try:
-        parser.parse_object(deepcopy(values))  # it makes classes in lists its own
+        # a copy: it makes classes in lists its own
+        parser.parse_object({name: deepcopy(with_init_args(value) if _is_class(value) else value)})
     except (ArgumentError, TypeError, ValueError) as error:
-        return [f"{name}={value!r}: {_shorten(str(error))}"]
+        return [f"{option}={value!r}: {_shorten(str(error))}"]
     return []
 
 
 def _shorten(message: str) -> str:
-    """What is wrong in jsonargparse's message, without the parser, the key and the value, which stand before it."""
+    """The reason in jsonargparse's message, without the parser, the key and the value."""
     wanted = re.findall(r"Expected a (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     if wanted:
         kinds = [re.sub(r"<class '([\w.]+\.)?(\w+)'>|typing\.|NoneType", _plain, kind) for kind in wanted]

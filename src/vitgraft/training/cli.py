@@ -1,8 +1,11 @@
 """`vitgraft fit | validate | test`: runs from recipes, on pytorch-lightning's LightningCLI.
 
-All mistakes of a recipe and of the command line are told at once, before anything is built or written.
+All errors of a recipe and of the command line are reported at once, before anything is built or written. That needs the
+merged values before jsonargparse, which stops at the first error, and a recipe may have a `base`: so both are merged by
+`vitgraft.training.recipe`, and LightningCLI parses the result.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -34,28 +37,26 @@ except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
 from vitgraft.data.classification import ImageData
-from vitgraft.tasks.classification import Classification
 from vitgraft.training import run_folder
 from vitgraft.training.callbacks.checkpoint import Checkpoints
 from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
-from vitgraft.training.check_recipe import find_problems, resolve, with_class_paths
-from vitgraft.training.recipe import Request, as_text, merge, parse_words, with_init_args
+from vitgraft.training.check_recipe import MODULES, find_problems, resolve, with_class_paths
+from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
 
 COMMANDS = ("fit", "validate", "test")
-TASKS = (Classification,)
 WEIGHTS = Literal["raw", "ema"] | None
-# Sections of a recipe beside model, data and trainer: callbacks that every run has
+# Sections of a recipe beside model, data and trainer: the callbacks of every run
 PARTS = {"checkpoints": Checkpoints, "ema": AveragedWeights, "guards": Guards}
 DATA = f"{ImageData.__module__}.{ImageData.__name__}"  # of a recipe that names neither data nor a task with its own
 TOP = {
     "seed_everything": int,
     "out": str,
-    "ckpt_path": str,
+    "ckpt_path": str | None,
     "weights": WEIGHTS,
     "verbose": bool,
     "return_predictions": bool,
@@ -109,10 +110,15 @@ def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
 
 
 class VitgraftCLI(LightningCLI):
-    """LightningCLI with vitgraft's tasks and data, run folder and defaults."""
+    """LightningCLI with vitgraft's tasks and data, run folder and defaults.
 
-    def __init__(self, request: Request, args: list[str]):
-        self.request = request
+    Args:
+        args: The sub-command and its options.
+        is_smoke: Two steps on generated images; nothing is written.
+    """
+
+    def __init__(self, args: list[str], is_smoke: bool = False):
+        self.is_smoke = is_smoke
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -151,9 +157,9 @@ class VitgraftCLI(LightningCLI):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        if "smoke" in self.request.flags:
+        if self.is_smoke:
             kwargs["logger"] = False
-        if self.subcommand != "fit" or "smoke" in self.request.flags:
+        if self.subcommand != "fit" or self.is_smoke:
             self.save_config_callback = None
         self.trainer_defaults = {"callbacks": default_callbacks(self.subcommand, self.config[self.subcommand])}
         return super().instantiate_trainer(**kwargs)
@@ -169,7 +175,7 @@ class VitgraftCLI(LightningCLI):
         return found
 
     def after_instantiate_classes(self) -> None:
-        if "smoke" in self.request.flags:
+        if self.is_smoke:
             self.datamodule.smoke(self.model.hparams.get("num_classes"))
             keep = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
             self.trainer.callbacks = keep
@@ -184,7 +190,7 @@ class VitgraftCLI(LightningCLI):
 def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> dict[str, Any]:
     """The recipe with the model that a checkpoint was saved with, by the checkpoint's own hyper-parameters.
 
-    A run that goes on (fit) keeps its recipe.
+    A resumed run (fit) keeps its recipe.
     """
     if path is None or command == "fit":
         return recipe
@@ -224,16 +230,17 @@ def default_data(model: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `vitgraft fit ...` and returns the exit code: 0 done, 1 a run that had to stop, 2 a wrong request.
+    """Runs `vitgraft fit ...` and returns the exit code: 0 done, 1 a run that had to stop, 2 a request with errors.
 
     A signal that ended a run leaves by `Interrupted`, with the code 128 + its number.
     """
     command = argv[0]
     if "--help-all" in argv[1:]:
-        argv = [command, "--help"]
-        VitgraftCLI(Request(command), argv)  # prints and exits
+        VitgraftCLI([command, "--help"])  # prints and exits
     _quiet()
     try:
+        if any(map(_asks, argv[1:])):
+            _answer(command, argv[1:])
         with tempfile.TemporaryDirectory(prefix="vitgraft-smoke-") as scratch:
             return _run(command, argv, scratch)
     except USER_ERRORS as error:
@@ -253,67 +260,84 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
+def _name(configs: Sequence[str]) -> str:
+    """Of a run: that of its last recipe."""
+    return Path(configs[-1]).stem if configs else "unnamed"
+
+
+def _asks(argument: str) -> bool:
+    """Whether an argument asks jsonargparse to print something: `--print_config`, `--model.help CLASS`."""
+    name = argument.partition("=")[0]
+    return name == "--print_config" or (name.startswith("--") and name.endswith(".help"))
+
+
+def _answer(command: str, argv: Sequence[str]) -> None:
+    """Lets jsonargparse print the configuration or the help of a class, and exits."""
+    arguments, rest = split_arguments(argv)
+    for name in MODULES:  # so that jsonargparse knows it by its bare name
+        with contextlib.suppress(MissingExtraError):
+            resolve(name, pl.LightningModule)
+    recipe = read_recipes(arguments.config)
+    recipe.setdefault("out", f"runs/{_name(arguments.config)}")
+    recipe = with_class_paths(recipe, {"data": default_data(recipe.get("model"))})
+    VitgraftCLI([command, "--config", json.dumps(recipe), *rest])
+
+
 def _run(command: str, argv: Sequence[str], scratch: str) -> int:
-    request = parse_words(argv)
-    recipe = request.recipe()
-    own_out = f"runs/{Path(request.configs[-1]).stem}" if request.configs else "runs/unnamed"
-    given = request.values.get("ckpt_path")
+    arguments, over = parse_arguments(argv[1:])
+    recipe = read_recipes(arguments.config)
+    own_out = f"runs/{_name(arguments.config)}"
+    given = over.get("ckpt_path")
     if given is not None:
-        out = request.values.get("out") or recipe.get("out") or own_out
-        request.values["ckpt_path"] = str(run_folder.find_checkpoint(given, out))
-    recipe = with_checkpoint(recipe, request.values.get("ckpt_path"), command)
+        out = over.get("out") or recipe.get("out") or own_out
+        over["ckpt_path"] = str(run_folder.find_checkpoint(given, out))
+    recipe = with_checkpoint(recipe, over.get("ckpt_path"), command)
     if command in ("validate", "test"):
         recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
         if given is not None:
-            recipe = with_data_of_run(recipe, request.values["ckpt_path"])
-            recipe["out"] = str(Path(request.values["ckpt_path"]).parent)  # the run that it belongs to
+            recipe = with_data_of_run(recipe, over["ckpt_path"])
+            recipe["out"] = str(Path(over["ckpt_path"]).parent)  # the run that it belongs to
     recipe.setdefault("out", own_out)
-    over = request.values
-    if "smoke" in request.flags:
-        recipe, over = merge(recipe, {**SMOKE, "out": scratch}), merge(over, {"out": scratch})
-    default = {"data": default_data(merge(recipe, over).get("model"))}
-    problems = find_problems(merge(recipe, over), TOP, default, PARTS)
-    if "model" not in merge(recipe, over):
+    if arguments.smoke:
+        recipe, over = merge(recipe, SMOKE), {**over, "out": scratch}
+    recipe = merge(recipe, over)
+    default = {"data": default_data(recipe.get("model"))}
+    problems = find_problems(recipe, TOP, default, PARTS)
+    if "model" not in recipe:
         need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
         problems.insert(0, f"no model: give {need}")
     if problems:
         raise RecipeError(problems)
     recipe = with_class_paths(recipe, default)
-    if command != "fit" or "smoke" in request.flags:
-        return _launch(request, recipe, over)
-    asked = merge(recipe, over)
-    asked = {**asked, **{key: with_init_args(asked[key]) for key in ("model", "data") if key in asked}}
-    with run_folder.nothing_half_written(asked["out"]):
-        name = Path(request.configs[-1]).stem if request.configs else None
-        last = run_folder.begin(asked["out"], asked, "resume" in request.flags, name)
+    recipe.update({key: with_init_args(recipe[key]) for key in ("model", "data")})
+    if command != "fit" or arguments.smoke:
+        return _launch(command, recipe, arguments.smoke)
+    with run_folder.nothing_half_written(recipe["out"]):
+        last = run_folder.begin(recipe["out"], recipe, arguments.resume, _name(arguments.config))
         if last is not None:
-            over["ckpt_path"] = str(last)
-        return _launch(request, recipe, over)
+            recipe["ckpt_path"] = str(last)
+        return _launch(command, recipe)
 
 
-def _launch(request: Request, recipe: dict[str, Any], over: dict[str, Any]) -> int:
-    """Builds all of a run from what was checked, and runs it."""
-    command = request.command
-    words = [*request.words, "--out", over["out"]] if "smoke" in request.flags else [*request.words]
-    if over.get("ckpt_path") is not None:  # the file that was meant; the last one given counts
-        words += ["--ckpt_path", over["ckpt_path"]]
+def _launch(command: str, recipe: dict[str, Any], is_smoke: bool = False) -> int:
+    """Builds a run from checked options, and runs it."""
     try:
-        cli = VitgraftCLI(request, [command, "--config", as_text(recipe), *words])
+        cli = VitgraftCLI([command, "--config", json.dumps(recipe)], is_smoke)
     except (MisconfigurationException, ValueError, TypeError) as error:  # what only building it shows
         raise error if isinstance(error, USER_ERRORS) else RecipeError(str(error)) from error
     cli.run()
-    _tell(cli)
+    _print_summary(cli)
     return 0
 
 
-def _tell(cli: VitgraftCLI) -> None:
-    """The closing line: what was reached, and what was written."""
+def _print_summary(cli: VitgraftCLI) -> None:
+    """The last lines: metrics, and what was written."""
     trainer = cli.trainer
     if not trainer.is_global_zero:
         return
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("lr")}
     reached = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
-    if "smoke" in cli.request.flags:
+    if cli.is_smoke:
         print(f"smoke: {trainer.global_step} steps, {reached}; nothing was written")
         return
     done = f"{cli.subcommand}: "
@@ -326,7 +350,7 @@ def _tell(cli: VitgraftCLI) -> None:
 
 
 def _quiet() -> None:
-    """Lightning's tips and notes that say nothing of this run."""
+    """Silences tips and notes of Lightning that do not concern the run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     for text in (".*does not have many workers.*", ".*tensorboardX.*", ".*isinstance.treespec.*", ".*args parameter.*"):

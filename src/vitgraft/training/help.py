@@ -9,9 +9,9 @@ options that most runs need (all of them: vitgraft {command} --help-all):
   --model.OPTION VALUE          e.g. --model.lr 1e-3   (all: --model.help Classification,
                                 or Detection, or Segmentation)
   --trainer.OPTION VALUE        e.g. --trainer.max_epochs 20 --trainer.devices 8 --trainer.precision bf16-mixed
-  --seed_everything N           of start weights, order, augmentation (default: 0)
+  --seed_everything N           of initial weights, order, augmentation (default: 0)
   --out DIR                     folder of the run (default: runs/NAME OF THE RECIPE)
-  --resume                      go on with the run in that folder, or start it where there is none (fit)
+  --resume                      resume the run in that folder, or start it where there is none (fit)
   --ckpt_path FILE              a checkpoint, a run's folder (its best), or last or best of the run in --out
   --weights raw|ema             which weights of the checkpoint (validate, test, predict)
   --checkpoints.every_n_steps N save between the ends of epochs, too
@@ -30,7 +30,7 @@ examples:
   vitgraft fit --config recipes/finetune/swin_tiny.yaml --data.root DIR --model.lr 1e-4
   vitgraft fit --config recipes/digits/mask_rcnn_graft_swin_micro.yaml                  boxes and masks, without data
   vitgraft fit --config recipes/ade20k/upernet_graft_swin_tiny_ade20k.yaml --data.root DIR
-  vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR --resume   go on after an interruption
+  vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR --resume   after an interruption
 """,
     "validate": """\
 vitgraft validate: evaluate a checkpoint on the validation set
@@ -50,11 +50,11 @@ HELP = {command: f"{text}\n{_COMMON.format(command=command)}" for command, text 
 
 
 def asked(argv: list[str]) -> bool:
-    """Whether a command line asks for the short help: by --help, or by saying nothing."""
+    """Whether a command line asks for the short help: by --help, or without arguments."""
     return len(argv) == 1 or bool({"-h", "--help"} & set(argv))
 
 
 def show_help(argv: list[str]) -> int:
-    """Prints the short help; the exit code is that of a wrong request where nothing was said."""
+    """Prints the short help; the exit code is 2 without arguments."""
     print(HELP[argv[0]])
     return 2 if len(argv) == 1 else 0

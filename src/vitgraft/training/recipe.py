@@ -1,11 +1,10 @@
-"""Recipes: YAML files that say all of a run. Reading them, and telling everything that is wrong with one at once.
+"""Recipes: YAML files with all options of a run.
 
-A recipe may name one `base`, a file beside it whose values it completes and overrides. Words of the command line
+A recipe may name one `base`, a file beside it whose values it completes and overrides. Arguments of the command line
 (`--model.lr 1e-3`) come on top.
 """
 
-import difflib
-import json
+import argparse
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
@@ -16,7 +15,7 @@ import yaml
 
 from vitgraft.errors import RecipeError
 
-__all__ = ["Request", "merge", "parse_words", "read_recipe", "with_init_args"]
+__all__ = ["merge", "parse_arguments", "read_recipe", "read_recipes", "split_arguments", "with_init_args"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -99,70 +98,60 @@ def with_init_args(section: Any) -> Any:
     return {**kept, "init_args": merge(section.get("init_args") or {}, beside)} if beside else dict(section)
 
 
-class Request:
-    """What a command line asks for.
-
-    Args:
-        command: fit, validate or test.
-        configs: Recipes in the order in which they were given.
-        words: What remains of the command line, for the parser.
-        flags: Switches without a value (smoke, resume).
-        values: The command line's own values as nested mappings, like a recipe's.
-    """
-
-    def __init__(self, command: str):
-        self.command = command
-        self.configs: list[str] = []
-        self.words: list[str] = []
-        self.flags: set[str] = set()
-        self.values: dict[str, Any] = {}
-
-    def recipe(self) -> dict[str, Any]:
-        """All recipes, merged in order. Raises RecipeError with the problems of all files."""
-        merged: dict[str, Any] = {}
-        problems: list[str] = []
-        for path in self.configs:
-            try:
-                merged = merge(merged, read_recipe(path))
-            except RecipeError as error:
-                problems += error.problems
-        if problems:
-            raise RecipeError(problems)
-        return merged
-
-
-def parse_words(argv: Sequence[str], flags: Sequence[str] = ("smoke", "resume")) -> Request:
-    """Takes the command line apart: recipes, switches, values.
+def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses `--config` (into a list), `--smoke` and `--resume`, and returns the other arguments as they are.
 
     Raises:
-        RecipeError: An option without a value, or a stray word.
+        RecipeError: `--config` without a file.
     """
-    request = Request(argv[0])
-    words = list(argv[1:])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", "-c", action="append", default=[])
+    for flag in ("--smoke", "--resume"):
+        parser.add_argument(flag, action="store_true")
+    try:
+        return parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise RecipeError(str(error)) from error
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """As `split_arguments`, with the other options as nested mappings, like a recipe's.
+
+    Raises:
+        RecipeError: An option without a value, or an argument that is no option.
+    """
+    arguments, rest = split_arguments(argv)
+    values: dict[str, Any] = {}
     problems = []
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
+    while rest:
+        name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("-"):
-            problems.append(f"{word!r}: options begin with --")
-            continue
-        name = name.lstrip("-").rstrip("+")
-        if name in flags:
-            request.flags.add(name)
-            continue
-        if not equals:
-            if not words or re.match(r"--[a-z]", words[0]):
-                problems.append(f"--{name}: a value is missing")
-                continue
-            value = words.pop(0)
-        if name in ("config", "c"):
-            request.configs.append(value)
-            continue
-        request.words += [word.partition("=")[0], value] if not equals else [word]
-        _put(request.values, name.split("."), _value(value))
+            problems.append(f"{name!r}: options begin with --")
+        elif equals or (rest and not re.match(r"--[a-z]", rest[0])):
+            _put(values, name.lstrip("-"), _value(text if equals else rest.pop(0)))
+        else:
+            problems.append(f"{name}: a value is missing")
     if problems:
         raise RecipeError(problems)
-    return request
+    return arguments, values
+
+
+def read_recipes(paths: Sequence[str]) -> dict[str, Any]:
+    """All recipes, merged in order.
+
+    Raises:
+        RecipeError: With the errors of all files.
+    """
+    merged: dict[str, Any] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            merged = merge(merged, read_recipe(path))
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return merged
 
 
 def _value(text: str) -> Any:
@@ -172,25 +161,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Sets a nested value; options of a class may be given without `init_args` between."""
-    for key in path[:-1]:
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Sets a nested value; options of a class may be given without `init_args`, and `name+` appends to a list."""
+    *path, last = name.rstrip("+").split(".")
+    for key in path:
         below = values.get(key)
         if not isinstance(below, dict):
             below = values[key] = {} if below is None else {"class_path": below}
         values = below
-    last = path[-1]
+    if name.endswith("+"):
+        value = [*(values.get(last) or []), *(value if isinstance(value, list) else [value])]
     if isinstance(values.get(last), dict) and isinstance(value, str):
         value = {**values[last], "class_path": value}
     values[last] = value
-
-
-def close(name: str, known: Sequence[str]) -> str:
-    """What was probably meant, as the end of a message."""
-    likely = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {likely[0]!r}?" if likely else f"there are {', '.join(sorted(known))}"
-
-
-def as_text(recipe: Mapping[str, Any]) -> str:
-    """The recipe in one line that a config option of the parser takes."""
-    return json.dumps(recipe)

@@ -1,8 +1,8 @@
-"""The folder of a run: who may use it, what is recorded of the run, and where it goes on.
+"""The folder of a run: which run may use it, what is recorded, and where a run is resumed.
 
 run.json            the recipe as it was run, versions, commit, hardware; `begin` compares with it
 last.ckpt           and last-previous.ckpt, best.ckpt: see `Checkpoints`
-metrics.csv         what was logged; a run that goes on appends
+metrics.csv         what was logged; a resumed run appends
 """
 
 import csv
@@ -29,9 +29,9 @@ from vitgraft.weights import files as checkpoint_files
 __all__ = ["RunLogger", "begin", "find_checkpoint", "nothing_half_written"]
 
 RECORD = "run.json"
-# Signs of a run, ours or another program's
-SIGNS = (RECORD, "*.ckpt", "*.pth", "*.pth.tar", "*.safetensors", "config.yaml", "metrics.csv", "lightning_logs")
-# What may differ when a run goes on: it changes neither the weights nor what they are measured on
+# Marker files of a run, ours or another program's
+RUN_FILES = (RECORD, "*.ckpt", "*.pth", "*.pth.tar", "*.safetensors", "config.yaml", "metrics.csv", "lightning_logs")
+# What may differ when a run is resumed: it changes neither the weights nor what they are measured on
 FREE = (
     "out", "ckpt_path", "weights", "verbose", "guards", "checkpoints.every_n_steps", "checkpoints.handle_signals",
     "data.root", "data.workers", "data.cache", "data.cache_dir", "data.cache_gb", "data.eval_batch_size",
@@ -45,16 +45,16 @@ PACKAGES = ("vitgraft", "torch", "torchvision", "timm", "pytorch-lightning")
 def begin(
     folder: str | Path, recipe: Mapping[str, Any], resume: bool = False, recipe_name: str | None = None
 ) -> Path | None:
-    """Takes the folder for a run, and says with which checkpoint it goes on.
+    """Takes the folder for a run, and finds the checkpoint to resume from.
 
     Args:
         folder: Made where it is missing.
         recipe: All options of the run, as plain values.
-        resume: Go on with the run that the folder holds, if it holds one.
+        resume: Resume the run in the folder, if there is one.
         recipe_name: Recorded too.
 
     Returns:
-        The checkpoint to go on with, None to start.
+        The checkpoint to resume from, None to start.
 
     Raises:
         RunFolderError: It can't be written; it holds a run and `resume` was not asked for; or the run it holds is
@@ -71,7 +71,7 @@ def begin(
         differing = _differences(record.get("recipe", {}), recipe)
         if record and differing:
             raise RunFolderError(
-                f"{folder} holds another run, which can't go on with these options:\n  "
+                f"{folder} holds another run, which can't be resumed with these options:\n  "
                 + "\n  ".join(differing)
                 + "\nTake the options back, or give another --out (and start from its weights by "
                 "--model.checkpoint_path)"
@@ -80,15 +80,15 @@ def begin(
         content, last = checkpoint_files.read_or_previous(last, tell=warn)
         step = _number(content, "global_step")
         where = f"{last} (epoch {_number(content, 'epoch')}, step {step})"
-        note(f"already finished: {where}" if _is_finished(content, recipe) else f"going on with {where}")
-        _forget_metrics_from(folder / "metrics.csv", step)
-    elif held or (not record and _signs(folder)):
+        note(f"already finished: {where}" if _is_finished(content, recipe) else f"resuming from {where}")
+        _drop_metrics_from(folder / "metrics.csv", step)
+    elif held or (not record and _run_files(folder)):
         raise RunFolderError(
-            f"{folder} holds a run already ({', '.join(_signs(folder))}): go on with it by --resume, or give another "
-            "--out"
+            f"{folder} holds a run already ({', '.join(_run_files(folder))}): continue it with --resume, or give "
+            "another --out"
         )
     else:  # nothing there, or a run that ended before it saved anything
-        _forget_metrics_from(folder / "metrics.csv", 0)
+        _drop_metrics_from(folder / "metrics.csv", 0)
     if not held or not record:
         device = "cuda" if torch.cuda.is_available() and _flat(recipe).get("trainer.accelerator") != "cpu" else "cpu"
         made_with = {"versions": _versions(), "commit": source_commit(), "machine": describe(torch.device(device))}
@@ -133,7 +133,7 @@ def find_checkpoint(path: str, out: str | Path) -> Path:
 
 
 class RunLogger(CSVLogger):
-    """Lightning's CSVLogger, with metrics.csv straight in the run's folder and going on with the one that is there.
+    """Lightning's CSVLogger, with metrics.csv directly in the run's folder, appended to the one that is there.
 
     Args:
         folder: The run's folder.
@@ -161,7 +161,7 @@ class _AppendingWriter(ExperimentWriter):
                 self.metrics_keys = next(csv.reader(file), [])
 
 
-def _forget_metrics_from(path: Path, step: int) -> None:
+def _drop_metrics_from(path: Path, step: int) -> None:
     """Drops the rows that will be logged again."""
     if not path.is_file():
         return
@@ -197,8 +197,8 @@ def _is_finished(content: Any, recipe: Mapping[str, Any]) -> bool:
     )
 
 
-def _signs(folder: Path) -> list[str]:
-    return sorted({found.name for sign in SIGNS for found in folder.glob(sign)})
+def _run_files(folder: Path) -> list[str]:
+    return sorted({found.name for pattern in RUN_FILES for found in folder.glob(pattern)})
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -260,4 +260,4 @@ def _warn_of_versions(record: Mapping[str, Any]) -> None:
     then, now = record.get("versions", {}), _versions()
     changed = [f"{name} {old} -> {now.get(name)}" for name, old in then.items() if old != now.get(name)]
     if changed:
-        warn(f"the run began with other versions: {', '.join(changed)}; it may not go on bit for bit")
+        warn(f"the run was started with other versions: {', '.join(changed)}; it may not resume bit for bit")

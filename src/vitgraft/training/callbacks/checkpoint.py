@@ -1,4 +1,4 @@
-"""Saves a run so that it goes on exactly where it was: at the end of an epoch, every N updates, and when it is stopped.
+"""Saves a run for exact resume: at the end of an epoch, every N updates, and on signals.
 
 `Checkpoints` takes the place of Lightning's ModelCheckpoint. What it saves is consistent by choice of the moment:
 between two updates, never with gradients waiting, and in a validation only marked so that it is done again.
@@ -9,10 +9,11 @@ import signal
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pydantic import validate_call
 from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
@@ -20,6 +21,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.errors import RunFolderError, TrainingError
+from vitgraft.tasks._options import WholeNumber
 from vitgraft.terminal import note, warn
 from vitgraft.training.callbacks.progress import update_follows
 from vitgraft.weights import files as checkpoint_files
@@ -100,7 +102,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     `last` is written at the end of every epoch (after its validation), every `every_n_steps` updates, and on SIGTERM,
     SIGUSR1 and Ctrl-C, which end the run once the current update is done (a second Ctrl-C ends it at once, unsaved).
-    A run that goes on from any of these files ends with the weights that it would have had, bit for bit on a CPU.
+    A run resumed from any of these files ends with the weights of the uninterrupted one, bit for bit on a CPU.
 
     Args:
         folder: None takes the trainer's `default_root_dir`.
@@ -112,20 +114,17 @@ class Checkpoints(pl.callbacks.Checkpoint):
         enabled: Whether anything is saved at all.
     """
 
+    @validate_call
     def __init__(
         self,
         folder: str | None = None,
         monitor: str | None = None,
-        mode: str = "max",
-        every_n_steps: int = 0,
+        mode: Literal["max", "min"] = "max",
+        every_n_steps: WholeNumber = 0,
         handle_signals: bool = True,
         enabled: bool = True,
     ):
         super().__init__()
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode={mode!r}: 'max' or 'min'")
-        if every_n_steps < 0:
-            raise ValueError(f"every_n_steps={every_n_steps}: 0 or more")
         self.folder, self.monitor, self.mode = folder, monitor, mode
         self.every_n_steps, self.enabled = every_n_steps, enabled
         self.handle_signals = handle_signals and enabled
@@ -137,7 +136,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._signal = self._leaving = 0
         self._handlers: dict[int, Any] = {}
 
-    # what Lightning asks of a checkpoint callback
+    # Lightning's interface of checkpoint callbacks
 
     @property
     def last_model_path(self) -> str:
@@ -185,7 +184,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         _begin_next_epoch(trainer)
         # after Lightning's own handlers, which in a batch of several processes wait for each other inside the handler
         if self.handle_signals and threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._notice) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         # what belongs to the saved steps is logged after the save, but must not be lost with what comes later
@@ -222,7 +221,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._in_fit(trainer):
             return
-        self._judge(trainer)
+        self._note_best(trainer)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._leaving = self._agreed_signal(trainer)
             self._save(trainer)
@@ -231,7 +230,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if not self.enabled:
             return
         if not trainer.enable_validation:
-            self._judge(trainer)
+            self._note_best(trainer)
         self._save(trainer)  # a signal ends the run after the next update, when the epoch's metrics have been logged
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -264,7 +263,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             trainer.save_checkpoint(last, weights_only=False)
         self._improved, self._flush_loggers = False, True
 
-    def _judge(self, trainer: pl.Trainer) -> None:
+    def _note_best(self, trainer: pl.Trainer) -> None:
         """Notes whether the metrics of the validation that has just ended are the best so far."""
         metrics = trainer.callback_metrics
         main = f"val/{getattr(trainer.lightning_module, 'MAIN', None) or 'acc'}"
@@ -293,7 +292,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     # signals
 
-    def _notice(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: Any) -> None:
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
@@ -312,7 +311,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return
         name = signal.Signals(number).name
         if trainer.is_global_zero:
-            note(f"{name}: saved {self.last_model_path} at step {trainer.global_step}; --resume goes on from it")
+            note(f"{name}: saved {self.last_model_path} at step {trainer.global_step}; --resume continues from it")
         raise Interrupted(number)
 
     def _restore_handlers(self) -> None:

@@ -7,12 +7,14 @@ words, so that `timm.create_model(..., checkpoint_path="best.ckpt")` loads the a
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from pydantic import validate_call
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from vitgraft.errors import CheckpointError, TrainingError
+from vitgraft.tasks._options import BelowOne, Positive
 from vitgraft.weights.files import EMA_KEY
 from vitgraft.weights.official import load_exactly
 
@@ -27,23 +29,23 @@ class AveragedWeights(pl.Callback):
     ones before it.
 
     Args:
-        decay: Share of the average that stays at an update; None: nothing is averaged.
+        decay: Fraction of the average that is kept at an update, such as 0.9998; None: nothing is averaged.
         warmup: Let the decay grow from 0 to `decay`: 1 - (1 + updates / gamma) ** -power.
-        warmup_gamma, warmup_power: See there; timm's defaults.
+        warmup_gamma: Updates after which the decay has grown to 1 - 2 ** -power.
+        warmup_power: Exponent of that growth.
         device: Where the average is kept; None: with the model. "cpu" saves memory of the accelerator, and then only
             the raw weights are evaluated during training.
     """
 
+    @validate_call
     def __init__(
         self,
-        decay: float | None = None,
+        decay: BelowOne | None = None,
         warmup: bool = False,
-        warmup_gamma: float = 1.0,
-        warmup_power: float = 2 / 3,
+        warmup_gamma: Positive = 1.0,
+        warmup_power: Positive = 2 / 3,
         device: str | None = None,
     ):
-        if decay is not None and not 0 <= decay < 1:
-            raise ValueError(f"ema.decay={decay}: from 0 to below 1, for example 0.9998")
         self.decay, self.warmup, self.device = decay, warmup, device
         self.warmup_gamma, self.warmup_power = warmup_gamma, warmup_power
         self.ema: ModelEmaV3 | None = None
@@ -51,7 +53,7 @@ class AveragedWeights(pl.Callback):
         self._restored: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the average once the model is built and on its device, from the checkpoint if the run goes on."""
+        """Makes the average once the model is built and on its device, from the checkpoint if the run is resumed."""
         if self.decay is None:
             return
         if any(hasattr(parameter, "to_local") for parameter in pl_module.model.parameters()):
@@ -94,21 +96,20 @@ class AveragedWeights(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or self.decay is None:
             return
         if EMA_KEY not in checkpoint:
-            raise CheckpointError("the run was trained without averaged weights and can't go on with them")
+            raise CheckpointError("the run was trained without averaged weights and can't be resumed with them")
         self._restored = checkpoint[EMA_KEY]
 
 
 class ChosenWeights(pl.Callback):
-    """Which weights of a checkpoint `validate`, `test` and `predict` use; says so.
+    """Which weights of a checkpoint `validate`, `test` and `predict` use; prints which.
 
     Args:
         weights: "raw" or "ema" (then metrics end in `_ema`). None: for predictions the averaged ones where there are
             any; for validate and test both, each under its name.
     """
 
+    @validate_call
     def __init__(self, weights: Literal["raw", "ema"] | None = None):
-        if weights not in (None, "raw", "ema"):
-            raise ValueError(f"weights={weights!r}: 'raw' or 'ema'")
         self.weights = weights
 
     def on_load_checkpoint(

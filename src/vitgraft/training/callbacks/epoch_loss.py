@@ -1,6 +1,6 @@
 """The mean training loss of an epoch, right also in an epoch that was interrupted.
 
-Lightning's own epoch means begin again at zero when a run goes on inside an epoch, since its sums are in no checkpoint.
+Lightning's own epoch means restart at zero when a run is resumed inside an epoch: no checkpoint has its sums.
 """
 
 from typing import Any

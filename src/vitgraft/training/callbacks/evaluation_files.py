@@ -1,4 +1,4 @@
-"""What `vitgraft validate` and `vitgraft test` show and write."""
+"""What `vitgraft validate` and `vitgraft test` print and write."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,11 @@ __all__ = ["EvaluationFiles"]
 
 
 class EvaluationFiles(pl.Callback):
-    """Shows the numbers of an evaluation and writes them into the run's folder.
+    """Prints the metrics of an evaluation and writes its report into the run's folder.
 
-    They lie in OUT/validate or OUT/test, those of averaged weights in OUT/validate_ema or OUT/test_ema, and of a part
-    of the set (`limit_val_batches`, `max_images`) in OUT/validate_part ..., so that they never replace those of the
-    whole set; what they are is the task's matter (`Task.write_report`).
+    It goes to OUT/validate or OUT/test, that of averaged weights to OUT/validate_ema or OUT/test_ema, and that of a
+    part of the dataset (`limit_val_batches`, `max_images`) to OUT/validate_part ..., which never replaces that of the
+    whole dataset. `Task.write_report` decides which files there are.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class EvaluationFiles(pl.Callback):
         part = "_part" if limited(trainer, stage) or data.get("max_images") is not None else ""
         for weights, report in getattr(pl_module, "reports", {}).items():
             words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
-            title = f"{stage}{', ONLY A PART of the set' if part else ''}: "
+            title = f"{stage}{', ONLY A PART of the dataset' if part else ''}: "
             title += f"{trainer.ckpt_path or 'no checkpoint'}, {words}"
             folder = Path(trainer.default_root_dir) / (stage + ("_ema" if weights == "ema" else "") + part)
             pl_module.print_report(console(), report, title, len(unreadable))
@@ -73,13 +73,13 @@ class EvaluationFiles(pl.Callback):
                 "machine": describe(trainer.strategy.root_device),
             }
             if part:
-                facts["limited"] = "only a part of the set was measured"
+                facts["limited"] = "only a part of the dataset was measured"
             written = pl_module.write_report(folder, report, stage, facts, unreadable)
             folder = written[0].parent if written else folder  # the task may choose one beside it
             print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 
 
 def limited(trainer: pl.Trainer, stage: str) -> bool:
-    """Whether the trainer was told to stop before the end of the set."""
+    """Whether the trainer is limited to a part of the dataset."""
     limit = trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches
     return not (isinstance(limit, float) and limit == 1.0)  # the int 1 is one batch

@@ -1,12 +1,14 @@
-"""What a run puts up with and what ends it: losses that are not finite, unreadable images, memory that is full."""
+"""What a run tolerates and what stops it: non-finite losses, unreadable images, full memory."""
 
 import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pydantic import validate_call
 
 from vitgraft.errors import TrainingError
+from vitgraft.tasks._options import WholeNumber
 from vitgraft.terminal import warn
 
 __all__ = ["Guards", "advice_on_memory", "is_out_of_memory"]
@@ -24,7 +26,7 @@ class Guards(pl.Callback):
 
     All processes agree, once an update, so that all skip the same updates and all stop. With accumulated gradients one
     bad batch spoils its update. The count of skipped updates starts anew every epoch, that of those in a row does not;
-    unreadable images count once each, over the whole run. All counts go on when the run does.
+    unreadable images count once each, over the whole run. All counts are resumed with the run.
 
     A run has diverged, and stops by a TrainingError, when more than `max_skipped` (or 10, if that is less) updates in a
     row are skipped, more than half of an epoch's (if not one alone), or the last one of the run.
@@ -34,14 +36,12 @@ class Guards(pl.Callback):
         max_unreadable: Images that may be unreadable.
     """
 
-    def __init__(self, max_skipped: int = 10, max_unreadable: int = 100):
-        for name, value in (("max_skipped", max_skipped), ("max_unreadable", max_unreadable)):
-            if value < 0:
-                raise ValueError(f"{name}={value}: 0 or more")
+    @validate_call
+    def __init__(self, max_skipped: WholeNumber = 10, max_unreadable: WholeNumber = 100):
         self.max_skipped, self.max_unreadable = max_skipped, max_unreadable
         self.skipped = self.updates = 0  # of this epoch; those that were tried
         self.in_a_row = 0  # skipped since the last one that was made, over epochs
-        self.unreadable: dict[str, str] = {}  # name: what is wrong, of this process
+        self.unreadable: dict[str, str] = {}  # name -> reason, of this process
         self._batch: Any = None
         self._loss: torch.Tensor | None = None
         self._suspects: list[str] = []

@@ -9,7 +9,7 @@ __all__ = ["position", "update_follows"]
 
 
 def position(trainer: "pl.Trainer") -> tuple[int, int]:
-    """(epoch, batch) with which training starts or goes on, both counted from 0.
+    """(epoch, batch) at which training starts or resumes, both counted from 0.
 
     `batch` batches of the epoch have been trained already; it is the length of the epoch where only its validation is
     left. Right from the moment that a checkpoint has been restored, so also in `train_dataloader()`, when Lightning's

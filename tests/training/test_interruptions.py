@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from miniature_runs import difference
+from small_run import difference
 
 from vitgraft.cli import main
 from vitgraft.weights import files as checkpoint_files
