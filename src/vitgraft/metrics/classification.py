@@ -1,50 +1,47 @@
-"""What a classifier reaches on a set: accuracy in all, by class and by pair of classes, and calibration.
+"""Accuracy of a classifier in all, by class and by pair of classes, and its calibration.
 
-All that is kept while a set goes by are whole-number counts, so the result does not depend on the order of the samples,
-on how they lie in batches, or on how they are shared out to processes: also unequally, and a process may have none.
+Only whole-number counts are kept, so the result does not depend on the order of the samples, on their batches, or on
+how they are distributed to processes: also unequally, and a process may have none.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitgraft.errors import MissingExtraError
+from vitgraft.metrics.base import Report, ReportingMetric, confused_with, fraction, fractions, mean_of_present
+from vitgraft.metrics.figures import confusion_figure, reliability_figure
 
-try:
-    from torchmetrics import Metric
-except ImportError as error:
-    raise MissingExtraError("torchmetrics", "train") from error
+__all__ = ["ClassificationMetrics", "ClassificationReport"]
 
-__all__ = ["ClassificationMetrics", "EvaluationReport"]
-
-BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", table 1
+BINS = 15  # of confidence, equally wide: Guo et al. 2017, "On Calibration of Modern Neural Networks", table 1
 TOP = 5
-MOST_CONFUSION_CLASSES = 4096  # 134 MB of counts; ImageNet-21K would take 3.8 GB
+MAX_CONFUSION_CLASSES = 4096  # 134 MB of counts; ImageNet-21K would take 3.8 GB
 # Confidences and losses are summed as whole multiples of these: sums are exact, and a GPU without float64 can do them
 CONFIDENCE_UNIT = 2.0**-30
 LOSS_UNIT = 2.0**-24
-MOST_LOSS = 2.0**20  # of one sample: the sum of 500,000 of them still fits
+MAX_LOSS = 2.0**20  # of one sample: the sum of 500,000 of them still fits
 
 
 @dataclass(frozen=True)
-class EvaluationReport:
-    """What was measured on a whole set. Shares are 0 to 1; counts are whole numbers.
+class ClassificationReport(Report):
+    """What was measured on a dataset. Fractions are 0 to 1; counts are whole numbers.
 
     Attributes:
         num_samples: Samples that were counted.
         loss: Mean cross-entropy.
         class_counts: int64 (C,), samples of each class.
-        class_hits: int64 (C,), those whose most probable class is right.
-        class_hits5: int64 (C,), those with the right class among the five most probable.
+        class_hits: int64 (C,), those whose most probable class is correct.
+        class_hits5: int64 (C,), those with the correct class among the five most probable.
         confusion: int64 (C, C), rows are the true classes, columns the predicted ones; None for very many classes.
         bin_counts: int64 (bins,), samples by confidence, the probability of the predicted class.
-        bin_hits: int64 (bins,), the right ones among them.
+        bin_hits: int64 (bins,), the correct ones among them.
         bin_confidences: float64 (bins,), sum of their confidences.
-        num_nonfinite: Samples whose logits are not finite: wrong ones, left out of loss and calibration.
+        num_nonfinite: Samples whose logits are not finite: counted as wrong, left out of loss and calibration.
         num_unlabelled: Samples without a label, or with one that the model has no class for: not counted at all.
     """
 
@@ -60,6 +57,29 @@ class EvaluationReport:
     num_nonfinite: int = 0
     num_unlabelled: int = 0
 
+    kind = "evaluation"
+    labels: ClassVar = {
+        "num_samples": "samples",
+        "top1": "top-1 accuracy",
+        "top5": "top-5 accuracy",
+        "mean_class_accuracy": "mean class accuracy",
+        "loss": "loss (cross-entropy)",
+        "ece": "expected calibration error (15 bins)",
+        "mean_confidence": "mean confidence",
+        "num_nonfinite": "samples without finite logits, counted as wrong",
+        "num_unlabelled": "samples without a label, left out",
+        "num_unreadable": "unreadable images, left out",
+    }
+    hidden_at_zero = frozenset({"num_nonfinite", "num_unlabelled", "num_unreadable"})
+    count_column = "samples"
+    weakest_by = "accuracy"
+    headings: ClassVar = {
+        "samples": "samples",
+        "accuracy": "accuracy",
+        "precision": "precision",
+        "most_confused_with": "most confused with",
+    }
+
     @property
     def num_classes(self) -> int:
         """Classes of the model."""
@@ -67,98 +87,90 @@ class EvaluationReport:
 
     @property
     def top1(self) -> float:
-        """Share of the samples whose most probable class is right."""
-        return _share(self.class_hits.sum(), self.num_samples)
+        """Fraction of the samples whose most probable class is correct."""
+        return fraction(self.class_hits.sum(), self.num_samples)
 
     @property
     def top5(self) -> float | None:
-        """Share of the samples with the right class among the five most probable; None where there are no more."""
-        return _share(self.class_hits5.sum(), self.num_samples) if self.num_classes > TOP else None
+        """Fraction of the samples with the correct class among the five most probable; None where there are no more."""
+        return fraction(self.class_hits5.sum(), self.num_samples) if self.num_classes > TOP else None
 
     @property
     def class_accuracy(self) -> np.ndarray:
-        """float64 (C,): share of each class's samples that is right (its recall); nan for a class without samples."""
-        return _shares(self.class_hits, self.class_counts)
+        """float64 (C,): fraction of each class's samples that is correct (recall); nan for a class without samples."""
+        return fractions(self.class_hits, self.class_counts)
 
     @property
     def class_precision(self) -> np.ndarray | None:
-        """float64 (C,): share of what was predicted as the class that is of it; nan where nothing was."""
-        return None if self.confusion is None else _shares(self.class_hits, self.confusion.sum(0))
+        """float64 (C,): fraction of what was predicted as the class that is of it; nan where nothing was."""
+        return None if self.confusion is None else fractions(self.class_hits, self.confusion.sum(0))
 
     @property
     def mean_class_accuracy(self) -> float:
         """Mean of the accuracies of the classes that have samples: large classes count no more than small ones."""
-        return float(np.nanmean(self.class_accuracy)) if self.class_counts.any() else float("nan")
-
-    @property
-    def bin_accuracy(self) -> np.ndarray:
-        """float64 (bins,): accuracy of the samples of each bin of confidence; nan for an empty one."""
-        return _shares(self.bin_hits, self.bin_counts)
-
-    @property
-    def bin_confidence(self) -> np.ndarray:
-        """float64 (bins,): their mean confidence; nan for an empty one."""
-        return _shares(self.bin_confidences, self.bin_counts)
+        return mean_of_present(self.class_accuracy)
 
     @property
     def ece(self) -> float:
         """Expected calibration error: mean over the samples of |accuracy - mean confidence| of their bin."""
-        return _share(np.abs(self.bin_hits - self.bin_confidences).sum(), self.bin_counts.sum())
+        return fraction(np.abs(self.bin_hits - self.bin_confidences).sum(), self.bin_counts.sum())
 
     @property
     def mean_confidence(self) -> float:
         """Mean probability of the predicted class: above top-1, the model is over-confident."""
-        return _share(self.bin_confidences.sum(), self.bin_counts.sum())
+        return fraction(self.bin_confidences.sum(), self.bin_counts.sum())
 
     def numbers(self) -> dict[str, float | int | None]:
-        """The numbers of the whole set, by name."""
-        return {
-            "num_samples": self.num_samples,
-            "top1": self.top1,
-            "top5": self.top5,
-            "mean_class_accuracy": self.mean_class_accuracy,
-            "loss": self.loss,
-            "ece": self.ece,
-            "mean_confidence": self.mean_confidence,
-            "num_nonfinite": self.num_nonfinite,
-            "num_unlabelled": self.num_unlabelled,
-        }
+        """The numbers of the whole dataset, by name."""
+        return {name: getattr(self, name) for name in self.labels if name != "num_unreadable"}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain lists and numbers; `from_dict` reads it again."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(self).items()
-        }
+    def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Samples, accuracies, precision and most usual confusion of each class."""
+        columns = {"accuracy": self.class_accuracy}
+        if self.num_classes > TOP:
+            columns["accuracy_top5"] = fractions(self.class_hits5, self.class_counts)
+        if self.confusion is not None:
+            columns["precision"] = self.class_precision
+        rows = []
+        for i, name in enumerate(class_names):
+            row = {"class": i, "name": name, "samples": int(self.class_counts[i]), "correct": int(self.class_hits[i])}
+            row |= dict.fromkeys(("accuracy", "accuracy_top5", "precision", "most_confused_with", "confused_fraction"))
+            row |= {column: float(values[i]) for column, values in columns.items() if not np.isnan(values[i])}
+            if self.confusion is not None:
+                row |= confused_with(self.confusion[i], i, class_names, row["samples"])
+            rows.append(row)
+        return rows
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "EvaluationReport":
-        """What `to_dict` returned, as a report."""
-        read = {name: np.asarray(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**read)
+    def figures(self, class_names: Sequence[str], title: str) -> dict[str, Any]:
+        """Calibration, and the confusion matrix where pairs of classes are counted."""
+        text = f"ECE {self.ece:.2%}, accuracy {self.top1:.1%}, mean confidence {self.mean_confidence:.1%}"
+        text = f"{title}: {text}" if title else text
+        made = {"calibration.png": reliability_figure(self.bin_counts, self.bin_hits, self.bin_confidences, text)}
+        if self.confusion is not None:
+            made["confusion.png"] = confusion_figure(self.confusion, class_names, title)
+        return made
 
 
-class ClassificationMetrics(Metric):
+class ClassificationMetrics(ReportingMetric):
     """Counts logits against labels; a torchmetrics metric, so processes are added up where `compute` is called.
 
+    torchmetrics' own metrics give the same numbers (the tests compare them), but its calibration error keeps the
+    confidence of every sample and no bins, its accuracy by class makes C x C temporary counts in each batch, and they
+    have no place for logits that are not finite.
+
     Args:
-        num_classes: Classes of the model.
-        bins: Bins of confidence, equally wide, for the calibration error.
-        confusion: Whether pairs of classes are counted; None: up to 4096 classes.
+        num_classes: Classes of the model. Pairs of classes are counted up to 4096.
         **kwargs: Of torchmetrics.Metric.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    def __init__(self, num_classes: int, bins: int = BINS, confusion: bool | None = None, **kwargs: Any):
+    def __init__(self, num_classes: int, **kwargs: Any):
         super().__init__(**kwargs)
-        if num_classes < 1 or bins < 1:
-            raise ValueError(f"num_classes={num_classes}, bins={bins}: at least 1")
-        self.num_classes, self.bins = num_classes, bins
-        self.counts_pairs = num_classes <= MOST_CONFUSION_CLASSES if confusion is None else confusion
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: at least 1")
+        self.num_classes = num_classes
+        self.counts_pairs = num_classes <= MAX_CONFUSION_CLASSES
         sizes = {"class_counts": num_classes, "class_hits": num_classes, "class_hits5": num_classes}
-        sizes |= {"bin_counts": bins, "bin_hits": bins, "bin_confidences": bins}
+        sizes |= {"bin_counts": BINS, "bin_hits": BINS, "bin_confidences": BINS}
         sizes |= {"loss_sum": 1, "nonfinite": 1, "unlabelled": 1}
         if self.counts_pairs:
             sizes["pairs"] = num_classes * num_classes
@@ -191,20 +203,20 @@ class ClassificationMetrics(Metric):
         best = logits.topk(min(TOP, self.num_classes), dim=1).indices
         right = (best == labels[:, None]) & finite[:, None]
         confidence = logits.softmax(1).gather(1, best[:, :1]).squeeze(1)
-        loss = F.cross_entropy(logits, labels, reduction="none").clamp(max=MOST_LOSS)
+        loss = F.cross_entropy(logits, labels, reduction="none").clamp(max=MAX_LOSS)
         hit = right[:, 0].long()
 
         self._add("class_counts", labels, torch.ones_like(labels))
         self._add("class_hits", labels, hit)
         self._add("class_hits5", labels, right.any(1).long())
         # (0, 1/bins], (1/bins, 2/bins] ... as Guo et al.
-        place = ((confidence * self.bins).ceil().long() - 1).clamp(0, self.bins - 1)
+        place = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
         self._add("bin_counts", place, finite.long())
         self._add("bin_hits", place, hit)
         self._add("bin_confidences", place, (confidence / CONFIDENCE_UNIT).round().long() * finite)
         self.loss_sum += ((loss / LOSS_UNIT).round().long() * finite).sum()
         if self.counts_pairs:
-            # which class logits that are no numbers mean can't be said: any but the right one
+            # logits that are not finite predict no class: any but the correct one
             wrong = (labels + 1) % self.num_classes
             predicted = torch.where(finite, best[:, 0], wrong)
             self._add("pairs", labels * self.num_classes + predicted, torch.ones_like(labels))
@@ -212,28 +224,13 @@ class ClassificationMetrics(Metric):
     def _add(self, state: str, places: Tensor, values: Tensor) -> None:
         getattr(self, state).scatter_add_(0, places, values)
 
-    def compute(self) -> dict[str, Tensor]:
-        """The numbers of the whole set, over all processes: top1, top5 (of more than five classes), ece, loss."""
-        numbers = self._report().numbers()
-        shown = ("top1", "top5", "mean_class_accuracy", "ece", "loss")
-        return {name: torch.tensor(float(numbers[name])) for name in shown if numbers[name] is not None}
-
-    def report(self) -> EvaluationReport:
-        """Everything that was counted, over all processes; all of them must call it."""
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn,
-            process_group=self.process_group,
-            distributed_available=self.distributed_available_fn,
-        ):
-            return self._report()
-
-    def _report(self) -> EvaluationReport:
+    def _report(self) -> ClassificationReport:
         counts = {name: getattr(self, name).cpu().numpy().copy() for name in self._defaults}
         nonfinite, samples = int(counts["nonfinite"][0]), int(counts["class_counts"].sum())
         pairs = counts.get("pairs")
-        return EvaluationReport(
+        return ClassificationReport(
             num_samples=samples,
-            loss=_share(counts["loss_sum"][0] * LOSS_UNIT, samples - nonfinite),
+            loss=fraction(counts["loss_sum"][0] * LOSS_UNIT, samples - nonfinite),
             class_counts=counts["class_counts"],
             class_hits=counts["class_hits"],
             class_hits5=counts["class_hits5"],
@@ -244,11 +241,3 @@ class ClassificationMetrics(Metric):
             num_nonfinite=nonfinite,
             num_unlabelled=int(counts["unlabelled"][0]),
         )
-
-
-def _share(part: float, whole: float) -> float:
-    return float(part) / float(whole) if whole else float("nan")
-
-
-def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)

@@ -1,15 +1,16 @@
 """Average precision of boxes and masks as COCO measures it. Every number comes from faster-coco-eval.
 
-Detections are kept as they come, with what the set says of their image, in the pixels of the file; so exactly the
-images that went by are measured, each once, over all processes.
+Detections are kept as they come, with the objects of their image, in the pixels of the file; so exactly the images that
+were evaluated are measured, each once, over all processes.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,39 +18,47 @@ from torch import Tensor
 
 from vitgraft.data.detection_targets import Objects, encode_mask, to_rle
 from vitgraft.errors import MissingExtraError
+from vitgraft.metrics.base import Report, ReportingMetric, percent
+from vitgraft.metrics.figures import precision_recall_figure
 
 try:
     from faster_coco_eval import COCO, COCOeval_faster
 except ImportError as error:
     raise MissingExtraError("faster-coco-eval", "detection") from error
-try:
-    from torchmetrics import Metric
-except ImportError as error:
-    raise MissingExtraError("torchmetrics", "train") from error
 
 __all__ = ["DetectionMetrics", "DetectionReport"]
 
 KINDS = {"bbox": "box", "segm": "mask"}
-AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}  # COCO's: below 32 x 32, below 96 x 96 pixels, above
-MOST = (1, 10, 100)  # detections of an image
-MEASURES = ("ap", "ap50", "ap75", *(f"ap{name}" for name in AREAS if name), *(f"ar{most}" for most in MOST))
-MEASURES += tuple(f"ar{name}" for name in AREAS if name)
+MEASURES = {  # COCO's twelve, in the order of its summary
+    "ap": "AP (IoU 0.50 to 0.95)",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small (below 32 x 32 pixels)",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large (96 x 96 pixels and above)",
+    "ar1": "AR, 1 detection an image",
+    "ar10": "AR, 10 detections",
+    "ar100": "AR, 100 detections",
+    "ar_small": "AR small",
+    "ar_medium": "AR medium",
+    "ar_large": "AR large",
+}
 
 
 @dataclass
-class DetectionReport:
-    """What was measured on a whole set. Precisions and recalls are 0 to 1, and None where there is nothing to find.
+class DetectionReport(Report):
+    """What was measured on a dataset. Precisions and recalls are 0 to 1, and None where there are no objects.
 
     Attributes:
-        num_images: images that were counted.
-        num_objects: objects in them, without crowds.
-        num_crowds: regions of many objects; detections in them are neither right nor wrong.
-        num_detections: detections.
-        num_nonfinite: detections left out because a coordinate or the score is not finite.
-        values: such as "box_ap", "box_ap50", "mask_ap_small", "box_ar100"; None for masks that were not asked for.
-        classes: of each class a row: class, name, objects, detections, box_ap, box_ap50, box_ar, and for masks alike.
+        num_images: Images that were counted.
+        num_objects: Objects in them, without crowds.
+        num_crowds: Regions of many objects; detections in them are neither correct nor wrong.
+        num_detections: Detections.
+        num_nonfinite: Detections left out because a coordinate or the score is not finite.
+        values: Such as "box_ap", "box_ap50", "mask_ap_small", "box_ar100"; None for masks that are not measured.
+        classes: Of each class a row: class, name, objects, detections, box_ap, box_ap50, box_ar, and for masks alike.
         detections: COCO's results, "bbox" and "segm".
-        curves: of "box" and "mask" the mean precision of the classes, float64 (10 IoUs, 101 recalls).
+        curves: Of "box" and "mask" the mean precision of the classes, float64 (10 IoUs, 101 recalls).
     """
 
     num_images: int
@@ -62,24 +71,81 @@ class DetectionReport:
     detections: dict[str, list[dict[str, Any]]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
 
+    kind: ClassVar = "detection evaluation"
+    labels: ClassVar = {
+        "num_images": "images",
+        "num_objects": "objects",
+        "num_crowds": "crowd regions",
+        "num_detections": "detections",
+        "num_nonfinite": "detections that are not finite, left out",
+        "num_unreadable": "unreadable images, left out",
+    }
+    hidden_at_zero: ClassVar = frozenset({"num_crowds", "num_nonfinite", "num_unreadable"})
+    count_column: ClassVar = "objects"
+    weakest_by: ClassVar = "box_ap"
+    confusion: ClassVar = None
+
+    @property
+    def headings(self) -> dict[str, str]:
+        """Columns of the classes in tables."""
+        measures = {"ap": "AP", "ap50": "AP50", "ar": "AR"}
+        shown = {f"{kind}_{name}": f"{kind} {heading}" for kind in self.curves for name, heading in measures.items()}
+        return {"objects": "objects", "detections": "detections", **shown}
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the model."""
+        return len(self.classes)
+
     def numbers(self) -> dict[str, float | int | None]:
-        """All numbers by name: counts, then COCO's twelve for boxes and for masks."""
-        counts = ("num_images", "num_objects", "num_crowds", "num_detections", "num_nonfinite")
-        return {**self.values, **{name: getattr(self, name) for name in counts}}
+        """All numbers by name: COCO's twelve for boxes and for masks, then counts."""
+        return {**self.values, **{name: getattr(self, name) for name in self.labels if name != "num_unreadable"}}
+
+    def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Objects, detections, AP, AP50 and AR of each class."""
+        return [{**row, "name": name} for row, name in zip(self.classes, class_names, strict=True)]
+
+    def figures(self, class_names: Sequence[str], title: str) -> dict[str, Any]:
+        """Precision against recall."""
+        return {"precision_recall.png": precision_recall_figure(self.curves, title)}
+
+    def details(self) -> dict[str, Any]:
+        """The columns of the classes."""
+        return {"classes": {column: [row[column] for row in self.classes] for column in self.headings}}
+
+    def files(self) -> dict[str, str]:
+        """COCO's results, of boxes and of masks: COCO's own code would take the areas of boxes for those of masks in a
+        file with both."""
+        return {
+            f"detections.{kind}.json": json.dumps(found, separators=(",", ":")) + "\n"
+            for kind, found in self.detections.items()
+        }
+
+    def summary(self, numbers: Mapping[str, float | int | None]) -> tuple[list[str], list[list[str]]]:
+        """COCO's twelve numbers, in a column for boxes and one for masks."""
+        rows = [
+            [label, *(percent(numbers[f"{kind}_{name}"], 2) for kind in self.curves)]
+            for name, label in MEASURES.items()
+        ]
+        return ["", *self.curves], rows
+
+    def notes(self, numbers: Mapping[str, float | int | None]) -> list[str]:
+        """The counts in one line."""
+        return [", ".join(f"{shown} {self.labels[name]}" for name, shown in self.shown_numbers(numbers).items())]
 
 
-class DetectionMetrics(Metric):
-    """Collects detections; a torchmetrics metric in name, as its state is no tensor.
+class DetectionMetrics(ReportingMetric):
+    """Collects detections; its state is a dict by image, which is gathered when the report is made.
+
+    torchmetrics' MeanAveragePrecision(backend="faster_coco_eval") calls the same code, but knows no ids of images, so
+    the padding of a distributed sampler is counted twice; it needs a mask for every object, gathers everything to every
+    process, and has no AP50 by class.
 
     Args:
-        class_names: of the labels 1 to C.
-        masks: whether masks are measured too.
-        **kwargs: of torchmetrics.Metric.
+        class_names: Of the labels 1 to C.
+        masks: Whether masks are measured too.
+        **kwargs: Of torchmetrics.Metric.
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     def __init__(self, class_names: Sequence[str], masks: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
@@ -95,12 +161,12 @@ class DetectionMetrics(Metric):
         """Counts the images of a batch. An image that was counted already is not counted again.
 
         Args:
-            found: of each image `boxes` (N, 4), x0, y0, x1, y1 in pixels of the file, `scores` (N,), `labels` (N,),
+            found: Of each image `boxes` (N, 4), x0, y0, x1, y1 in pixels of the file, `scores` (N,), `labels` (N,),
                 1 to C, and `masks`, (N, H, W) of the file's size, bool or 0 and 1, or N run-length codes.
-            targets: of each image `image_id` and `objects`, as `DetectionSamples` gives them in evaluation.
+            targets: Of each image `image_id` and `objects`, as `DetectionSamples` gives them in evaluation.
 
         Raises:
-            ValueError: they don't belong together.
+            ValueError: They do not belong together.
         """
         for one, target in zip(found, targets, strict=True):
             if target["image_id"] not in self.images:
@@ -119,67 +185,51 @@ class DetectionMetrics(Metric):
         if labels and not (min(labels) >= 1 and max(labels) <= len(self.class_names) == len(objects.category_ids)):
             raise ValueError(
                 f"image {number}: labels {min(labels)} to {max(labels)} for {len(self.class_names)} classes of the "
-                f"model and {len(objects.category_ids)} categories of the set; they count from 1"
+                f"model and {len(objects.category_ids)} categories of the dataset; they count from 1"
             )
         if isinstance(masks, Tensor):
             masks = masks.detach().cpu().numpy()  # one copy from the GPU, not one for each object
         finite = (boxes.isfinite().all(1) & scores.isfinite()).nonzero().flatten().tolist()
-        kept = []
+        image: dict[str, Any] = {"objects": objects, "nonfinite": len(boxes) - len(finite), "bbox": [], "segm": []}
         for i in finite:
             x0, y0, x1, y1 = boxes[i].tolist()
-            one = {
-                "category_id": objects.category_ids[labels[i] - 1],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": float(scores[i]),
-            }
-            if self.masks:
-                one["segmentation"] = encode_mask(masks[i]) if isinstance(masks, np.ndarray) else masks[i]
-            kept.append(one)
-        return {"objects": objects, "found": kept, "nonfinite": len(boxes) - len(finite)}
+            one = {"image_id": number, "category_id": objects.category_ids[labels[i] - 1], "score": float(scores[i])}
+            image["bbox"].append({**one, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+            if self.masks:  # apart, as a result with both would have the area of its box, not of its mask
+                mask = encode_mask(masks[i]) if isinstance(masks, np.ndarray) else masks[i]
+                image["segm"].append({**one, "segmentation": mask})
+        return image
 
-    def compute(self) -> dict[str, Tensor]:
-        """The numbers of the whole set, over all processes."""
-        return {name: torch.tensor(float(n)) for name, n in self.report().numbers().items() if n is not None}
-
-    def report(self) -> DetectionReport:
-        """Everything that was counted, over all processes; all of them must call it.
-
-        The first process computes; the others get its numbers, without the detections.
-        """
+    def _report(self) -> DetectionReport:
+        """The first process computes; the others get its numbers, without the detections."""
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-            return self._report(self.images)
+            return self._measure(self.images)
         first = distributed.get_rank() == 0
         parts: list[Any] = [None] * distributed.get_world_size()
         distributed.gather_object(self.images, parts if first else None)
         shared: list[Any] = [None]
         if first:
-            report = self._report({number: image for part in reversed(parts) for number, image in part.items()})
+            report = self._measure({number: image for part in reversed(parts) for number, image in part.items()})
             shared = [replace(report, detections={})]  # hundreds of megabytes on COCO, which nobody else writes
         distributed.broadcast_object_list(shared)
         return report if first else shared[0]
 
-    def _report(self, images: dict[int, dict[str, Any]]) -> DetectionReport:
+    def _measure(self, images: dict[int, dict[str, Any]]) -> DetectionReport:
         images = dict(sorted(images.items()))
         kinds = ("bbox", "segm") if self.masks else ("bbox",)
         truth = self._truth(images)
-        detections = {kind: [] for kind in kinds}
-        for number, image in images.items():
-            for one in image["found"]:
-                for kind in kinds:  # apart, as a result with both would have the area of its box, not of its mask
-                    part = "bbox" if kind == "bbox" else "segmentation"
-                    names = ("category_id", part, "score")
-                    detections[kind].append({"image_id": number, **{name: one[name] for name in names}})
-        values: dict[str, float | None] = {f"{kind}_{name}": None for kind in KINDS.values() for name in MEASURES}
+        detections = {kind: [one for image in images.values() for one in image[kind]] for kind in kinds}
+        values = {f"{kind}_{name}": None for kind in KINDS.values() for name in MEASURES}
         rows = _rows(truth, detections["bbox"])
         curves = {}
         for kind in kinds:
             known = truth
             if kind != "bbox":  # an object without a mask can be found as a box, never as a mask
                 known = {**truth, "annotations": [one for one in truth["annotations"] if "segmentation" in one]}
-            precision, recall = measure(known, detections[kind], kind)
+            numbers, precision, recall = evaluate(known, detections[kind], kind)
             name = KINDS[kind]
-            values |= {f"{name}_{key}": value for key, value in summarize(precision, recall).items()}
+            values |= {f"{name}_{key}": value for key, value in numbers.items()}
             for i, row in enumerate(rows):
                 row |= {
                     f"{name}_ap": mean(precision[:, :, i, 0, -1]),
@@ -202,7 +252,7 @@ class DetectionMetrics(Metric):
         )
 
     def _truth(self, images: dict[int, dict[str, Any]]) -> dict[str, Any]:
-        """What the set says of these images, as a COCO json."""
+        """The objects of these images, as a COCO json."""
         annotations, ids = [], tuple(range(1, len(self.class_names) + 1))
         sizes = {}
         for number, image in images.items():
@@ -239,39 +289,34 @@ def _rows(truth: dict[str, Any], detections: list[dict[str, Any]]) -> list[dict[
     ]
 
 
-def measure(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) -> tuple[np.ndarray, np.ndarray]:
+def evaluate(
+    truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
+) -> tuple[dict[str, float | None], np.ndarray, np.ndarray]:
     """COCO's evaluation.
 
     Args:
-        truth: a COCO json.
+        truth: A COCO json.
         detections: COCO's results.
         kind: "bbox" or "segm".
 
     Returns:
-        precision, float64 (10 IoUs, 101 recalls, C, 4 areas, 3 numbers of detections), and recall, (10, C, 4, 3); -1
-        where there is nothing to find.
+        COCO's twelve numbers, ap to ar_large, None where there are no objects; precision, float64 (10 IoUs, 101
+        recalls, C, 4 areas, 3 numbers of detections), and recall, (10, C, 4, 3), -1 where there are no objects.
     """
     classes = len(truth["categories"])
     if not truth["images"]:
-        return -np.ones((10, 101, classes, 4, 3)), -np.ones((10, classes, 4, 3))
+        return dict.fromkeys(MEASURES), -np.ones((10, 101, classes, 4, 3)), -np.ones((10, classes, 4, 3))
     reference = COCO(truth, use_deepcopy=True)
     evaluation = COCOeval_faster(reference, reference.loadRes([dict(one) for one in detections]), kind)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return (np.asarray(evaluation.eval[name], dtype=np.float64) for name in ("precision", "recall"))
-
-
-def summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
-    """COCO's twelve numbers, ap to ar_large, of what `measure` gives."""
-    sizes = list(AREAS.values())[1:]
-    numbers = [mean(precision[..., 0, -1]), mean(precision[0, ..., 0, -1]), mean(precision[5, ..., 0, -1])]
-    numbers += [mean(precision[..., area, -1]) for area in sizes]
-    numbers += [mean(recall[..., 0, place]) for place in range(len(MOST))]
-    numbers += [mean(recall[..., area, -1]) for area in sizes]
-    return dict(zip(MEASURES, numbers, strict=True))
+    evaluation.run()
+    numbers = {
+        name: None if value == -1 else float(value) for name, value in zip(MEASURES, evaluation.stats, strict=True)
+    }
+    precision, recall = (np.asarray(evaluation.eval[name], dtype=np.float64) for name in ("precision", "recall"))
+    return numbers, precision, recall
 
 
 def mean(values: np.ndarray) -> float | None:
-    """Of all that are not -1, COCO's sign for a class without objects; None where there are none."""
-    there = values[values > -1]
-    return float(there.mean()) if there.size else None
+    """Of all that are not -1, which COCO writes for a class without objects; None where there are none."""
+    present = values[values > -1]
+    return float(present.mean()) if present.size else None

@@ -1,241 +1,178 @@
-"""What an evaluation leaves behind: metrics.json, a table of the classes, two pictures; what the terminal shows."""
+"""What an evaluation leaves behind, and what the terminal shows: the same for all tasks, from a `base.Report`."""
 
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vitgraft.metrics.classification import EvaluationReport
-from vitgraft.metrics.figures import confusion_figure, most_confused, reliability_figure, save_figure
+from vitgraft.metrics.base import Report, most_confused, percent
+from vitgraft.metrics.figures import save_figure
 from vitgraft.terminal import print_whole
 
-__all__ = [
-    "as_csv",
-    "as_json",
-    "class_rows",
-    "percent",
-    "print_report",
-    "read_metrics",
-    "replace_text",
-    "unused_stem",
-    "write_report",
-]
+__all__ = ["print_report", "unused_stem", "write_report"]
 
-WORDS = {
-    "num_samples": "samples",
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "mean_class_accuracy": "mean of the classes' accuracies",
-    "loss": "loss (cross-entropy)",
-    "ece": "expected calibration error (15 bins)",
-    "mean_confidence": "mean confidence",
-    "num_nonfinite": "samples without finite logits",
-    "num_unlabelled": "samples without a label, left out",
-    "num_unreadable": "unreadable images, left out",
-}
-SHARES = ("top1", "top5", "mean_class_accuracy", "ece", "mean_confidence")
-COLUMNS = (
-    "class",
-    "name",
-    "samples",
-    "right",
-    "accuracy",
-    "accuracy_top5",
-    "precision",
-    "taken_for",
-    "taken_for_share",
-)
+SHOWN_CLASSES = 20  # more classes than these: the weakest 10 in the terminal
+SHOWN_NAMES = 20  # of absent classes
+LEFT = ("", "class", "true class", "predicted as", "most confused with")  # headings of columns of text
 
 
 def write_report(
     folder: Path,
-    report: EvaluationReport,
+    report: Report,
     class_names: Sequence[str],
     title: str = "",
-    facts: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
     unreadable: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes metrics.json, classes.csv, classes.md, confusion.png (where pairs were counted) and calibration.png.
+    """Writes metrics.json, classes.csv, classes.md, and the figures and further files of the task.
+
+    Of classification these are calibration.png and, where pairs of classes are counted, confusion.png; of segmentation
+    confusion.png; of detection precision_recall.png and COCO's results, detections.*.json.
 
     Args:
-        folder: made where it is missing; files of an evaluation before are replaced.
-        report: what was measured.
-        class_names: of each class.
-        title: of the pictures, such as "validation, epoch 12".
-        facts: what was evaluated (model, checkpoint, data ...), for metrics.json.
+        folder: Made where it is missing; files of an evaluation before are replaced.
+        report: What was measured.
+        class_names: Of each class.
+        title: Of table and figures, such as "validation, epoch 12".
+        metadata: What was evaluated (model, checkpoint, data ...), for metrics.json.
         unreadable: "name: reason" of the images that could not be counted.
 
     Returns:
         The files.
 
     Raises:
-        OSError: the folder can't be written.
+        OSError: The folder can't be written.
         MissingExtraError: matplotlib is not installed.
-        ValueError: not as many names as classes.
+        ValueError: Not as many names as classes.
     """
     if len(class_names) != report.num_classes:
         raise ValueError(f"{len(class_names)} class names for {report.num_classes} classes")
     folder.mkdir(parents=True, exist_ok=True)
+    rows = report.class_rows(class_names)
     numbers = {**report.numbers(), "num_unreadable": len(unreadable)}
-    counts = report.to_dict()
-    if report.confusion is not None:  # mostly zeros: [true, predicted, samples] of the others
-        places = report.confusion.nonzero()
-        counts["confusion"] = [list(map(int, triple)) for triple in zip(*places, report.confusion[places], strict=True)]
     values = {
-        "kind": "evaluation",
-        **(facts or {}),
+        "kind": report.kind,
+        **(metadata or {}),
         "metrics": numbers,
+        "absent_classes": _absent(report, rows),
         "unreadable": list(unreadable),
         "class_names": list(class_names),
-        "counts": counts,
+        **report.details(),
     }
-    rows = class_rows(report, class_names)
     texts = {
-        "metrics.json": as_json(values),
-        "classes.csv": as_csv(rows, COLUMNS),
-        "classes.md": _markdown(rows, report, title),
+        "metrics.json": json.dumps(_without_nan(values), indent=1, ensure_ascii=False) + "\n",
+        "classes.csv": _csv(rows),
+        "classes.md": _markdown(report, rows, numbers, title),
+        **report.files(),
     }
-    written = []
     for name, text in texts.items():
-        written.append(folder / name)
         replace_text(folder / name, text)
-    figures = {"calibration.png": reliability_figure(report, title)}
-    if report.confusion is not None:
-        figures["confusion.png"] = confusion_figure(report.confusion, class_names, title)
+    figures = report.figures(class_names, title)
     for name, figure in figures.items():
-        written.append(folder / name)
         save_figure(figure, folder / name)
-    return written
+    return [folder / name for name in (*texts, *figures)]
 
 
-def read_metrics(path: Path) -> tuple[EvaluationReport, dict[str, Any]]:
-    """A metrics.json as the report that was written, and all its values."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    counts = dict(values["counts"])
-    if counts["confusion"] is not None:
-        confusion = np.zeros((len(values["class_names"]),) * 2, dtype=np.int64)
-        for true, predicted, samples in counts["confusion"]:
-            confusion[true, predicted] = samples
-        counts["confusion"] = confusion.tolist()
-    if counts["loss"] is None:
-        counts["loss"] = float("nan")
-    return EvaluationReport.from_dict(counts), values
-
-
-def class_rows(report: EvaluationReport, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each class, in their order; shares are 0 to 1, None where there is nothing to divide.
-
-    `taken_for` is the class that samples of this one were taken for most often, where any were.
-    """
-    accuracy, precision = report.class_accuracy, report.class_precision
-    rows = []
-    for i, name in enumerate(class_names):
-        samples = int(report.class_counts[i])
-        row = dict.fromkeys(COLUMNS)
-        row |= {"class": i, "name": name, "samples": samples, "right": int(report.class_hits[i])}
-        if samples:
-            row["accuracy"] = float(accuracy[i])
-            row["accuracy_top5"] = float(report.class_hits5[i] / samples) if report.num_classes > 5 else None
-        if precision is not None and not math.isnan(precision[i]):
-            row["precision"] = float(precision[i])
-        if report.confusion is not None and samples:
-            wrong = report.confusion[i].copy()
-            wrong[i] = 0
-            if wrong.any():
-                row["taken_for"] = class_names[int(wrong.argmax())]
-                row["taken_for_share"] = float(wrong.max() / samples)
-        rows.append(row)
-    return rows
-
-
-def print_report(
-    console, report: EvaluationReport, class_names: Sequence[str], title: str, unreadable: int = 0
-) -> None:
+def print_report(console: Any, report: Report, class_names: Sequence[str], title: str, unreadable: int = 0) -> None:
     """Shows the numbers and the classes, the ten weakest where there are many.
 
     Args:
-        console: of rich.
+        console: Of rich.
+        report: What was measured.
+        class_names: Of each class.
+        title: Of the table of numbers.
+        unreadable: Number of images that could not be counted.
     """
+    numbers = {**report.numbers(), "num_unreadable": unreadable}
+    _print_table(console, title, *report.summary(numbers))
+    rows = report.class_rows(class_names)
+    present = [row for row in rows if row[report.count_column]]
+    heading = "classes"
+    if len(present) > SHOWN_CLASSES:
+        present = _weakest_first(report, present)[:10]
+        heading = f"the 10 weakest of {report.num_classes} classes (all: classes.csv)"
+    for line in report.notes(numbers):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    _print_table(console, heading, *_class_table(report, present))
+    for line in _absent_note(report, rows, SHOWN_NAMES):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_table(console: Any, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, show_header=False, show_edge=False)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for name, value in {**report.numbers(), "num_unreadable": unreadable}.items():
-        if value is None or ((name.startswith("num_un") or name == "num_nonfinite") and not value):
-            continue
-        table.add_row(WORDS[name], _shown(name, value))
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    for name in headings:
+        table.add_column(name, justify="left" if name in LEFT else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
     print_whole(console, table)
 
-    rows = [row for row in class_rows(report, class_names) if row["samples"]]
-    few = len(rows) <= 20
-    if not few:
-        rows = sorted(rows, key=lambda row: row["accuracy"])[:10]
-    classes = Table(
-        title="classes" if few else f"the 10 weakest of {report.num_classes} classes (all: classes.csv)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-    )
-    for heading in ("class", "samples", "accuracy", "precision", "most often taken for"):
-        classes.add_column(heading, justify="left" if heading in ("class", "most often taken for") else "right")
-    for row in rows:
-        taken = f"{escape(row['taken_for'])} {row['taken_for_share']:.1%}" if row["taken_for"] else ""
-        cells = (percent(row["accuracy"]), percent(row["precision"]), taken)
-        classes.add_row(escape(row["name"]), f"{row['samples']:,}", *cells)
-    console.print()
-    print_whole(console, classes)
 
-
-def _markdown(rows: list[dict[str, Any]], report: EvaluationReport, title: str) -> str:
-    lines = [f"# {title or 'Evaluation'}", "", "| | |", "|---|---:|"]
-    lines += [
-        f"| {WORDS[name]} | {_shown(name, value)} |" for name, value in report.numbers().items() if value is not None
-    ]
-    lines += ["", "## Classes, the weakest first", ""]
-    lines += ["| class | samples | accuracy | precision | most often taken for | |", "|---|---:|---:|---:|---|---:|"]
-    for row in sorted(rows, key=lambda row: 2.0 if row["accuracy"] is None else row["accuracy"]):
-        cells = [row["name"], f"{row['samples']:,}", percent(row["accuracy"]), percent(row["precision"])]
-        cells += [row["taken_for"] or "", percent(row["taken_for_share"]) if row["taken_for"] else ""]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any], title: str) -> str:
+    parts = [f"# {title or 'Evaluation'}", _markdown_table(*report.summary(numbers)), *report.notes(numbers)]
+    parts += ["## Classes, the weakest first", _markdown_table(*_class_table(report, _weakest_first(report, rows)))]
+    parts += _absent_note(report, rows, len(rows))
     if report.confusion is not None:
-        names = [row["name"].replace("|", "\\|") for row in rows]
-        lines += ["", "## Confused most often", "", "| true class | taken for | samples |", "|---|---|---:|"]
-        lines += [f"| {names[true]} | {names[other]} | {n} |" for true, other, n in most_confused(report.confusion, 25)]
-    return "\n".join(lines) + "\n"
+        pairs = most_confused(report.confusion[:, : report.num_classes], 25)
+        cells = [[rows[true]["name"], rows[predicted]["name"], f"{n:,}"] for true, predicted, n in pairs]
+        table = _markdown_table(["true class", "predicted as", report.count_column], cells)
+        parts += ["## Most confused pairs", table]
+    return "\n\n".join(parts) + "\n"
 
 
-def as_json(values: dict[str, Any]) -> str:
-    """JSON with one line for each value, however long, of the outer two levels; nan is null."""
+def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---" if name in LEFT else "---:" for name in headings]]
+    lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def lines(mapping: dict[str, Any], indent: str) -> str:
-        inner = []
-        for name, value in mapping.items():
-            text = lines(value, indent + " ") if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
-            inner.append(f"{indent} {json.dumps(name)}: {text}")
-        return "{\n" + ",\n".join(inner) + f"\n{indent}}}"
 
-    return lines(_without_nan(values), "") + "\n"
+def _class_table(report: Report, rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table of classes."""
+    headings = ["class", *report.headings.values()]
+    cells = [[row["name"], *(_cell(row, column) for column in report.headings)] for row in rows]
+    return headings, cells
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row[column]
+    if column == "most_confused_with":
+        return f"{value} {percent(row['confused_fraction'])}" if value else ""
+    return f"{value:,}" if isinstance(value, int) else percent(value)
+
+
+def _weakest_first(report: Report, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: math.inf if row[report.weakest_by] is None else row[report.weakest_by])
+
+
+def _absent(report: Report, rows: list[dict[str, Any]]) -> list[str]:
+    return [row["name"] for row in rows if not row[report.count_column]]
+
+
+def _absent_note(report: Report, rows: list[dict[str, Any]], count: int) -> list[str]:
+    """A line that names the absent classes, at most `count` of them; no line where there are none."""
+    names = _absent(report, rows)
+    more = f" and {len(names) - count} more (classes.csv)" if len(names) > count else ""
+    return [f"absent from the dataset, left out of the means: {', '.join(names[:count])}{more}"] if names else []
 
 
 def _without_nan(value: Any) -> Any:
+    """nan, which is no JSON, is null."""
     if isinstance(value, dict):
         return {name: _without_nan(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def as_csv(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as a CSV file's text, with a line of headings."""
+def _csv(rows: list[dict[str, Any]]) -> str:
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
@@ -266,14 +203,3 @@ def replace_text(path: Path, text: str) -> None:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def _shown(name: str, value: float) -> str:
-    if name in SHARES:
-        return percent(value, 2)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share of 0 to 1 in per cent; "-" where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"

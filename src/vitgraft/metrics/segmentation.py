@@ -1,22 +1,19 @@
-"""What a segmentation model reaches on a set: mean IoU, pixel accuracy, and both by class.
+"""Mean IoU and pixel accuracy of a segmentation model, and both by class.
 
-All that is kept while a set goes by is one matrix of whole-number counts, so the result does not depend on the order of
-the images, on how they lie in batches, or on how they are shared out to processes.
+Only one matrix of whole-number counts is kept, so the result does not depend on the order of the images, on their
+batches, or on how they are distributed to processes.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitgraft.errors import MissingExtraError
-
-try:
-    from torchmetrics import Metric
-except ImportError as error:
-    raise MissingExtraError("torchmetrics", "train") from error
+from vitgraft.metrics.base import Report, ReportingMetric, confused_with, fraction, fractions, mean_of_present
+from vitgraft.metrics.figures import confusion_figure
 
 __all__ = ["SegmentationMetrics", "SegmentationReport", "predicted_classes"]
 
@@ -24,22 +21,45 @@ NO_CLASS = -1
 
 
 @dataclass(frozen=True)
-class SegmentationReport:
-    """What was measured on a whole set. Shares are 0 to 1; counts are whole numbers of pixels but for `num_images`.
+class SegmentationReport(Report):
+    """What was measured on a dataset. Fractions are 0 to 1; counts are of pixels but for `num_images`.
 
-    A class without one labelled pixel in the set is *absent*: it is left out of the means, also where it was predicted
-    (mmsegmentation would count it as 0 there). All 150 classes of ADE20K are in its validation set.
+    A class without one labelled pixel in the dataset is *absent*: it is left out of the means, also where it was
+    predicted (mmsegmentation would count it as 0 there). All 150 classes of ADE20K are in its validation set.
 
     Attributes:
         confusion: int64 (C, C + 1): rows are the true classes, columns the predicted ones, the last one pixels whose
-            scores are not finite: wrong ones.
+            scores are not finite, which are wrong.
         num_images: Images that were counted.
-        num_ignored: Pixels that were left out, their label being to be ignored.
+        num_ignored: Pixels that were left out, as their label is to be ignored.
     """
 
     confusion: np.ndarray
     num_images: int
     num_ignored: int = 0
+
+    kind = "segmentation evaluation"
+    labels: ClassVar = {
+        "num_images": "images",
+        "miou": "mean IoU",
+        "pixel_accuracy": "pixel accuracy",
+        "mean_class_accuracy": "mean class accuracy",
+        "num_pixels": "labelled pixels",
+        "num_ignored": "ignored pixels, left out",
+        "num_absent": "classes absent from the dataset, left out",
+        "num_nonfinite": "pixels without finite scores, counted as wrong",
+        "num_unreadable": "unreadable images, left out",
+    }
+    hidden_at_zero = frozenset({"num_ignored", "num_absent", "num_nonfinite", "num_unreadable"})
+    count_column = "pixels"
+    weakest_by = "iou"
+    headings: ClassVar = {
+        "pixel_fraction": "pixels",
+        "iou": "IoU",
+        "accuracy": "accuracy",
+        "precision": "precision",
+        "most_confused_with": "most confused with",
+    }
 
     @property
     def num_classes(self) -> int:
@@ -52,54 +72,39 @@ class SegmentationReport:
         return self.confusion.sum(1)
 
     @property
-    def class_predicted(self) -> np.ndarray:
-        """int64 (C,): pixels that were predicted as each class, where there is a label."""
-        return self.confusion[:, :-1].sum(0)
-
-    @property
-    def class_intersection(self) -> np.ndarray:
-        """int64 (C,): pixels of each class that were predicted as it."""
-        return self.confusion[:, :-1].diagonal()
-
-    @property
     def class_iou(self) -> np.ndarray:
-        """float64 (C,): intersection over union of each class, summed over the set; nan where it is absent."""
-        union = self.class_pixels + self.class_predicted - self.class_intersection
-        return _shares(self.class_intersection, union, self.class_pixels > 0)
+        """float64 (C,): intersection over union of each class, summed over the dataset; nan where it is absent."""
+        hits = self.confusion.diagonal()
+        union = self.class_pixels + self.confusion[:, :-1].sum(0) - hits
+        return fractions(hits, union, self.class_pixels > 0)
 
     @property
     def class_accuracy(self) -> np.ndarray:
-        """float64 (C,): share of each class's pixels that is right (recall); nan where it is absent."""
-        return _shares(self.class_intersection, self.class_pixels, self.class_pixels > 0)
+        """float64 (C,): fraction of each class's pixels that is correct (recall); nan where it is absent."""
+        return fractions(self.confusion.diagonal(), self.class_pixels)
 
     @property
     def class_precision(self) -> np.ndarray:
-        """float64 (C,): share of what was predicted as each class that is of it; nan where nothing was."""
-        return _shares(self.class_intersection, self.class_predicted, self.class_predicted > 0)
-
-    @property
-    def absent(self) -> list[int]:
-        """The classes without a labelled pixel in the set."""
-        return np.flatnonzero(self.class_pixels == 0).tolist()
+        """float64 (C,): fraction of what was predicted as each class that is of it; nan where nothing was."""
+        return fractions(self.confusion.diagonal(), self.confusion[:, :-1].sum(0))
 
     @property
     def miou(self) -> float:
         """Mean of the classes' IoU, absent classes left out."""
-        return _mean(self.class_iou)
+        return mean_of_present(self.class_iou)
 
     @property
     def mean_class_accuracy(self) -> float:
         """Mean of the classes' accuracies, absent classes left out."""
-        return _mean(self.class_accuracy)
+        return mean_of_present(self.class_accuracy)
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that is right."""
-        pixels = int(self.confusion.sum())
-        return float(self.class_intersection.sum() / pixels) if pixels else float("nan")
+        """Fraction of the labelled pixels that is correct."""
+        return fraction(np.trace(self.confusion), self.confusion.sum())
 
     def numbers(self) -> dict[str, float | int | None]:
-        """The numbers of the whole set, by name."""
+        """The numbers of the whole dataset, by name."""
         return {
             "num_images": self.num_images,
             "miou": self.miou,
@@ -107,31 +112,36 @@ class SegmentationReport:
             "mean_class_accuracy": self.mean_class_accuracy,
             "num_pixels": int(self.confusion.sum()),
             "num_ignored": self.num_ignored,
-            "num_absent": len(self.absent),
+            "num_absent": int((self.class_pixels == 0).sum()),
             "num_nonfinite": int(self.confusion[:, -1].sum()),
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain lists and numbers; `from_dict` reads it again."""
-        return {**asdict(self), "confusion": self.confusion.tolist()}
+    def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Pixels, IoU, accuracy, precision and most usual confusion of each class."""
+        pixels, total = self.class_pixels, max(1, int(self.confusion.sum()))
+        columns = {"iou": self.class_iou, "accuracy": self.class_accuracy, "precision": self.class_precision}
+        rows = []
+        for i, name in enumerate(class_names):
+            row = {"class": i, "name": name, "pixels": int(pixels[i]), "pixel_fraction": float(pixels[i] / total)}
+            row |= {column: None if np.isnan(values[i]) else float(values[i]) for column, values in columns.items()}
+            rows.append(row | confused_with(self.confusion[i, :-1], i, class_names, pixels[i]))
+        return rows
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "SegmentationReport":
-        """What `to_dict` returned, as a report."""
-        return cls(**{**values, "confusion": np.asarray(values["confusion"], dtype=np.int64)})
+    def figures(self, class_names: Sequence[str], title: str) -> dict[str, Any]:
+        """The confusion matrix."""
+        return {"confusion.png": confusion_figure(self.confusion[:, :-1], class_names, title, "pixels")}
 
 
-class SegmentationMetrics(Metric):
+class SegmentationMetrics(ReportingMetric):
     """Counts predicted against labelled pixels; a torchmetrics metric: processes are added up where it is computed.
+
+    torchmetrics' own confusion matrix and Jaccard index give the same counts (the tests compare them), but under
+    deterministic algorithms they allocate pixels x C x C numbers for each image (48 GB at 512 x 512 and 150 classes).
 
     Args:
         num_classes: C, classes of the model.
         **kwargs: Of torchmetrics.Metric.
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     def __init__(self, num_classes: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -145,8 +155,8 @@ class SegmentationMetrics(Metric):
         """Counts an image, or a batch of images of one size.
 
         Args:
-            predicted: whole numbers, (H, W) or (B, H, W). What is not 0 to C - 1 is a wrong prediction.
-            labels: whole numbers of the same shape. What is not 0 to C - 1 (255) is left out.
+            predicted: Whole numbers, (H, W) or (B, H, W). What is not 0 to C - 1 is a wrong prediction.
+            labels: Whole numbers of the same shape. What is not 0 to C - 1 (255) is left out.
 
         Raises:
             ValueError: The shapes differ, or are not those of images.
@@ -167,20 +177,6 @@ class SegmentationMetrics(Metric):
         predicted = torch.where((predicted < 0) | (predicted >= classes), classes, predicted)
         self.pairs += torch.bincount(labels * (classes + 1) + predicted, minlength=len(self.pairs))
 
-    def compute(self) -> dict[str, Tensor]:
-        """miou, pixel_accuracy and mean_class_accuracy of the whole set, over all processes."""
-        numbers = self._report().numbers()
-        return {name: torch.tensor(numbers[name]) for name in ("miou", "pixel_accuracy", "mean_class_accuracy")}
-
-    def report(self) -> SegmentationReport:
-        """Everything that was counted, over all processes; all of them must call it."""
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn,
-            process_group=self.process_group,
-            distributed_available=self.distributed_available_fn,
-        ):
-            return self._report()
-
     def _report(self) -> SegmentationReport:
         pairs = self.pairs.cpu().numpy().reshape(self.num_classes, self.num_classes + 1).copy()
         return SegmentationReport(pairs, int(self.images), int(self.ignored))
@@ -197,12 +193,3 @@ def predicted_classes(scores: Tensor) -> Tensor:
     """
     best, classes = scores.max(1)  # nan is larger than any number to torch
     return torch.where(best.isfinite(), classes, NO_CLASS)
-
-
-def _shares(part: np.ndarray, whole: np.ndarray, where: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=where)
-
-
-def _mean(values: np.ndarray) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else float("nan")

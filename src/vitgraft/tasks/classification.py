@@ -13,7 +13,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import nn
 
 from vitgraft.errors import RecipeError
-from vitgraft.metrics.classification import ClassificationMetrics, EvaluationReport
+from vitgraft.metrics.classification import ClassificationMetrics, ClassificationReport
 from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.tasks._initial_weights import load_initial_weights
 from vitgraft.tasks._options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
@@ -139,12 +139,12 @@ class Classification(Task):
             metric.update(model(images), labels)
 
     def write_report(
-        self, folder: Path, report: EvaluationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
+        self, folder: Path, report: ClassificationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
         """See `vitgraft.metrics.report_writer.write_report`."""
         return write_report(folder, report, self.class_names, title, facts, unreadable)
 
-    def print_report(self, console: Any, report: EvaluationReport, title: str, unreadable: int) -> None:
+    def print_report(self, console: Any, report: ClassificationReport, title: str, unreadable: int) -> None:
         """See `vitgraft.metrics.report_writer.print_report`."""
         print_report(console, report, self.class_names, title, unreadable)
 

@@ -138,14 +138,14 @@ class Detection(Task):
     def write_report(
         self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.metrics.detection_report.write_report`."""
-        from vitgraft.metrics.detection_report import write_report
+        """See `vitgraft.metrics.report_writer.write_report`."""
+        from vitgraft.metrics.report_writer import write_report
 
         return write_report(folder, report, self.class_names, title, facts, unreadable)
 
     def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.detection_report.print_report`."""
-        from vitgraft.metrics.detection_report import print_report
+        """See `vitgraft.metrics.report_writer.print_report`."""
+        from vitgraft.metrics.report_writer import print_report
 
         print_report(console, report, self.class_names, title, unreadable)
 

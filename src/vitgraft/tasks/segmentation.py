@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
+from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.metrics.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
-from vitgraft.metrics.segmentation_report import print_report, write_report
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.sliding_window import infer, window_problems
 from vitgraft.models.upernet import UperNet
@@ -176,7 +176,7 @@ class Segmentation(Task):
     def write_report(
         self, folder: Path, report: SegmentationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.metrics.segmentation_report.write_report`; the metadata has the options of the inference.
+        """See `vitgraft.metrics.report_writer.write_report`; the metadata has the options of the inference.
 
         Sliding windows go to FOLDER_sliding, several scales or flips to FOLDER_multi_scale, beside the
         plain evaluation's files.
@@ -190,5 +190,5 @@ class Segmentation(Task):
         return write_report(folder, report, self.class_names, title, facts, unreadable)
 
     def print_report(self, console: Any, report: SegmentationReport, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.segmentation_report.print_report`."""
+        """See `vitgraft.metrics.report_writer.print_report`."""
         print_report(console, report, self.class_names, title, unreadable)
