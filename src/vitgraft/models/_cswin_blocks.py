@@ -4,8 +4,8 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.layers.stripes import StripeAttention, attend_stripes
+from vitgraft.models._cpu import GELU
 
 # B batch, H x W token grid, C channels. Grids are (B, H, W, C).
 

@@ -32,9 +32,9 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
+from vitgraft.models._cpu import GELU
 from vitgraft.models._cswin_blocks import ChannelsLast, CSWinBlock, MergeBlock, StripeAttention
 
 __all__ = ["CSWinBlock", "CSWinTransformer", "StripeAttention"]

@@ -22,8 +22,8 @@ from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, to
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend
+from vitgraft.models._cpu import GELU
 from vitgraft.models.zoo._base import Pyramid, build, cfg, check_stages, init_weights
 
 __all__ = ["PyramidVisionTransformer", "SRAttention"]

@@ -7,9 +7,9 @@ import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend
 from vitgraft.layers.window import relative_position_index
+from vitgraft.models._cpu import GELU
 
 # B batch, H x W map, G global tokens, N = G + H * W, M window side, h heads, d channels of a head, C = h * d.
 
