@@ -24,7 +24,7 @@ from torch import nn
 
 from vitgraft.layers.attention import attend
 from vitgraft.models._cpu import GELU
-from vitgraft.models.zoo._base import Pyramid, build, cfg, check_stages, init_weights
+from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights
 
 __all__ = ["PyramidVisionTransformer", "SRAttention"]
 

@@ -21,9 +21,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from vitgraft.layers.attention import attend_qkv
-from vitgraft.layers.window import window_partition, window_reverse
+from vitgraft.layers.window import cached_by_size, window_partition, window_reverse
 from vitgraft.models._cpu import GELU
-from vitgraft.models.zoo._base import Pyramid, build, cached_by_size, cfg, check_stages, init_weights
+from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights
 
 __all__ = ["R2LAttention", "RegionViT"]
 

@@ -22,7 +22,7 @@ from timm.layers import calculate_drop_path_rates, resize_rel_pos_bias_table, to
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from vitgraft.models.zoo._base import Pyramid, build, cfg, check_stages, init_weights
+from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights
 from vitgraft.models.zoo.vil_blocks import NORM_EPS, AttentionBlock, Embed, FullAttention, MlpBlock, WindowedAttention
 
 __all__ = ["FullAttention", "VisionLongformer", "WindowedAttention"]
