@@ -12,7 +12,7 @@ from torch import nn
 
 from vitgraft.models._compile import one_graph_per_size
 
-__all__ = ["Pyramid", "build", "cfg", "check_stages", "init_weights", "unwrap"]
+__all__ = ["Pyramid", "build", "cfg", "check_stages", "embedding", "init_weights", "unwrap"]
 
 # B batch, H x W token grid, C channels, N tokens.
 
@@ -215,6 +215,11 @@ def check_stages(**options: Sequence) -> int:
         given = ", ".join(f"{name}={tuple(values)}" for name, values in options.items())
         raise ValueError(f"one value per stage is needed: {given}")
     return lengths.pop()
+
+
+def embedding(*shape: int, device=None, dtype=None) -> nn.Parameter:
+    """A learned token, position embedding or table: truncated normal of standard deviation 0.02."""
+    return nn.Parameter(trunc_normal_(torch.zeros(*shape, device=device, dtype=dtype), std=0.02))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -247,7 +247,6 @@ def _create_graft_cswin(variant: str, pretrained: bool = False, **kwargs: Any) -
         pretrained,
         {},
         unwrap,
-        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
     )
 

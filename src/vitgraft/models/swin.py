@@ -169,7 +169,6 @@ def _create_graft_swin(variant: str, pretrained: bool = False, **kwargs: Any) ->
         pretrained,
         {},
         timm_swin.checkpoint_filter_fn,
-        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
     )
 

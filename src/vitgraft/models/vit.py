@@ -85,7 +85,7 @@ def _create_graft_deit(variant: str, pretrained: bool = False, **kwargs: Any) ->
         pretrained,
         {"backbone_attention": "window"},
         _filter,
-        {"out_indices": 3, "feature_cls": "getter"},
+        3,
         **{**defaults, **kwargs},
     )
 

@@ -156,8 +156,8 @@ class VisionLongformer(Pyramid):
                     side = round(value.shape[0] ** 0.5)
                     if old_window is None and side**2 != value.shape[0]:
                         raise ValueError(
-                            f"{name} with {value.shape[0]} rows is not of a square map, and of which it is can't be "
-                            "told: make the model with the checkpoint's img_size, load, then set_input_size"
+                            f"{name} with {value.shape[0]} rows is not of a square map, and the map cannot be "
+                            "inferred: make the model with the checkpoint's img_size, load, then set_input_size"
                         )
                     return resize_rel_pos_bias_table(
                         value, new_window_size=(H, W), new_bias_shape=shape, old_window_size=old_window
