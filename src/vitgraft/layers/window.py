@@ -92,8 +92,8 @@ def cached_by_size(function: Callable[..., torch.Tensor]) -> Callable[..., torch
 
     @wraps(function)
     def get(x: torch.Tensor, *key: Any) -> torch.Tensor:
-        eager = type(x) in (torch.Tensor, nn.Parameter) and not torch.compiler.is_compiling()
-        return (cached if eager else function)(x.device, *key)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (torch.Tensor, nn.Parameter)
+        return (function if traced else cached)(x.device, *key)
 
     return get
 
