@@ -12,15 +12,7 @@ def test_pooling_equals_the_loops(size):
     assert_same(pool_grid(x), operators.pool(x))
 
 
-@pytest.mark.parametrize("mode", ["avg_pool", "linear", "cross_attention"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_downsample_equals_the_loops(size, mode):
-    module = randomized(Downsample(4, mode, num_heads=2, window_size=(3, 3)))
-    x = grid(2, *size, 4)
-    assert_same(module(x).detach(), operators.downsample(x, module.state_dict(), mode, 2, (3, 3)))
-
-
-@pytest.mark.parametrize("factor", [1, 3, 8])
+@pytest.mark.parametrize("factor", [2, 1, 3, 8])
 @pytest.mark.parametrize("mode", ["avg_pool", "linear", "cross_attention"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_whole_factors_equal_the_loops(size, mode, factor):
@@ -76,25 +68,3 @@ def test_a_strided_input():
 def test_gradcheck(mode):
     module = randomized(Downsample(2, mode))
     assert torch.autograd.gradcheck(module, grid(1, 3, 2, 2).requires_grad_())
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_pooling_keeps_nothing_for_its_gradient(size):
-    """Which is that of PyTorch's own."""
-    x = grid(2, *size, 3).requires_grad_()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda tensor: tensor):
-        pooled = pool_grid(x)
-    assert kept == []
-    weight = torch.randn_like(pooled)
-    own = torch.nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), 2, ceil_mode=True, count_include_pad=False)
-    assert_same(
-        torch.autograd.grad((pooled * weight).sum(), x)[0],
-        torch.autograd.grad((own * weight.permute(0, 3, 1, 2)).sum(), x)[0],
-    )
-
-
-def test_pooling_can_be_derived_twice_and_forward():
-    x = grid(1, 3, 2, 2).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x: pool_grid(x).square(), x)
-    assert torch.autograd.gradcheck(pool_grid, x, check_forward_ad=True)

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
+from small_models import assert_unchanged, backbone, snapshot
 from torch import nn
-from zoo import assert_unchanged, backbone, snapshot
 
 import vitgraft
 from vitgraft import GraftError, NoGraftPointError

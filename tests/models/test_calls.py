@@ -9,9 +9,9 @@ import weakref
 import pytest
 import timm
 import torch
+from small_models import BACKBONES, backbone, images, wake
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from zoo import BACKBONES, backbone, images, wake
 
 import vitgraft
 from vitgraft import GraftError

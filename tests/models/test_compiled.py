@@ -8,9 +8,9 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from small_models import images, wake
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from zoo import images, wake
 
 import vitgraft
 

@@ -52,15 +52,16 @@ def test_official_vector(compare):
 
 
 @pytest.mark.parametrize("direction", ["vertical", "horizontal", "full"])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("size", [(5, 8), (2, 3), (6, 6), (1, 1)])
-def test_stripes_against_reference(direction, fused, size):
+def test_stripes_against_reference(direction, grad, size):
     torch.manual_seed(1)
     attn = StripeAttention(8, 2, stripe_size=3, direction=direction).double()
-    attn.fused_attn = fused
     qkv = torch.randn(2, *size, 3, 8, dtype=torch.float64)
     expected = stripe_attention(qkv, attn.get_v.weight, attn.get_v.bias, 2, 3, direction)
-    torch.testing.assert_close(attn(qkv), expected, rtol=0, atol=1e-12)
+    with torch.set_grad_enabled(grad):  # two paths: fused attention or written out
+        actual = attn(qkv)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_a_stripe_never_reads_its_neighbour():
@@ -98,7 +99,7 @@ def test_timm_interface():
     torch.testing.assert_close(last, features)
     torch.testing.assert_close(maps[1], features)
     early, maps = model.forward_intermediates(x, indices=[1], stop_early=True)
-    assert len(maps) == 1 and early.shape == (2, 8, 12, 32)
+    assert len(maps) == 1 and early is None
     model.reset_classifier(3)
     assert model(x).shape == (2, 3) and not model.head.training
     model.reset_classifier(0, "")

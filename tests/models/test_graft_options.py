@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
+from small_models import backbone, image, images, wake
 from timm.layers import Attention
-from zoo import backbone, image, images, wake
 
 import vitgraft
 from vitgraft import GraftConfig, GraftError

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import timm
 import torch
+from small_models import images, wake
 from timm.models.vision_transformer import Block
 from torch import nn
-from zoo import images, wake
 
 import vitgraft
 from vitgraft import GraftError

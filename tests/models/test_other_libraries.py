@@ -8,8 +8,8 @@ import types
 
 import pytest
 import torch
+from small_models import images, wake
 from torch import nn
-from zoo import images, wake
 
 import vitgraft
 from vitgraft import GraftError

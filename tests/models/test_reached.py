@@ -6,10 +6,10 @@ import types
 import pytest
 import timm
 import torch
+from small_models import assert_unchanged, images, snapshot, wake
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from zoo import assert_unchanged, images, snapshot, wake
 
 import vitgraft
 from vitgraft import GraftError

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import timm
 import torch
+from small_models import images, wake
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm_interface import (
     check_empty_batch,
@@ -20,7 +21,6 @@ from timm_interface import (
     check_sizes_change_from_batch_to_batch,
 )
 from torch import nn
-from zoo import images, wake
 
 import vitgraft
 from vitgraft.errors import GraftError

@@ -8,9 +8,9 @@ import pickle
 import pytest
 import timm
 import torch
+from small_models import BACKBONES, TINY, assert_unchanged, backbone, image, images, snapshot, wake
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
-from zoo import BACKBONES, TINY, assert_unchanged, backbone, image, images, snapshot, wake
 
 import vitgraft
 from vitgraft import GrafT

@@ -296,28 +296,9 @@ def _forget_compiled() -> None:
 
 def _make(config: GraftConfig, target: GraftTarget, levels: int, odd: bool) -> GrafT:
     parameter = next(target.block.parameters())
-    module = GrafT(
-        target.dim,
-        config.num_heads or target.num_heads,
-        target.feat_size,
-        levels,
-        window_size=(config.window_size, config.window_size),
-        downsample=config.downsample,
-        upsample=config.upsample,
-        left_levels=config.left_levels,
-        ffn_ratio=config.ffn_ratio,
-        level_sizes=config.level_sizes,
-        width=config.width,
-        gate=config.gate,
-        relative_position_bias=config.relative_position_bias,
-        attention=config.attention,
-        shift=config.shifted_windows and odd,
-        ffn=config.ffn,
-        device=parameter.device,
-        dtype=parameter.dtype,
-    )
-    if config.init == "identity":
-        module.init_identity()
+    own = replace(config, shifted_windows=config.shifted_windows and odd)
+    dd = {"device": parameter.device, "dtype": parameter.dtype}
+    module = GrafT(target.dim, target.num_heads, target.feat_size, levels, own, **dd)
     return module.train(target.block.training)
 
 

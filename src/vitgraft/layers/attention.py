@@ -19,7 +19,16 @@ from vitgraft.layers.window import (
     window_reverse,
 )
 
-__all__ = ["WindowAttention", "WindowCrossAttention", "attend", "attend_qkv"]
+__all__ = ["WindowAttention", "WindowCrossAttention", "attend", "attend_qkv", "init_linear"]
+
+
+def init_linear(*linears: nn.Linear | None) -> None:
+    """Swin's initial values: truncated normal of standard deviation 0.02, biases zero."""
+    for linear in linears:
+        if linear is not None:
+            trunc_normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
 
 def _fused(x: torch.Tensor) -> bool:
@@ -121,11 +130,8 @@ class WindowAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Swin's start values: truncated normal of standard deviation 0.02, biases zero."""
-        for linear in (self.qkv, self.proj):
-            trunc_normal_(linear.weight, std=0.02)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        """Swin's initial values, of the table too."""
+        init_linear(self.qkv, self.proj)
         if self.relative_position_bias_table is not None:
             trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -190,11 +196,8 @@ class WindowCrossAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Swin's start values: truncated normal of standard deviation 0.02, biases zero."""
-        for linear in (self.q, self.proj):
-            if linear is not None:
-                trunc_normal_(linear.weight, std=0.02)
-                nn.init.zeros_(linear.bias)
+        """Swin's initial values."""
+        init_linear(self.q, self.proj)
 
     def _heads(self, windows: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, heads, N, d)"""
@@ -203,32 +206,21 @@ class WindowCrossAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Queries (B, H, W, C), context (B, H', W', C), finer or coarser by the factor -> (B, H, W, C)."""
-        fine_first = x.shape[1] > context.shape[1] or x.shape[2] > context.shape[2]
-        coarse, fine = (context, x) if fine_first else (x, context)
-        window = effective_window((coarse.shape[1], coarse.shape[2]), self.window_size)
-        fine_window = self.factor * window[0], self.factor * window[1]
-        rows = -(-coarse.shape[1] // window[0])
-        cols = -(-coarse.shape[2] // window[1])
-
-        def whole(grid: torch.Tensor, unit: tuple[int, int]) -> torch.Tensor:
-            bottom, right = rows * unit[0] - grid.shape[1], cols * unit[1] - grid.shape[2]
-            return F.pad(grid, (0, 0, 0, right, 0, bottom)) if bottom or right else grid
-
-        x_unit, context_unit = (fine_window, window) if fine is x else (window, fine_window)
         H, W = x.shape[1], x.shape[2]
+        h, w = context.shape[1], context.shape[2]
+        window = effective_window((min(H, h), min(W, w)), self.window_size)  # of the coarse level
+        fine_window = self.factor * window[0], self.factor * window[1]
+        x_window, context_window = (fine_window, window) if h < H or w < W else (window, fine_window)
+        x, keys = pad_grid(x, x_window), pad_grid(context, context_window)
         mask = None
-        context_size = context.shape[1], context.shape[2]
-        if context_size != (rows * context_unit[0], cols * context_unit[1]):
-            inside = whole(context.new_ones(1, *context_size, 1), context_unit)
-            inside = window_partition(inside, context_unit)[..., 0]  # (num_windows, L)
+        if keys is not context:
+            inside = window_partition(pad_grid(context.new_ones(1, h, w, 1), context_window), context_window)
             mask = torch.zeros_like(inside).masked_fill(inside == 0, torch.finfo(inside.dtype).min)
-            mask = mask[:, None, None, :]  # (num_windows, 1, 1, L)
-        x = whole(x, x_unit)
+            mask = mask[:, None].transpose(2, 3)  # (num_windows, 1, 1, L)
         padded = x.shape[1], x.shape[2]
-        q = self._heads(self.q(window_partition(x, x_unit)))
-        kv = self._heads(window_partition(whole(context, context_unit), context_unit))
+        q = self._heads(self.q(window_partition(x, x_window)))
+        kv = self._heads(window_partition(keys, context_window))
         out = attend(q, kv, kv, mask).transpose(1, 2).flatten(2)
         if self.proj is not None:
             out = self.proj(out)
-        out = window_reverse(out, x_unit, padded)
-        return out[:, :H, :W]
+        return window_reverse(out, x_window, padded)[:, :H, :W]

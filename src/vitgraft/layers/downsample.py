@@ -6,11 +6,9 @@ B batch, H x W token grid, C channels, f whole factor between the sizes of two l
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import nn
 
-from vitgraft.layers.activation import gelu
-from vitgraft.layers.attention import WindowCrossAttention
+from vitgraft.layers.attention import WindowCrossAttention, init_linear
 from vitgraft.layers.window import pad_grid
 
 __all__ = ["Downsample", "pool_grid"]
@@ -23,46 +21,9 @@ def pool_grid(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
     """
     if factor == 1:
         return x
-    # without a gradient there is nothing to keep, and a compiler decides by itself
-    keeps = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-    keeps = keeps and type(x) is torch.Tensor and not torch.jit.is_tracing()
-    return _Pool.apply(x, factor) if keeps else _pool(x, factor)
-
-
-def _pool(x: torch.Tensor, factor: int) -> torch.Tensor:
     # an NHWC grid seen as NCHW is in channels_last order, for which the kernel needs no copy
-    x = x.permute(0, 3, 1, 2)
-    x = F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False)
+    x = F.avg_pool2d(x.permute(0, 3, 1, 2), factor, ceil_mode=True, count_include_pad=False)
     return x.permute(0, 2, 3, 1)
-
-
-class _Pool(torch.autograd.Function):
-    """`_pool`, of which PyTorch's own keeps the whole input for the gradient and needs no more than its size."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: torch.Tensor, factor: int) -> torch.Tensor:
-        return _pool(x, factor)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
-        ctx.size = inputs[0].shape[1], inputs[0].shape[2]
-        ctx.factor = inputs[1]
-
-    @staticmethod
-    def jvp(ctx, tangent: torch.Tensor, _: None) -> torch.Tensor:
-        return _pool(tangent, ctx.factor)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (H, W), f = ctx.size, ctx.factor
-        B, h, w, C = grad.shape
-        rows, cols = (grad.new_full((n,), 1 / f) for n in (h, w))
-        rows[-1], cols[-1] = 1 / (H - f * (h - 1)), 1 / (W - f * (w - 1))  # the last ones are means of fewer tokens
-        grad = grad * (rows[:, None, None] * cols[:, None])
-        grad = grad[:, :, None, :, None].expand(B, h, f, w, f, C).reshape(B, f * h, f * w, C)
-        return grad[:, :H, :W], None
 
 
 def resize_grid(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -113,9 +74,7 @@ class Downsample(nn.Module):
         self.norm.reset_parameters()
         if self.x0_norm is not None:
             self.x0_norm.reset_parameters()
-        if self.proj is not None:
-            trunc_normal_(self.proj.weight, std=0.02)
-            nn.init.zeros_(self.proj.bias)
+        init_linear(self.proj)
         if self.attn is not None:
             self.attn.init_weights()
 
@@ -129,14 +88,18 @@ class Downsample(nn.Module):
             x0: The block's own grid (B, H0, W0, C), which "cross_attention_x0" needs.
             size: Size of the coarser grid, which a `factor` of None needs.
         """
-        x = gelu(self.norm(x))
-        if self.proj is None:
-            pooled = resize_grid(x, size) if self.factor is None else pool_grid(x, self.factor)
-            if self.attn is None:
-                return pooled
-            return self.attn(pooled, x if self.x0_norm is None else gelu(self.x0_norm(x0)))
+        x = F.gelu(self.norm(x))
+        if self.proj is not None:
+            return self.proj(self._concatenate(x))
+        pooled = resize_grid(x, size) if self.factor is None else pool_grid(x, self.factor)
+        if self.attn is None:
+            return pooled
+        return self.attn(pooled, x if self.x0_norm is None else F.gelu(self.x0_norm(x0)))
+
+    def _concatenate(self, x: torch.Tensor) -> torch.Tensor:
+        """f x f tokens as one: (B, H, W, C) -> (B, ceil(H / f), ceil(W / f), f * f * C)."""
         f = self.factor
         x = pad_grid(x, (f, f))
         B, H, W, C = x.shape
-        x = x.reshape(B, H // f, f, W // f, f, C).transpose(2, 3).reshape(B, H // f, W // f, f * f * C)
-        return self.proj(x)
+        x = x.reshape(B, H // f, f, W // f, f, C).transpose(2, 3)
+        return x.reshape(B, H // f, W // f, f * f * C)

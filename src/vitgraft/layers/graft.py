@@ -1,6 +1,6 @@
 """GrafT, the module that is grafted onto a block of a vision transformer (section 2 of the paper).
 
-    X0 ---------------- backbone block: Y0 = X0 + [MSA(LN(X0)) + up(Z1)] ---> FFN
+    X0 ---------------- backbone block: Y0 = X0 + [MSA(LN(X0)) + up(Z1)] ---> FFN      (eq. 4, 5)
      |                                                            ^
     down (eq. 1)                                                 up (eq. 2)
      v                                                            |
@@ -20,24 +20,23 @@ Differences from the paper, which leaves these open:
 - cross attention (table 5) stays inside the windows of the coarser level, so that cost remains linear.
 """
 
-from typing import Literal
+from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
+import torch.nn.functional as F
 from torch import nn
 
+from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
-from vitgraft.layers.activation import GELU, gelu
-from vitgraft.layers.attention import WindowAttention, WindowCrossAttention
+from vitgraft.layers.attention import WindowAttention, init_linear
 from vitgraft.layers.downsample import Downsample, pool_grid
 from vitgraft.layers.levels import (
-    LevelSizes,
     actual_sizes,
+    level_factors,
     max_levels,
     nominal_sizes,
     plan_levels,
     step_factor,
-    whole_factor,
 )
 from vitgraft.layers.stripes import CrossShapedAttention
 from vitgraft.layers.upsample import Upsample
@@ -47,13 +46,13 @@ __all__ = ["GrafT", "LeftLevel", "Level", "max_levels", "plan_levels"]
 Size = tuple[int, int]
 
 
-def _attention(
-    kind: str, dim: int, num_heads: int, window_size: Size, relative_position_bias: bool, shift: bool, **dd
-) -> nn.Module:
+def _attention(dim: int, num_heads: int, config: GraftConfig, **dd: Any) -> nn.Module:
     """The self-attention of a level, (B, H, W, C) -> (B, H, W, C)."""
-    if kind == "cross_shaped":
-        return CrossShapedAttention(dim, num_heads, window_size, **dd)
-    return WindowAttention(dim, num_heads, window_size, rel_pos=relative_position_bias, shift=shift, **dd)
+    window = config.window_size, config.window_size
+    if config.attention == "cross_shaped":
+        return CrossShapedAttention(dim, num_heads, window, **dd)
+    rel_pos, shift = config.relative_position_bias, config.shifted_windows
+    return WindowAttention(dim, num_heads, window, rel_pos=rel_pos, shift=shift, **dd)
 
 
 class Level(nn.Module):
@@ -63,15 +62,9 @@ class Level(nn.Module):
         dim: Channels C.
         num_heads: Heads.
         feat_size: Grid (height, width) of this level.
-        window_size: Attention window (height, width).
-        downsample: "avg_pool", "linear", "cross_attention" or "cross_attention_x0".
-        upsample: "w_bilinear", "bilinear", "nearest" or "cross_attention".
+        config: The options.
         factor: Whole factor between this level and the next finer one; None: there is none.
         x0_factor: Whole factor between this level and the block's own grid, for "cross_attention_x0".
-        gate: Whether there is E_aa; None: in the bilinear modes.
-        relative_position_bias: Whether window attention has one.
-        attention: "window" or "cross_shaped".
-        shift: Whether the windows are shifted.
     """
 
     def __init__(
@@ -79,25 +72,19 @@ class Level(nn.Module):
         dim: int,
         num_heads: int,
         feat_size: Size,
-        window_size: Size,
-        downsample: str = "avg_pool",
-        upsample: str = "w_bilinear",
-        *,
+        config: GraftConfig,
         factor: int | None = 2,
         x0_factor: int | None = None,
-        gate: bool | None = None,
-        relative_position_bias: bool = True,
-        attention: str = "window",
-        shift: bool = False,
         device=None,
         dtype=None,
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.down = Downsample(dim, downsample, num_heads, window_size, factor, x0_factor, **dd)
+        window = config.window_size, config.window_size
+        self.down = Downsample(dim, config.downsample, num_heads, window, factor, x0_factor, **dd)
         self.norm = nn.LayerNorm(dim, **dd)
-        self.attn = _attention(attention, dim, num_heads, window_size, relative_position_bias, shift, **dd)
-        self.up = Upsample(dim, num_heads, feat_size, window_size, upsample, factor, gate, **dd)
+        self.attn = _attention(dim, num_heads, config, **dd)
+        self.up = Upsample(dim, num_heads, feat_size, window, config.upsample, factor, config.gate, **dd)
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """X + L-MSA(LN(X)), equation 3 without its last term: (B, h, w, C) -> (B, h, w, C)."""
@@ -111,29 +98,16 @@ class LeftLevel(nn.Module):
         dim: Channels C.
         num_heads: Heads.
         feat_size: Grid (height, width) that is upsampled to this level.
-        window_size: Attention window (height, width).
-        gate, relative_position_bias, attention, shift: See `Level`.
+        config: The options, of which this level always has W-Bilinear upsampling and pooling.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        feat_size: Size,
-        window_size: Size,
-        *,
-        gate: bool | None = None,
-        relative_position_bias: bool = True,
-        attention: str = "window",
-        shift: bool = False,
-        device=None,
-        dtype=None,
-    ):
+    def __init__(self, dim: int, num_heads: int, feat_size: Size, config: GraftConfig, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.up = Upsample(dim, num_heads, feat_size, window_size, "w_bilinear", gate=gate, **dd)
+        window = config.window_size, config.window_size
+        self.up = Upsample(dim, num_heads, feat_size, window, "w_bilinear", gate=config.gate, **dd)
         self.norm = nn.LayerNorm(dim, **dd)
-        self.attn = _attention(attention, dim, num_heads, window_size, relative_position_bias, shift, **dd)
+        self.attn = _attention(dim, num_heads, config, **dd)
         self.down_norm = nn.LayerNorm(dim, **dd)
 
     def init_identity(self) -> None:
@@ -148,78 +122,23 @@ class LeftLevel(nn.Module):
         z = x + self.attn(self.norm(x))
         if len(finer):
             z = z + finer[0](x, finer[1:])
-        return pool_grid(gelu(self.down_norm(z)))
-
-
-def _check_heads(dim: int, width: int | None, num_heads: int) -> None:
-    channels = dim if width is None else width
-    if channels % num_heads == 0:
-        return
-    if width is None:
-        raise GraftError(f"num_heads={num_heads} does not divide the {dim} channels")
-    below = width // num_heads * num_heads
-    fit = " or ".join(str(n) for n in (below, below + num_heads) if n > 0)
-    raise GraftError(f"width={width} is no multiple of num_heads={num_heads}: the nearest that are: {fit}")
-
-
-def _check_factors(
-    feat_size: Size,
-    sizes: list[Size],
-    factors: list[tuple[int | None, int | None]],
-    level_sizes: LevelSizes,
-    downsample: str,
-    upsample: str,
-    window_size: Size,
-) -> None:
-    """Refuses given sizes that the operators cannot take."""
-    for (h, w), (H, W), (factor, x0_factor) in zip(sizes, [feat_size, *sizes], factors, strict=False):
-        between = (
-            f"level_sizes={level_sizes!r}: from {H} x {W} to {h} x {w} is no whole factor, the same in height and "
-        )
-        needs = None
-        if factor is None and downsample in ("linear", "cross_attention"):
-            needs = f"downsample={downsample!r}", "downsample='avg_pool'"
-        elif factor is None and upsample == "cross_attention":
-            needs = f"upsample={upsample!r}", "upsample='bilinear'"
-        elif factor is None and upsample == "w_bilinear" and (h > window_size[0] or w > window_size[1]):
-            needs = f"upsample={upsample!r} on a level of several windows", "upsample='bilinear'"
-        if needs is not None:
-            raise GraftError(f"{between}width, which {needs[0]} needs. Use sizes that divide {H} x {W}, or {needs[1]}")
-        if x0_factor is None and downsample == "cross_attention_x0":
-            H, W = feat_size
-            raise GraftError(
-                f"level_sizes={level_sizes!r}: from the block's {H} x {W} to {h} x {w} is no whole factor, the same in "
-                f"height and width, which downsample={downsample!r} needs. Use sizes that divide {H} x {W}, or "
-                "downsample='avg_pool'"
-            )
+        return pool_grid(F.gelu(self.down_norm(z)))
 
 
 class GrafT(nn.Module):
     """The multi-scale add-on: a grid in, what is added to the block's attention result out.
 
+    With `ffn="shared"` (equation 5) the backbone's feed-forward network serves both. With the other two values the
+    graft has one of its own, and its output belongs *after* the block's.
+
     Args:
         dim: Channels C of the block.
-        num_heads: Heads of the block; C (or `width`) must be a multiple.
+        num_heads: Heads of the block, where the configuration has none; C (or `width`) must be a multiple.
         feat_size: Grid (height, width) of the block, in tokens. Other grids work too; this one fixes E_aa's shape.
         levels: Number of levels below the block's resolution.
-        window_size: Attention window (height, width) on every level.
-        downsample: "avg_pool" (paper), "linear", "cross_attention", "cross_attention_x0".
-        upsample: "w_bilinear" (paper), "bilinear", "nearest", "cross_attention".
-        left_levels: Number of levels above the block's resolution (paper: 0).
-        ffn_ratio: Hidden width of a feed-forward network of the graft's own, as a multiple of C (or `width`).
-        level_sizes: Sizes of the levels. "halve" (paper): half of the next finer one, rounded up. An integer f >= 1:
-            the next finer one divided by f, rounded up. A tuple: the sizes themselves, finest first, each an integer
-            (the longer side) or (height, width); those that are not smaller than `feat_size` are left out, the first
-            `levels` of the others are used. On other grids they change in proportion, rounded up.
-        width: Channels in which the graft works, between two linear layers; None: C, without these layers.
-        gate: Whether there is E_aa; None: in the bilinear upsampling modes, as in the paper.
-        relative_position_bias: Whether window attention has one.
-        attention: "window" (paper), or "cross_shaped": CSWin's, in stripes as wide as the window.
-        shift: Whether the windows are shifted by half a window, on levels of several windows.
-        ffn: "shared" (paper): none of the graft's own, the backbone's serves both (equation 5). "separate": on the
-            finest level, before the last upsampling (the reading that gives table 7's cost). "separate_full": after
-            the last upsampling, at the block's full resolution. The output of the latter two belongs *after* the
-            block's feed-forward network. None: "separate" where `ffn_ratio` is given, otherwise "shared".
+        config: The options; None is the paper's final model. What `GraftConfig` says of the choice of blocks and
+            levels and of the backbone has no meaning here, and `shifted_windows` is that of this very graft.
+        **options: Single options of `GraftConfig`, on top of `config`.
 
     Raises:
         GraftError: The options do not fit each other or the grid; the message names what would.
@@ -231,87 +150,61 @@ class GrafT(nn.Module):
         num_heads: int,
         feat_size: Size,
         levels: int,
-        window_size: Size = (7, 7),
-        downsample: str = "avg_pool",
-        upsample: str = "w_bilinear",
-        left_levels: int = 0,
-        ffn_ratio: float | None = None,
+        config: GraftConfig | None = None,
         *,
-        level_sizes: LevelSizes = "halve",
-        width: int | None = None,
-        gate: bool | None = None,
-        relative_position_bias: bool = True,
-        attention: Literal["window", "cross_shaped"] = "window",
-        shift: bool = False,
-        ffn: Literal["shared", "separate", "separate_full"] | None = None,
         device=None,
         dtype=None,
+        **options: Any,
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        inner = dim if width is None else width
-        _check_heads(dim, width, num_heads)
-        if shift and attention == "cross_shaped":
-            raise GraftError("shift=True shifts windows, and attention='cross_shaped' has stripes: use shift=False")
+        config = GraftConfig.make(config, **options)
+        num_heads = config.num_heads or num_heads
+        width = dim if config.width is None else config.width
+        _check_heads(dim, config.width, num_heads)
         self.dim = dim
         self.feat_size = tuple(feat_size)
-        self.step = step_factor(level_sizes)
-        self.nominal_sizes = nominal_sizes(self.feat_size, levels, level_sizes)
-        factors = self._factors()
-        _check_factors(self.feat_size, self.nominal_sizes, factors, level_sizes, downsample, upsample, window_size)
-        self.proj_in = None if width is None else nn.Linear(dim, width, **dd)
-        more = {
-            "gate": gate,
-            "relative_position_bias": relative_position_bias,
-            "attention": attention,
-            "shift": shift,
-            **dd,
-        }
+        self.step = step_factor(config.level_sizes)
+        self.nominal_sizes = nominal_sizes(self.feat_size, levels, config.level_sizes)
+        factors = level_factors(self.feat_size, self.nominal_sizes, self.step)
+        _check_factors(self.feat_size, self.nominal_sizes, factors, config)
+        self.proj_in = None if config.width is None else nn.Linear(dim, width, **dd)
         self.levels = nn.ModuleList(
-            Level(inner, num_heads, size, window_size, downsample, upsample, factor=factor, x0_factor=x0_factor, **more)
+            Level(width, num_heads, size, config, factor, x0_factor, **dd)
             for size, (factor, x0_factor) in zip(self.nominal_sizes, factors, strict=True)
         )
         H, W = self.feat_size
         self.left_levels = nn.ModuleList(
-            LeftLevel(inner, num_heads, (H * 2**i, W * 2**i), window_size, **more) for i in range(left_levels)
+            LeftLevel(width, num_heads, (H * 2**i, W * 2**i), config, **dd) for i in range(config.left_levels)
         )
         self.ffn = None
-        if ffn is None:
-            ffn = "shared" if ffn_ratio is None else "separate"
-        self.full_ffn = ffn == "separate_full"
-        if ffn != "shared" and levels > 0:
-            hidden = max(1, int(inner * (0.375 if ffn_ratio is None else ffn_ratio)))
+        self.full_ffn = config.ffn == "separate_full"
+        if config.ffn != "shared" and levels > 0:
+            hidden = max(1, int(width * config.ffn_ratio))
             self.ffn = nn.Sequential(
-                nn.LayerNorm(inner, **dd), nn.Linear(inner, hidden, **dd), GELU(), nn.Linear(hidden, inner, **dd)
+                nn.LayerNorm(width, **dd), nn.Linear(width, hidden, **dd), nn.GELU(), nn.Linear(hidden, width, **dd)
             )
-        self.proj_out = None if width is None else nn.Linear(width, dim, **dd)
-        self.identity_init = False
+        self.proj_out = None if config.width is None else nn.Linear(width, dim, **dd)
+        self.identity_init = config.init == "identity"
         self.init_weights()
 
     def init_weights(self, *_args, **_kwargs) -> None:
-        """Start values. timm calls this after a model's own initialisation has run over every linear layer."""
+        """Initial values. timm calls this after a model's own initialisation has run over every linear layer."""
         for module in self.modules():
-            if module is self:
-                continue
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-            elif isinstance(
-                module, (WindowAttention, CrossShapedAttention, WindowCrossAttention, Downsample, Upsample)
-            ):
+            elif module is not self and hasattr(module, "init_weights"):
                 module.init_weights()
-        linears = [] if self.ffn is None else [self.ffn[1], self.ffn[3]]
-        if self.proj_in is not None:
-            linears += [self.proj_in, self.proj_out]
-        for linear in linears:
-            trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        if self.ffn is not None:
+            init_linear(self.ffn[1], self.ffn[3])
+        init_linear(self.proj_in, self.proj_out)
         if self.identity_init:
             self.init_identity()
 
     def init_identity(self) -> None:
         """Zeroes the last projection of each pathway: the output is zero, the block computes what it did before."""
         self.identity_init = True
-        if self.proj_out is not None:  # the others keep their start values, so that it gets a gradient
+        if self.proj_out is not None:  # the others keep their initial values, so that it gets a gradient
             nn.init.zeros_(self.proj_out.weight)
             nn.init.zeros_(self.proj_out.bias)
             return
@@ -322,16 +215,6 @@ class GrafT(nn.Module):
             self.levels[0].up.init_identity()
         if len(self.left_levels):
             self.left_levels[0].init_identity()
-
-    def _factors(self) -> list[tuple[int | None, int | None]]:
-        """Of each level, the whole factor to the next finer one and that to the block's grid."""
-        if self.step is not None:
-            return [(self.step, self.step ** (b + 1)) for b in range(len(self.nominal_sizes))]
-        finer = [self.feat_size, *self.nominal_sizes]
-        return [
-            (whole_factor(fine, size), whole_factor(self.feat_size, size))
-            for fine, size in zip(finer, self.nominal_sizes, strict=False)
-        ]
 
     def sizes(self, grid: Size) -> list[Size]:
         """Sizes of all levels over a grid (height, width) of the block, finest first."""
@@ -381,3 +264,36 @@ class GrafT(nn.Module):
     def extra_repr(self) -> str:
         sizes = ", ".join(f"{h} x {w}" for h, w in self.nominal_sizes)
         return f"dim={self.dim}, feat_size={self.feat_size}, levels=[{sizes}]"
+
+
+def _check_heads(dim: int, width: int | None, num_heads: int) -> None:
+    if (width or dim) % num_heads == 0:
+        return
+    if width is None:
+        raise GraftError(f"num_heads={num_heads} does not divide the {dim} channels")
+    below = width // num_heads * num_heads
+    fit = " or ".join(str(n) for n in (below, below + num_heads) if n > 0)
+    raise GraftError(f"width={width} is no multiple of num_heads={num_heads}: the nearest that are: {fit}")
+
+
+def _check_factors(
+    feat_size: Size, sizes: list[Size], factors: list[tuple[int | None, int | None]], config: GraftConfig
+) -> None:
+    """Refuses given sizes that the operators cannot take."""
+    down, up = f"downsample={config.downsample!r}", f"upsample={config.upsample!r}"
+    for (h, w), finer, (factor, x0_factor) in zip(sizes, [feat_size, *sizes], factors, strict=False):
+        needs = None
+        if factor is None and config.downsample in ("linear", "cross_attention"):
+            needs = down, "downsample='avg_pool'"
+        elif factor is None and config.upsample == "cross_attention":
+            needs = up, "upsample='bilinear'"
+        elif factor is None and config.upsample == "w_bilinear" and max(h, w) > config.window_size:
+            needs = f"{up} on a level of several windows", "upsample='bilinear'"
+        elif x0_factor is None and config.downsample == "cross_attention_x0":
+            needs, finer = (down, "downsample='avg_pool'"), feat_size
+        if needs is not None:
+            H, W = finer
+            raise GraftError(
+                f"level_sizes={config.level_sizes!r}: from {H} x {W} to {h} x {w} is no whole factor, the same in "
+                f"height and width, which {needs[0]} needs. Use sizes that divide {H} x {W}, or {needs[1]}"
+            )

@@ -11,7 +11,16 @@ from typing import Literal
 
 from vitgraft.errors import GraftError
 
-__all__ = ["LevelSizes", "actual_sizes", "max_levels", "nominal_sizes", "plan_levels", "step_factor", "whole_factor"]
+__all__ = [
+    "LevelSizes",
+    "actual_sizes",
+    "level_factors",
+    "max_levels",
+    "nominal_sizes",
+    "plan_levels",
+    "step_factor",
+    "whole_factor",
+]
 
 Size = tuple[int, int]
 LevelSizes = Literal["halve"] | int | tuple[int | Size, ...]
@@ -30,21 +39,39 @@ def whole_factor(fine: Size, coarse: Size) -> int | None:
     return factor if fine == (factor * coarse[0], factor * coarse[1]) else None
 
 
+def level_factors(feat_size: Size, sizes: list[Size], step: int | None) -> list[tuple[int | None, int | None]]:
+    """For each level the whole factor to the next finer one and that to the block's grid, None where there is none.
+
+    Args:
+        feat_size: The block's grid.
+        sizes: Sizes of the levels.
+        step: What `step_factor` gives.
+    """
+    if step is not None:  # rounding up hides it from the sizes
+        return [(step, step ** (b + 1)) for b in range(len(sizes))]
+    return [
+        (whole_factor(finer, size), whole_factor(feat_size, size))
+        for finer, size in zip([feat_size, *sizes], sizes, strict=False)
+    ]
+
+
 def _ceil_div(size: Size, factor: int) -> Size:
     return -(-size[0] // factor), -(-size[1] // factor)
+
+
+def _as_pair(entry: int | Size, feat_size: Size) -> Size:
+    """A given size as (height, width): of an integer, the longer side, the other one follows the grid."""
+    if not isinstance(entry, int):
+        return tuple(entry)
+    H, W = feat_size
+    other = -(-entry * min(H, W) // max(H, W))
+    return (entry, other) if H >= W else (other, entry)
 
 
 def _given_sizes(feat_size: Size, level_sizes: tuple[int | Size, ...]) -> list[Size]:
     """The given sizes that are smaller than the grid `feat_size`, as (height, width)."""
     H, W = feat_size
-    sizes = []
-    for entry in level_sizes:
-        if isinstance(entry, int):
-            long, short = max(H, W), min(H, W)
-            other = -(-entry * short // long)
-            sizes.append((entry, other) if H >= W else (other, entry))
-        else:
-            sizes.append(tuple(entry))
+    sizes = [_as_pair(entry, feat_size) for entry in level_sizes]
     for (h, w), (lower_h, lower_w) in itertools.pairwise(sizes):
         if lower_h > h or lower_w > w or (lower_h, lower_w) == (h, w):
             raise GraftError(
@@ -70,14 +97,9 @@ def max_levels(feat_size: Size, level_sizes: LevelSizes = "halve") -> int:
         GraftError: The given sizes do not fall, or are not smaller in both directions.
     """
     factor = step_factor(level_sizes)
-    if factor is None:
-        return len(_given_sizes(feat_size, level_sizes))
     if factor == 1:
         return sys.maxsize
-    levels = 0
-    while max(feat_size) > 1:
-        levels, feat_size = levels + 1, _ceil_div(feat_size, factor)
-    return levels
+    return len(plan_levels(feat_size, 1, "auto", level_sizes))
 
 
 def nominal_sizes(feat_size: Size, levels: int, level_sizes: LevelSizes = "halve") -> list[Size]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_, use_fused_attn
 from torch import nn
 
 from vitgraft.errors import GraftError
+from vitgraft.layers.attention import attend_qkv, init_linear
+from vitgraft.layers.window import window_partition, window_reverse
 
 __all__ = ["CrossShapedAttention", "StripeAttention", "attend_stripes"]
 
@@ -27,6 +28,9 @@ class StripeAttention(nn.Module):
         attn_drop: Dropout rate of the attention weights.
         clip: Whether a stripe is cut to a map narrower than it. Otherwise the map is padded, as in the CSWin authors'
             dense-task code.
+
+    Raises:
+        ValueError: An unknown direction, heads that do not divide the channels, or a stripe of no width.
     """
 
     def __init__(
@@ -47,14 +51,10 @@ class StripeAttention(nn.Module):
             raise ValueError(f"num_heads={num_heads} does not divide dim={dim} of a {direction} stripe attention")
         if stripe_size < 1:
             raise ValueError(f"stripe_size={stripe_size}: at least 1 is needed")
-        self.dim = dim
         self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.scale = self.head_dim**-0.5
         self.stripe_size = stripe_size
         self.direction = direction
         self.clip = clip
-        self.fused_attn = use_fused_attn()
         self.attn_drop = nn.Dropout(attn_drop)
         self.get_v = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
 
@@ -63,40 +63,23 @@ class StripeAttention(nn.Module):
 
     def forward(self, qkv: torch.Tensor) -> torch.Tensor:
         """(B, H, W, 3, C), query, key and value of every token, to (B, H, W, C)."""
-        B, H, W, _, C = qkv.shape
-        n = self.stripe_size
-        if self.clip:
-            n = min(n, H if self.direction == "horizontal" else W)
-        stripes_h = (H + n - 1) // n if self.direction == "horizontal" else 1
-        stripes_w = (W + n - 1) // n if self.direction == "vertical" else 1
-        rows = n if self.direction == "horizontal" else H
-        cols = n if self.direction == "vertical" else W
-        pad_h, pad_w = stripes_h * rows - H, stripes_w * cols - W
+        _, H, W, _, C = qkv.shape
+        rows = min(self.stripe_size, H) if self.clip else self.stripe_size
+        cols = min(self.stripe_size, W) if self.clip else self.stripe_size
+        stripe = (rows if self.direction == "horizontal" else H, cols if self.direction == "vertical" else W)
+        pad_h, pad_w = ((n + side - 1) // side * side - n for n, side in zip((H, W), stripe, strict=True))
         top, left = pad_h // 2, pad_w // 2
-        padded = pad_h > 0 or pad_w > 0
-        if padded:
+        padded = H + pad_h, W + pad_w
+        if padded != (H, W):
             qkv = F.pad(qkv, (0, 0, 0, 0, left, pad_w - left, top, pad_h - top))
 
-        # One copy for vertical stripes; a view for the others, whose tokens lie next to each other already.
-        x = qkv.reshape(B, stripes_h, rows, stripes_w, cols, 3, C).transpose(2, 3)
-        x = x.reshape(B * stripes_h * stripes_w, rows * cols, 3, self.num_heads, self.head_dim)
-        q, k, v = x.transpose(1, 3).unbind(2)  # (N, heads, L, head_dim) each
-
-        # Stripes as images in channels_last memory: no copy between the layouts of attention and convolution.
-        images = x[:, :, 2].reshape(-1, rows, cols, C).permute(0, 3, 1, 2)
-        lepe = self.get_v(images).permute(0, 2, 3, 1)  # (N, rows, cols, C)
-        x = self._attend(q, k, v).transpose(1, 2).reshape(lepe.shape) + lepe
-
-        x = x.reshape(B, stripes_h, stripes_w, rows, cols, C).transpose(2, 3)
-        x = x.reshape(B, stripes_h * rows, stripes_w * cols, C)
-        return x[:, top : top + H, left : left + W] if padded else x
-
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if self.fused_attn:
-            dropout_p = self.attn_drop.p if self.training else 0.0
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
-        attn = (q * self.scale) @ k.transpose(-2, -1)
-        return self.attn_drop(attn.softmax(dim=-1)) @ v
+        x = window_partition(qkv.flatten(3), stripe)  # (N, L, 3C)
+        # stripes as images in channels_last memory: no copy between the layouts of attention and convolution
+        values = x[..., 2 * C :].unflatten(1, stripe).permute(0, 3, 1, 2)
+        lepe = self.get_v(values).permute(0, 2, 3, 1).flatten(1, 2)
+        x = attend_qkv(x, self.num_heads, drop=self.attn_drop) + lepe  # (N, L, C)
+        x = window_reverse(x, stripe, padded)
+        return x if padded == (H, W) else x[:, top : top + H, left : left + W]
 
 
 def attend_stripes(attns: Iterable[StripeAttention], qkv: torch.Tensor) -> torch.Tensor:
@@ -141,10 +124,8 @@ class CrossShapedAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linear layers as Swin's and CSWin's: truncated normal of standard deviation 0.02, biases zero."""
-        for linear in (self.qkv, self.proj):
-            trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        """Linear layers as Swin's, convolutions as PyTorch's."""
+        init_linear(self.qkv, self.proj)
         for attn in self.attns:
             attn.get_v.reset_parameters()
 

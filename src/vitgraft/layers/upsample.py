@@ -6,11 +6,9 @@ Grids are (B, H, W, C).
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import nn
 
-from vitgraft.layers.activation import gelu
-from vitgraft.layers.attention import WindowCrossAttention
+from vitgraft.layers.attention import WindowCrossAttention, init_linear
 from vitgraft.layers.window import effective_window, window_partition, window_reverse
 
 __all__ = ["Upsample", "bilinear_upsample", "window_bilinear_upsample"]
@@ -85,8 +83,7 @@ class Upsample(nn.Module):
         self.factor = factor
         self.norm = nn.LayerNorm(dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
-        self.anti_alias = None
-        self.fine_norm = self.attn = None
+        self.anti_alias = self.fine_norm = self.attn = None
         if mode in ("w_bilinear", "bilinear") if gate is None else gate:
             self.anti_alias = nn.Parameter(torch.zeros(*feat_size, dim, **dd))
         if mode == "cross_attention":
@@ -97,8 +94,7 @@ class Upsample(nn.Module):
     def init_weights(self) -> None:
         """Linear layer as Swin's; the embedding at zero, hence a gate of one half everywhere."""
         self.norm.reset_parameters()
-        trunc_normal_(self.proj.weight, std=0.02)
-        nn.init.zeros_(self.proj.bias)
+        init_linear(self.proj)
         if self.anti_alias is not None:
             nn.init.zeros_(self.anti_alias)
         if self.attn is not None:
@@ -120,7 +116,7 @@ class Upsample(nn.Module):
 
     def forward(self, z: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Level output z (B, h, w, C) and the next finer level's grid (B, H, W, C) -> (B, H, W, C)."""
-        z = self.proj(gelu(self.norm(z)))
+        z = self.proj(F.gelu(self.norm(z)))
         if self.anti_alias is not None:
             z = z * self.gate((z.shape[1], z.shape[2])).to(z.dtype)
         if self.attn is not None:

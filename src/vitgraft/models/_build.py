@@ -21,7 +21,7 @@ def grafted_cfgs(variant: str, backbone: str, first_conv: str, classifier: str, 
     """Default configurations of a grafted name, for timm's `generate_default_cfgs`.
 
     Without a tag there are no weights: none were published and none are measured yet. The tag `backbone` loads the
-    weights of timm's (or the authors') backbone, under their own names, and leaves the grafts at their start values.
+    weights of timm's (or the authors') backbone, under their own names, and leaves the grafts at their initial values.
 
     Args:
         variant: Registered name.
@@ -66,7 +66,7 @@ def build_grafted(
     pretrained: bool,
     graft_defaults: Mapping[str, Any],
     filter_fn: Callable,
-    feature_cfg: Mapping[str, Any],
+    feature_indices: int | tuple[int, ...] = (0, 1, 2, 3),
     **kwargs: Any,
 ) -> nn.Module:
     """Builds a registered grafted model through timm's builder.
@@ -77,7 +77,7 @@ def build_grafted(
         pretrained: Load weights of the name's tag (`name.backbone`: the backbone's).
         graft_defaults: Options of GraftConfig that belong to the name.
         filter_fn: The backbone's checkpoint filter.
-        feature_cfg: timm's configuration of `features_only`.
+        feature_indices: Maps of `features_only`, where no others are asked for.
         **kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults, or a
             GraftConfig instead of them. An empty tuple of `blocks` leaves the backbone alone, which is how a Swin of
             the authors' padding is made by name. Without `img_size` among them, the image size that fixes levels and
@@ -112,7 +112,7 @@ def build_grafted(
         variant,
         pretrained,
         pretrained_filter_fn=_with_grafts(filter_fn),
-        feature_cfg=dict(feature_cfg),
+        feature_cfg={"out_indices": feature_indices, "feature_cls": "getter"},
         pretrained_cfg_overlay=overlay,
         **kwargs,
     )

@@ -1,11 +1,11 @@
-"""The layers of CSWin Transformer; `cswin.py` says what is decided here and where the authors' code differs."""
+"""The layers of CSWin Transformer; what is decided here, and where the authors' code differs, is in `cswin.py`."""
 
 import torch
 from timm.layers import DropPath, Mlp
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.layers.stripes import StripeAttention, attend_stripes
+from vitgraft.models._cpu import GELU
 
 # B batch, H x W token grid, C channels. Grids are (B, H, W, C).
 
@@ -23,7 +23,7 @@ class CSWinBlock(nn.Module):
     Args:
         dim: Channels.
         num_heads: Heads of the block; with two branches each has half of them.
-        stripe_size: See StripeAttention.
+        stripe_size: Width of the vertical stripes and height of the horizontal ones.
         full: One branch over the whole map instead of two of stripes.
         feat_size: Size of the map at the nominal image size, for the record only: every size works.
         mlp_ratio: Width of the MLP's hidden layer as a multiple of `dim`.

@@ -148,7 +148,7 @@ class RoIAlignLevels(nn.Module):
 
 
 def mask_targets(masks: torch.Tensor, boxes: torch.Tensor, matched: torch.Tensor, size: int) -> torch.Tensor:
-    """What the mask head shall say: the matched object's mask inside each box.
+    """Targets of the mask head: the matched object's mask inside each box.
 
     mmdet's BitmapMasks.crop_and_resize: aligned RoIAlign, then 1 from 0.5 on (torchvision: not aligned, not rounded).
 
@@ -167,6 +167,11 @@ def mask_targets(masks: torch.Tensor, boxes: torch.Tensor, matched: torch.Tensor
     rois = torch.cat([index[:, None].to(boxes), boxes], 1)
     crops = roi_align(masks[used, None].to(boxes), rois, size, 1.0, 0, aligned=True)[:, 0]
     return (crops >= 0.5).to(boxes)
+
+
+def _own_class(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """(N, classes, M, M) and (N,) -> (N, M, M)."""
+    return logits[torch.arange(len(classes), device=logits.device), classes]
 
 
 class RoIHeads(tv_roi_heads.RoIHeads):
@@ -202,7 +207,7 @@ class RoIHeads(tv_roi_heads.RoIHeads):
             ]
         )
         classes = torch.cat([image[chosen] for image, chosen in zip(labels, positive, strict=True)])
-        own = logits[torch.arange(len(classes), device=logits.device), classes]
+        own = _own_class(logits, classes)
         # without any object the sum keeps the head in the graph, as distributed training needs
         return F.binary_cross_entropy_with_logits(own, want, reduction="sum") / max(1, want.numel())
 
@@ -225,7 +230,7 @@ class RoIHeads(tv_roi_heads.RoIHeads):
             boxes = [image["boxes"] for image in found]
             logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
             classes = torch.cat([image["labels"] for image in found])
-            own = logits[torch.arange(len(classes), device=logits.device), classes].float().sigmoid()
+            own = _own_class(logits, classes).float().sigmoid()
             for image, probs in zip(found, own.split([len(box) for box in boxes]), strict=True):
                 image["mask_probs"] = probs
         return found, {}

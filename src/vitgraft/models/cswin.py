@@ -20,33 +20,25 @@ load unchanged. What is decided here rather than there:
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import (
-    calculate_drop_path_rates,
-    create_classifier,
-    get_device_dtype,
-    to_2tuple,
-    trunc_normal_,
-)
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
+from timm.layers import calculate_drop_path_rates, create_classifier, to_2tuple
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.models._build import build_grafted, grafted_cfgs
-from vitgraft.models._compile import one_graph_per_size
+from vitgraft.models._cpu import GELU
 from vitgraft.models._cswin_blocks import ChannelsLast, CSWinBlock, MergeBlock, StripeAttention
+from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights, unwrap
 
 __all__ = ["CSWinBlock", "CSWinTransformer", "StripeAttention"]
 
 # B batch, H x W token grid, C channels. Grids are (B, H, W, C).
 
 
-class CSWinTransformer(nn.Module):
+class CSWinTransformer(Pyramid):
     """CSWin Transformer for images (B, in_chans, H, W) of any size from 4 x 4 up.
 
     Args:
-        img_size: Nominal image size, for the record only: see `feat_sizes`.
+        img_size: Nominal image size, for the record only: `feat_sizes` are the maps of the stages at that size.
         num_classes: Outputs of the classifier, 0 for none.
         global_pool: Pooling before the classifier ("avg", "max", "avgmax", "catavgmax"), "" for none.
         embed_dim: Channels of the first stage; doubled from stage to stage.
@@ -54,7 +46,9 @@ class CSWinTransformer(nn.Module):
         num_heads: Heads of each stage.
         split_sizes: Stripe size of each stage (the authors' word); the last stage attends over its whole map.
         drop_rate: Dropout before the classifier.
-        proj_drop_rate, attn_drop_rate, drop_path_rate: See CSWinBlock; the last grows linearly from 0 with depth.
+        proj_drop_rate: Dropout after the projections of attention and MLP.
+        attn_drop_rate: Dropout of the attention weights.
+        drop_path_rate: Stochastic depth, which grows linearly from 0 with depth.
 
     Raises:
         ValueError: Options that do not fit each other, or are out of range.
@@ -81,21 +75,13 @@ class CSWinTransformer(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        if not len(depths) == len(num_heads) == len(split_sizes):
-            raise ValueError(f"one value per stage is needed: depths={depths}, {num_heads=}, {split_sizes=}")
+        super().__init__(in_chans, num_classes, global_pool, drop_rate)
         dd = {"device": device, "dtype": dtype}
-        self.num_stages = len(depths)
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool_type = global_pool
-        self.drop_rate = drop_rate
+        stages = check_stages(depths=depths, num_heads=num_heads, split_sizes=split_sizes)
         self.embed_dim = embed_dim
         self.output_fmt = "NHWC"
-        self.grad_checkpointing = False
         self.feature_info = [
-            {"num_chs": embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"stage{i + 1}"}
-            for i in range(self.num_stages)
+            {"num_chs": embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"stage{i + 1}"} for i in range(stages)
         ]
         self.num_features = self.feature_info[-1]["num_chs"]
 
@@ -114,7 +100,7 @@ class CSWinTransformer(nn.Module):
                     dim,
                     num_heads[i],
                     split_sizes[i],
-                    full=i == self.num_stages - 1,
+                    full=i == stages - 1,
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
                     proj_drop=proj_drop_rate,
@@ -128,14 +114,17 @@ class CSWinTransformer(nn.Module):
             ]
             setattr(self, f"stage{i + 1}", nn.Sequential(*blocks))
         self.norm = norm_layer(self.num_features, **dd)
-        self._make_head(num_classes, **dd)
-        self.apply(_init_weights)
+        self._make_head(**dd)
+        self.apply(init_weights)
         self.set_input_size(img_size)
 
-    def _make_head(self, num_classes: int, device=None, dtype=None) -> None:
+    def _set_pool(self, global_pool: str) -> None:
+        self.global_pool_type = global_pool
+
+    def _make_head(self, device=None, dtype=None) -> None:
         self.global_pool, self.head_drop, self.head = create_classifier(
             self.num_features,
-            num_classes,
+            self.num_classes,
             pool_type=self.global_pool_type,
             input_fmt=self.output_fmt,
             drop_rate=self.drop_rate,
@@ -143,12 +132,6 @@ class CSWinTransformer(nn.Module):
             dtype=dtype,
         )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-    def _stages(self, depth: int):
-        """(merge or None, blocks) of the first `depth` stages."""
-        return [(getattr(self, f"merge{i}", None), getattr(self, f"stage{i + 1}")) for i in range(depth)]
-
-    # What timm asks of a model
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
         """Records the nominal image size and each block's map at that size. Nothing else depends on it."""
@@ -160,182 +143,72 @@ class CSWinTransformer(nn.Module):
         # 7x7 convolution, stride 4, padding 2; then 3x3, stride 2, padding 1 between the stages
         feat_size = tuple((side - 3) // 4 + 1 for side in self.img_size)
         self.feat_sizes = []
-        for _, blocks in self._stages(self.num_stages):
+        for i in range(len(self.feature_info)):
             self.feat_sizes.append(feat_size)
-            for block in blocks:
+            for block in getattr(self, f"stage{i + 1}"):
                 block.feat_size = feat_size
             feat_size = tuple((side + 1) // 2 for side in feat_size)
 
     @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Nothing by name: biases and norms are vectors, which optimizers leave out by shape."""
-        return set()
-
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for timm's layer decay; a merge counts to the block after it."""
-        merges = [(rf"^merge{i}\.", (i + 1,) if coarse else (i + 1, 0)) for i in range(1, self.num_stages)]
+        merges = [(rf"^merge{i}\.", (i + 1,) if coarse else (i + 1, 0)) for i in range(1, len(self.feature_info))]
         stage = r"^stage(\d+)\." if coarse else r"^stage(\d+)\.(\d+)\."
         return {"stem": r"^stage1_conv_embed", "blocks": [*merges, (stage, None), (r"^norm", (99999,))]}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stage1_conv_embed(x)
 
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def _stage(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) to (B, H, W, C), after a merge in all stages but the first."""
+        if i > 0:
+            x = getattr(self, f"merge{i}")(x)
+        for block in getattr(self, f"stage{i + 1}"):
+            x = self._run(block, x)
+        return x
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Gives the model a new classifier (0 classes: none); the pooling stays unless given."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool_type = global_pool
-        self._make_head(num_classes, **get_device_dtype(self))
-        self.head.apply(_init_weights)
-        for module in (self.global_pool, self.head_drop, self.head):
-            module.train(self.training)
+    def _map(self, i: int, x: torch.Tensor, norm: bool = False) -> torch.Tensor:
+        return (self.norm(x) if norm else x).permute(0, 3, 1, 2)
 
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Runs the stages and returns the maps at the ends of some.
+    def _finish(self, x: torch.Tensor) -> torch.Tensor:
+        """The last stage's output to normed features (B, H / 32, W / 32, num_features)."""
+        return self.norm(x)
 
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: Stages, counted from 0; the last n if int, all if None.
-            norm: Apply the final norm to the last stage's map (the others have other widths).
-            stop_early: Skip the stages behind the last one asked for.
-            output_fmt: "NCHW" or "NHWC".
-            intermediates_only: Return the maps alone, without the final features (B, H, W, C) in front.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt={output_fmt!r}: use 'NCHW' or 'NHWC'")
-        take_indices, max_index = feature_take_indices(self.num_stages, indices)
-        intermediates = []
-        last = self.num_stages - 1
-        depth = max_index + 1 if stop_early else self.num_stages
-        one_graph_per_size(x)
-        x = self.stage1_conv_embed(x)
-        for i, (merge, blocks) in enumerate(self._stages(depth)):
-            x = self._stage(x, merge, blocks)
-            if i == last and norm:
-                x = self.norm(x)
-            if i in take_indices:
-                intermediates.append(x.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else x)
-        if intermediates_only:
-            return intermediates
-        if depth == self.num_stages and not norm:
-            x = self.norm(x)
-        return x, intermediates
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Removes what `forward_intermediates` with these indices does not need; returns the indices."""
-        take_indices, max_index = feature_take_indices(self.num_stages, indices)
-        pruned = max_index < self.num_stages - 1
-        for i in range(max_index + 1, self.num_stages):
+    def _prune(self, stages: int) -> None:
+        for i in range(stages, len(self.feature_info)):
             delattr(self, f"merge{i}")
             delattr(self, f"stage{i + 1}")
-        self.num_stages = max_index + 1
-        self.feat_sizes = self.feat_sizes[: max_index + 1]
-        if pruned or prune_norm:
-            self.norm = nn.Identity()
-        if pruned:
-            self.num_features = self.feature_info[max_index]["num_chs"]
-        if pruned or prune_head:
-            self.reset_classifier(0, "")
-        return take_indices
-
-    def _stage(self, x: torch.Tensor, merge: nn.Module | None, blocks: nn.Sequential) -> torch.Tensor:
-        if merge is not None:
-            x = merge(x)
-        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
-            return checkpoint_seq(blocks, x)
-        return blocks(x)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, in_chans, H, W) to normed features (B, H / 32, W / 32, num_features)."""
-        one_graph_per_size(x)
-        x = self.stage1_conv_embed(x)
-        for merge, blocks in self._stages(self.num_stages):
-            x = self._stage(x, merge, blocks)
-        return self.norm(x)
+        self.feat_sizes = self.feat_sizes[:stages]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Features (B, H, W, num_features) to logits (B, num_classes)."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, in_chans, H, W) to logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _init_weights(module: nn.Module) -> None:
-    """The authors' initialisation; convolutions keep PyTorch's."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def checkpoint_filter_fn(state_dict: dict, model: nn.Module) -> dict:
-    """timm's hook for `pretrained=True`; the averaged weights are those of the published accuracy."""
-    for key in ("state_dict_ema", "state_dict"):
-        state_dict = state_dict.get(key, state_dict)
-    return {name.removeprefix("module."): value for name, value in state_dict.items()}
-
 
 def create_cswin(variant: str, pretrained: bool = False, **kwargs) -> CSWinTransformer:
     """Builds a variant with timm's builder: pretrained weights, `features_only`, default configuration."""
-    return build_model_with_cfg(
-        CSWinTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **kwargs,
-    )
-
-
-def _cfg(url: str = "", **kwargs) -> dict[str, Any]:
-    return {
-        "url": url,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stage1_conv_embed.0",
-        "classifier": "head",
-        "license": "mit",
-        **kwargs,
-    }
+    return build(CSWinTransformer, variant, pretrained, **{**VARIANTS[variant], **kwargs})
 
 
 _RELEASE = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0/"
+SIZES = ("tiny", "small", "base")
+_CFG: dict[str, Any] = {
+    "pool_size": (7, 7),
+    "crop_pct": 0.9,
+    "first_conv": "stage1_conv_embed.0",
+    "license": "mit",
+}
 default_cfgs = generate_default_cfgs(
-    {f"cswin_{size}_224.ms_in1k": _cfg(f"{_RELEASE}cswin_{size}_224.pth") for size in ("tiny", "small", "base")}
+    {f"cswin_{size}_224.ms_in1k": cfg(f"{_RELEASE}cswin_{size}_224.pth", **_CFG) for size in SIZES}
     | {
-        tag: cfg
-        for size in ("tiny", "small", "base")
-        for tag, cfg in grafted_cfgs(
+        tag: entry
+        for size in SIZES
+        for tag, entry in grafted_cfgs(
             f"graft_cswin_{size}_224",
             f"{_RELEASE}cswin_{size}_224.pth",
-            first_conv="stage1_conv_embed.0",
             classifier="head",
-            pool_size=(7, 7),
-            crop_pct=0.9,
+            **{name: value for name, value in _CFG.items() if name != "license"},
         ).items()
     }
 )
@@ -351,19 +224,19 @@ VARIANTS = {
 @register_model
 def cswin_tiny_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
     """CSWin-T, 22.3 M parameters, 4.3 GMAC at 224 x 224."""
-    return create_cswin("cswin_tiny_224", pretrained, **{**VARIANTS["cswin_tiny_224"], **kwargs})
+    return create_cswin("cswin_tiny_224", pretrained, **kwargs)
 
 
 @register_model
 def cswin_small_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
     """CSWin-S, 35 M parameters, 6.9 GMAC at 224 x 224."""
-    return create_cswin("cswin_small_224", pretrained, **{**VARIANTS["cswin_small_224"], **kwargs})
+    return create_cswin("cswin_small_224", pretrained, **kwargs)
 
 
 @register_model
 def cswin_base_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
     """CSWin-B, 78 M parameters, 15.0 GMAC at 224 x 224."""
-    return create_cswin("cswin_base_224", pretrained, **{**VARIANTS["cswin_base_224"], **kwargs})
+    return create_cswin("cswin_base_224", pretrained, **kwargs)
 
 
 def _create_graft_cswin(variant: str, pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
@@ -373,8 +246,7 @@ def _create_graft_cswin(variant: str, pretrained: bool = False, **kwargs: Any) -
         variant,
         pretrained,
         {},
-        checkpoint_filter_fn,
-        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        unwrap,
         **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
     )
 

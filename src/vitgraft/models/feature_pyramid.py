@@ -119,7 +119,7 @@ def feature_backbone(
 
     Args:
         model: A timm model, grafted or not; it loses the parts that the maps do not need.
-        out_channels: Only of a plain ViT's pyramid, see `SimpleFeaturePyramid`.
+        out_channels: Channels of the four maps of a plain ViT's pyramid; None: each has its own number.
         norm: A new LayerNorm on each stage's map, as in Swin's detectors; a plain ViT's pyramid always has its own.
 
     Returns:
@@ -132,7 +132,7 @@ def feature_backbone(
     """
     info = getattr(model, "feature_info", None)
     if not isinstance(info, list):
-        return DenseFeatures(model)  # which says what is wrong
+        return DenseFeatures(model)  # which raises
     reductions = [level["reduction"] for level in info]
     if set(STRIDES) <= set(reductions):
         last = {reduction: i for i, reduction in enumerate(reductions)}  # the last map of each stride

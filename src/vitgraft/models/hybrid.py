@@ -39,7 +39,7 @@ def graft_mobilevit_xxs(pretrained: bool = False, **kwargs: Any) -> ByobNet:
         pretrained,
         {"window_size": 4},
         lambda state_dict, model: state_dict,
-        {"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"},
+        (0, 1, 2, 3, 4),
         model_cfg=model_cfgs["mobilevit_xxs"],
         **kwargs,
     )

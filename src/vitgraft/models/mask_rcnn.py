@@ -73,12 +73,12 @@ class MaskRCNN(nn.Module):
         proposals: Boxes per image after it, likewise.
         anchors_sampled: Anchors per image in the loss, half of them positive where there are as many.
         boxes_sampled: Proposals per image in the loss, a quarter of them positive.
-        finest: See `RoIAlignLevels`.
+        finest: Boxes of sides up to twice this many pixels are read from the finest map.
         score_threshold: Detections have more than this.
         nms_threshold: Of the same class, those that overlap more than this are one.
         detections: At most, per image.
 
-    Forward: see there. Parameters lie under `backbone` (`features` and `fpn`), `rpn`, `roi_heads`.
+    Parameters lie under `backbone` (`features` and `fpn`), `rpn`, `roi_heads`.
 
     Raises:
         TypeError, ValueError: The backbone has not the maps (`feature_backbone`).
@@ -145,7 +145,7 @@ class MaskRCNN(nn.Module):
         self._init_heads()
 
     def _init_heads(self) -> None:
-        """mmdet's start values of Shared2FCBBoxHead; those of the other heads are torchvision's too."""
+        """mmdet's initial values of Shared2FCBBoxHead; those of the other heads are torchvision's too."""
         heads = self.roi_heads
         for layer in (heads.box_head.fc6, heads.box_head.fc7):
             nn.init.xavier_uniform_(layer.weight)

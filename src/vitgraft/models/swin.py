@@ -23,11 +23,10 @@ from timm.models import swin_transformer as timm_swin
 from torch import nn
 
 from vitgraft.grafting.replace import SwinBlock
-from vitgraft.layers.activation import GELU
-from vitgraft.layers.slices import in_slices
 from vitgraft.layers.window import shift_mask
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
+from vitgraft.models._cpu import GELU, in_slices
 
 __all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
 
@@ -170,7 +169,6 @@ def _create_graft_swin(variant: str, pretrained: bool = False, **kwargs: Any) ->
         pretrained,
         {},
         timm_swin.checkpoint_filter_fn,
-        {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
     )
 

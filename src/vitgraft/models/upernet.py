@@ -45,7 +45,7 @@ class _Head(nn.Module):
         self.conv_seg = nn.Conv2d(channels, num_classes, 1, **dd)
 
     def init_weights(self) -> None:
-        """mmcv's start values: He's normal for the convolutions, N(0, 0.01) for the classifier."""
+        """mmcv's initial values: He's normal for the convolutions, N(0, 0.01) for the classifier."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -64,7 +64,7 @@ class UperHead(_Head):
         num_classes: K.
         channels: Width of everything inside.
         pool_scales: Sides of the pooled maps.
-        dropout: Share of the channels dropped before the classifier, in training.
+        dropout: Fraction of the channels dropped before the classifier, in training.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class UperNet(nn.Module):
         aux_index: Which map the auxiliary head sees; 2 is stride 16.
 
     Raises:
-        TypeError: A backbone that does not say what maps it gives.
+        TypeError: A backbone without `feature_info.channels()`.
         ValueError: Numbers out of range; the message names all.
     """
 
@@ -149,24 +149,24 @@ class UperNet(nn.Module):
         info = getattr(backbone, "feature_info", None)
         if not hasattr(info, "channels"):
             raise TypeError(
-                f"{type(backbone).__name__} does not say which maps it gives; wrap a timm model: "
+                f"{type(backbone).__name__} has no feature_info with the channels of its maps; wrap a timm model: "
                 "vitgraft.DenseFeatures(timm.create_model(name, num_classes=0))"
             )
         widths = list(info.channels())
-        problems = [
+        errors = [
             f"{name}={value!r}: {hint}"
             for name, value, good, hint in (
                 ("num_classes", num_classes, num_classes >= 1, "give 1 or more"),
                 ("channels", channels, channels >= 1, "give 1 or more"),
                 ("pool_scales", pool_scales, min(pool_scales, default=0) >= 1, "give sides of 1 or more"),
-                ("dropout", dropout, 0 <= dropout < 1, "give a share from 0 up and below 1"),
+                ("dropout", dropout, 0 <= dropout < 1, "give a fraction from 0 up and below 1"),
                 ("aux_channels", aux_channels, not aux_channels or aux_channels > 0, "give 1 or more, or None"),
                 ("aux_index", aux_index, -len(widths) <= aux_index < len(widths), f"there are {len(widths)} maps"),
             )
             if not good
         ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        if errors:
+            raise ValueError("; ".join(errors))
         parameter = next(backbone.parameters())
         dd = {"device": parameter.device, "dtype": parameter.dtype}
         self.num_classes = num_classes

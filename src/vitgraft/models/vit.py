@@ -11,9 +11,9 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.models._build import build_grafted, grafted_cfgs
 from vitgraft.models._compile import one_graph_per_size
+from vitgraft.models._cpu import GELU
 
 __all__: list[str] = []
 
@@ -85,7 +85,7 @@ def _create_graft_deit(variant: str, pretrained: bool = False, **kwargs: Any) ->
         pretrained,
         {"backbone_attention": "window"},
         _filter,
-        {"out_indices": 3, "feature_cls": "getter"},
+        3,
         **{**defaults, **kwargs},
     )
 

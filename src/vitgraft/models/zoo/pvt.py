@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend
-from vitgraft.models.zoo._base import Pyramid, build, cfg, check_stages, init_weights
+from vitgraft.models._cpu import GELU
+from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, embedding, init_weights
 
 __all__ = ["PyramidVisionTransformer", "SRAttention"]
 
@@ -179,9 +179,8 @@ class PyramidVisionTransformer(Pyramid):
 
         for i in range(stages):
             rows = self._grid(i)[0] * self._grid(i)[1] + (i == stages - 1)
-            pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dims[i], **dd))
-            setattr(self, f"pos_embed{i + 1}", trunc_normal_(pos_embed, std=0.02))
-        self.cls_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, self.num_features, **dd), std=0.02))
+            setattr(self, f"pos_embed{i + 1}", embedding(1, rows, embed_dims[i], **dd))
+        self.cls_token = embedding(1, 1, self.num_features, **dd)
         self.pos_drop = nn.Dropout(pos_drop_rate)
         drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for i, dim in enumerate(embed_dims):
@@ -210,9 +209,7 @@ class PyramidVisionTransformer(Pyramid):
 
     def _grid(self, i: int) -> tuple[int, int]:
         """The map of stage i at `img_size`."""
-        return self.img_size[0] // self.feature_info[i]["reduction"], self.img_size[1] // self.feature_info[i][
-            "reduction"
-        ]
+        return tuple(side // self.feature_info[i]["reduction"] for side in self.img_size)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Makes the position embeddings those of another image size."""

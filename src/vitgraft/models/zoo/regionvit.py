@@ -20,10 +20,10 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple, tru
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend_qkv
-from vitgraft.layers.window import window_partition, window_reverse
-from vitgraft.models.zoo._base import Pyramid, build, cached_by_size, cfg, check_stages, init_weights
+from vitgraft.layers.window import cached_by_size, window_partition, window_reverse
+from vitgraft.models._cpu import GELU
+from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights
 
 __all__ = ["R2LAttention", "RegionViT"]
 

@@ -21,8 +21,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitgraft.layers.activation import GELU
-from vitgraft.models.zoo._base import build, cfg
+from vitgraft.models._cpu import GELU
+from vitgraft.models._pyramid import build, cfg
 
 __all__ = ["T2TViT", "TokenPerformer", "TokenTransformer", "TokensToToken"]
 

@@ -22,7 +22,7 @@ from timm.layers import calculate_drop_path_rates, resize_rel_pos_bias_table, to
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from vitgraft.models.zoo._base import Pyramid, build, cfg, check_stages, init_weights
+from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights
 from vitgraft.models.zoo.vil_blocks import NORM_EPS, AttentionBlock, Embed, FullAttention, MlpBlock, WindowedAttention
 
 __all__ = ["FullAttention", "VisionLongformer", "WindowedAttention"]
@@ -156,8 +156,8 @@ class VisionLongformer(Pyramid):
                     side = round(value.shape[0] ** 0.5)
                     if old_window is None and side**2 != value.shape[0]:
                         raise ValueError(
-                            f"{name} with {value.shape[0]} rows is not of a square map, and of which it is can't be "
-                            "told: make the model with the checkpoint's img_size, load, then set_input_size"
+                            f"{name} with {value.shape[0]} rows is not of a square map, and the map cannot be "
+                            "inferred: make the model with the checkpoint's img_size, load, then set_input_size"
                         )
                     return resize_rel_pos_bias_table(
                         value, new_window_size=(H, W), new_bias_shape=shape, old_window_size=old_window

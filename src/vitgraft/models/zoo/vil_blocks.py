@@ -1,15 +1,16 @@
-"""The layers of Vision Longformer; `vil.py` says what is decided here and where the authors' code differs."""
+"""The layers of Vision Longformer; what is decided here, and where the authors' code differs, is in `vil.py`."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, Mlp
 from torch import nn
 
-from vitgraft.layers.activation import GELU
 from vitgraft.layers.attention import attend
 from vitgraft.layers.window import relative_position_index
+from vitgraft.models._cpu import GELU
+from vitgraft.models._pyramid import embedding
 
 # B batch, H x W map, G global tokens, N = G + H * W, M window side, h heads, d channels of a head, C = h * d.
 
@@ -33,16 +34,12 @@ class Embed(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-
-        def start(*shape: int) -> nn.Parameter:
-            return nn.Parameter(trunc_normal_(torch.zeros(1, *shape, **dd), std=0.02))
-
         self.size = size
-        self.cls_token = start(global_tokens, dim) if global_tokens else None
-        self.cls_pos_embed = start(global_tokens, dim) if global_tokens and absolute else None
+        self.cls_token = embedding(1, global_tokens, dim, **dd) if global_tokens else None
+        self.cls_pos_embed = embedding(1, global_tokens, dim, **dd) if global_tokens and absolute else None
         # x is the axis of the rows, the authors' word
-        self.x_pos_embed = start(size[0], dim // 2) if absolute else None
-        self.y_pos_embed = start(size[1], dim // 2) if absolute else None
+        self.x_pos_embed = embedding(1, size[0], dim // 2, **dd) if absolute else None
+        self.y_pos_embed = embedding(1, size[1], dim // 2, **dd) if absolute else None
         self.proj = nn.Conv2d(in_dim, dim, patch_size, stride=patch_size, **dd)
         self.norm_embed = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
         self.drop = nn.Dropout(drop)
@@ -77,14 +74,10 @@ class _Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.local_relative_position_bias_table = None
         if rows:
-
-            def start(*shape: int) -> nn.Parameter:
-                return nn.Parameter(trunc_normal_(torch.zeros(*shape, **dd), std=0.02))
-
-            self.local_relative_position_bias_table = start(rows, num_heads)
+            self.local_relative_position_bias_table = embedding(rows, num_heads, **dd)
             if global_tokens:
-                self.g2l_relative_position_bias = start(2, num_heads, global_tokens)
-                self.g2g_relative_position_bias = start(num_heads, global_tokens, global_tokens)
+                self.g2l_relative_position_bias = embedding(2, num_heads, global_tokens, **dd)
+                self.g2g_relative_position_bias = embedding(num_heads, global_tokens, global_tokens, **dd)
 
     def _local_bias(self, index: torch.Tensor) -> torch.Tensor:
         """(h, *index.shape) from the table."""

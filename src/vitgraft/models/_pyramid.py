@@ -1,7 +1,6 @@
-"""What timm asks of a model, once for all pyramids of the zoo. Plumbing."""
+"""What timm asks of a model, once for CSWin and the pyramids of the zoo."""
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from vitgraft.models._compile import one_graph_per_size
 
-__all__ = ["Pyramid", "build", "cached_by_size", "cfg", "check_stages", "init_weights"]
+__all__ = ["Pyramid", "build", "cfg", "check_stages", "embedding", "init_weights", "unwrap"]
 
 # B batch, H x W token grid, C channels, N tokens.
 
@@ -56,11 +55,11 @@ class Pyramid(nn.Module):
         raise NotImplementedError
 
     def _map(self, i: int, state: Any, norm: bool) -> torch.Tensor:
-        """What stage i gave as a map (B, C, H, W), after the final norm if wanted and if that is one of the map."""
+        """The output of stage i as a map (B, C, H, W), after the final norm if wanted and if that is one of the map."""
         raise NotImplementedError
 
     def _finish(self, state: Any) -> torch.Tensor:
-        """What the last stage gave to the normed tokens (B, N, num_features) that the classifier pools."""
+        """The output of the last stage to the normed tokens (B, N, num_features) that the classifier pools."""
         raise NotImplementedError
 
     def _prune(self, stages: int) -> None:
@@ -71,7 +70,7 @@ class Pyramid(nn.Module):
         """A checkpoint's tensors; those that depend on its image size are resized to this model's.
 
         Raises:
-            ValueError: What its image size was has to be known and can't be told.
+            ValueError: The image size has to be known and cannot be inferred.
         """
         return tensors
 
@@ -205,27 +204,6 @@ class Pyramid(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def cached_by_size(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Keeps the last 32 results of `function(x.device, *key)`; called with the activations x in front of the key.
-
-    Not where x is traced: a graph should not close over a cached tensor, nor the cache keep a fake one.
-    """
-
-    # a model at one image size asks for one index and one mask per stage
-    @lru_cache(maxsize=32)
-    def cached(*key: Any) -> torch.Tensor:
-        # a tensor made in inference mode could never be used in training again
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*key)
-
-    @wraps(function)
-    def get(x: torch.Tensor, *key: Any) -> torch.Tensor:
-        traced = torch.compiler.is_compiling() or type(x) is not torch.Tensor
-        return function(x.device, *key) if traced else cached(x.device, *key)
-
-    return get
-
-
 def check_stages(**options: Sequence) -> int:
     """The number of stages.
 
@@ -234,9 +212,14 @@ def check_stages(**options: Sequence) -> int:
     """
     lengths = {len(values) for values in options.values()}
     if len(lengths) != 1:
-        said = ", ".join(f"{name}={tuple(values)}" for name, values in options.items())
-        raise ValueError(f"one value per stage is needed: {said}")
+        given = ", ".join(f"{name}={tuple(values)}" for name, values in options.items())
+        raise ValueError(f"one value per stage is needed: {given}")
     return lengths.pop()
+
+
+def embedding(*shape: int, device=None, dtype=None) -> nn.Parameter:
+    """A learned token, position embedding or table: truncated normal of standard deviation 0.02."""
+    return nn.Parameter(trunc_normal_(torch.zeros(*shape, device=device, dtype=dtype), std=0.02))
 
 
 def init_weights(module: nn.Module) -> None:
@@ -247,7 +230,7 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _unwrap(state_dict: dict, model: nn.Module) -> dict:
+def unwrap(state_dict: dict, model: nn.Module) -> dict:
     """timm's hook for `pretrained=True`: weights as the authors wrapped them."""
     for key in ("state_dict_ema", "state_dict", "model", "net"):
         state_dict = state_dict.get(key, state_dict)
@@ -261,7 +244,7 @@ def build(cls: type[nn.Module], variant: str, pretrained: bool, feature_cfg: dic
         cls,
         variant,
         pretrained,
-        pretrained_filter_fn=_unwrap,
+        pretrained_filter_fn=unwrap,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter", **(feature_cfg or {})},
         **kwargs,
     )
