@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import predict, write_images
+from tiny_runs import predict, write_images
 from torch import nn
 
 from vitgraft.data.detection_targets import decode_mask

@@ -6,7 +6,7 @@ import sys
 import pytest
 import timm
 import torch
-from small_models import KWARGS, NAMES, checkpoint, predict, tiny, write_images
+from tiny_runs import KWARGS, NAMES, checkpoint, predict, tiny, write_images
 
 from vitgraft.errors import CheckpointError
 from vitgraft.predict.load import open_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import NAMES, checkpoint, predict, tiny, write_images
+from tiny_runs import NAMES, checkpoint, predict, tiny, write_images
 
 from vitgraft.data.readers.open import open_files
 from vitgraft.data.transforms import Preprocessing

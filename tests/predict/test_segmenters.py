@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from small_models import predict, write_images
+from tiny_runs import predict, write_images
 from torch import nn
 
 from vitgraft.cli import main
