@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from reproduction.commands import add_commands
-from vitgraft.commands.common import MODEL_HELP, USER_ERRORS
+from vitgraft.commands.common import MODEL_HELP
+from vitgraft.errors import VitgraftError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return args.run(args) or 0
-    except USER_ERRORS as error:
+    except VitgraftError as error:
         print(f"python -m reproduction {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -197,7 +197,7 @@ def _results(args: argparse.Namespace) -> int:
     from vitgraft.tools import results
 
     try:
-        records = results.read_runs(args.runs, args.dataset)
+        records = results.read_records(args.runs, args.dataset)
     except ValueError as error:
         raise CommandError(str(error)) from error
     summaries = results.summarize(records)

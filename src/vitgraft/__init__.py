@@ -2,7 +2,7 @@
 
 from vitgraft._version import __version__
 from vitgraft.config import GraftConfig
-from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError
+from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError, VitgraftError
 from vitgraft.grafting import graft, grafts, is_grafted, register_block, strip, train_grafts_only
 from vitgraft.layers.graft import GrafT
 from vitgraft.models import cswin as _cswin  # noqa: F401  importing registers the models with timm
@@ -27,6 +27,7 @@ __all__ = [
     "LoadReport",
     "MissingExtraError",
     "NoGraftPointError",
+    "VitgraftError",
     "__version__",
     "graft",
     "grafts",

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from vitgraft._version import __version__
 from vitgraft.commands import models, runs
-from vitgraft.commands.common import MODEL_HELP, USER_ERRORS
-from vitgraft.errors import MissingExtraError
+from vitgraft.commands.common import MODEL_HELP
+from vitgraft.errors import MissingExtraError, TrainingError, VitgraftError
 
 # Commands that read a recipe; Lightning's command line takes all that follows them
 RUNS = {
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return args.run(args) or 0
-    except USER_ERRORS as error:
+    except VitgraftError as error:
         print(f"vitgraft {args.command}: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

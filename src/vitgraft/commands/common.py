@@ -5,23 +5,10 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vitgraft.errors import (
-    CheckpointError,
-    CommandError,
-    DataError,
-    GraftError,
-    MissingExtraError,
-    ModelSpecError,
-    RecipeError,
-)
+from vitgraft.errors import CommandError
 from vitgraft.terminal import show, write
 
 FORMATS = ("terminal", "markdown", "json")
-USER_ERRORS = (
-    ModelSpecError, GraftError, CheckpointError, DataError, RecipeError, MissingExtraError, CommandError,
-)  # fmt: skip
-"""Wrong requests: a command ends with their message, not with a traceback."""
-
 
 MODEL_HELP = """\
 A MODEL is a name that timm knows, grafted or not, with options behind colons:

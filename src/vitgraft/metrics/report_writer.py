@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vitgraft.atomic import atomic_write
 from vitgraft.metrics.classification import EvaluationReport
 from vitgraft.metrics.figures import confusion_figure, most_confused, reliability_figure, save_figure
 from vitgraft.terminal import print_whole
@@ -260,12 +261,8 @@ def unused_stem(name: str, used: set[str]) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(text)
 
 
 def _shown(name: str, value: float) -> str:

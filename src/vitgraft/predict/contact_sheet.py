@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitgraft.atomic import atomic_write
 from vitgraft.predict.writers import Prediction
 
 __all__ = ["write_contact_sheet"]
@@ -118,12 +119,8 @@ to <input type="number" name="to" value="100" min="0" max="100" aria-label="high
 {"".join(_card(one, class_names) for one in readable)}</main>
 {_errors(unreadable)}<script>{SCRIPT}</script></body></html>
 """
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(page, encoding="utf-8", errors="surrogateescape")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    with atomic_write(path, errors="surrogateescape") as file:
+        file.write(page)
 
 
 def _card(one: Prediction, class_names: Sequence[str]) -> str:

@@ -24,9 +24,10 @@ from vitgraft.data.readers.open import open_files
 from vitgraft.errors import CheckpointError, CommandError, ImageError
 from vitgraft.metrics.report_writer import unused_stem
 from vitgraft.predict.draw_boxes import draw_detections
-from vitgraft.predict.load import load_weights, read_run
+from vitgraft.predict.load import load_weights
 from vitgraft.predict.writers import PredictionWriter
 from vitgraft.terminal import Progress, console, print_whole
+from vitgraft.weights.files import read_run
 
 __all__ = ["Detections", "Detector", "detect", "open_detector", "run", "writer_for"]
 

@@ -14,10 +14,10 @@ from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, m
 from vitgraft.errors import CheckpointError, ModelSpecError
 from vitgraft.models.spec import ModelSpec
 from vitgraft.weights.create import build_model, create
-from vitgraft.weights.files import located, read_or_previous
+from vitgraft.weights.files import read_run, resolve_checkpoint
 from vitgraft.weights.official import load_exactly, short_reason
 
-__all__ = ["Classifier", "checkpoint_options", "load_weights", "open_classifier", "read_run", "task_of_run"]
+__all__ = ["Classifier", "load_weights", "open_classifier", "task_of_run"]
 
 LOCAL = "local-dir:"
 # What a run leaves, in the order in which it is wanted
@@ -66,55 +66,20 @@ def open_classifier(what: str, weights: str | None = None) -> Classifier:
     """
     if weights not in (None, "raw", "ema"):
         raise ValueError(f"weights={weights!r}: 'raw' or 'ema'")
-    path = Path(what.removeprefix(LOCAL))
-    if (path / "config.json").is_file():
-        found = _exported(path)
-    elif path.exists():
-        return _of_run(path, weights)
-    elif what.startswith(LOCAL) or (
-        ":" not in what and (path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1))
-    ):
-        raise CheckpointError(f"{what}: no such file or folder")
-    else:
-        found = _named(what)
+    source = resolve_checkpoint(what, names=True)
+    if source.kind in ("run", "weights"):
+        return _of_run(source.path, weights)
+    found = _exported(source.path) if source.kind == "export" else _named(what)
     if weights is not None:
         raise CheckpointError(f"weights={weights}: {what} has one set of weights only; leave the option out")
     return found
 
 
-def checkpoint_options(what: str | Path) -> dict[str, Any]:
-    """The options with which a run made its classifier, from the run's folder or one of its checkpoints.
-
-    Raises:
-        CheckpointError: nothing there, damaged, or not of a classifier.
-    """
-    return _read(Path(what))[0]["hyper_parameters"]
-
-
-def read_run(what: str | Path) -> tuple[dict[str, Any], Path]:
-    """The checkpoint of a run, from its folder or the file itself, and the file that it was read from.
-
-    Raises:
-        CheckpointError: nothing there, damaged, or not of a vitgraft run.
-    """
-    path = located(what)
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
-        raise CheckpointError(
-            f"{path}: weights alone don't say which model they belong to; give MODELNAME:checkpoint_path={path}"
-        )
-    checkpoint, path = read_or_previous(path)
-    if not isinstance(checkpoint, dict) or not {"task", "hyper_parameters", "state_dict"} <= checkpoint.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of a vitgraft run; give MODELNAME:checkpoint_path={path}")
-    return checkpoint, path
-
-
 def task_of_run(what: str) -> str:
     """Name of the task's class, such as "Segmentation", where `what` is a run or its checkpoint; "" for all else."""
-    path = Path(what)
-    run = path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.ckpt"))
-    if not run and not (path.is_file() and path.suffix == ".ckpt"):
+    if resolve_checkpoint(what, names=True).kind != "run":
         return ""
-    return read_run(path)[0]["task"].rsplit(".", 1)[-1]
+    return read_run(what)[0]["task"].rsplit(".", 1)[-1]
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: Path, weights: str | None) -> str:

@@ -29,9 +29,10 @@ from vitgraft.metrics.report_writer import unused_stem
 from vitgraft.metrics.segmentation import predicted_classes
 from vitgraft.models.sliding_window import infer, infer_rows, window_problems
 from vitgraft.predict.draw_masks import enlarged, overlay, with_legend
-from vitgraft.predict.load import load_weights, read_run
+from vitgraft.predict.load import load_weights
 from vitgraft.predict.writers import PredictionWriter
 from vitgraft.terminal import Progress, console, print_whole
+from vitgraft.weights.files import read_run
 
 __all__ = [
     "Areas",

@@ -1,12 +1,14 @@
 """Predictions of single images, and the CSV and JSON files of them."""
 
+import contextlib
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vitgraft.atomic import atomic_write
 
 __all__ = ["Prediction", "PredictionWriter", "writer_for"]
 
@@ -38,23 +40,16 @@ class PredictionWriter:
 
     def __init__(self, path: Path, class_names: Sequence[str], top: int, facts: dict[str, Any]):
         self.path, self.class_names, self.top, self.facts = path, class_names, top, facts
-        self.new = path.with_name(f".{path.name}.new")
 
     def __enter__(self) -> "PredictionWriter":
-        self.file = self.new.open("w", encoding="utf-8", newline="")
+        self._stack = contextlib.ExitStack()
+        self.file = self._stack.enter_context(atomic_write(self.path, newline=""))
+        self._stack.push(lambda kind, *_: self.end() if kind is None else None)
         self.begin()
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        try:
-            if kind is None:
-                self.end()
-            self.file.close()
-            if kind is None:
-                os.replace(self.new, self.path)
-        finally:
-            self.file.close()
-            self.new.unlink(missing_ok=True)
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
 
     def begin(self) -> None:
         """Writes what stands before the predictions."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from vitgraft.errors import GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.errors import MissingExtraError, RecipeError, VitgraftError
 from vitgraft.grafting import train_grafts_only
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._checks import problems_of
@@ -143,7 +143,7 @@ class Task(pl.LightningModule):
                 values.get("graft"),
                 device="meta",
             )
-        except (ModelSpecError, GraftError) as error:
+        except VitgraftError as error:
             return [f"model: {error}"]
         return []
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from vitgraft.errors import ModelSpecError, RecipeError
+from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.tasks._checks import detector_problems
 from vitgraft.tasks._initial_weights import load_start_weights, new_parts
@@ -69,7 +69,7 @@ class Detection(Task):
                     values["model"], values.get("model_kwargs"), values.get("graft"), device="meta"
                 )
                 MaskRCNN(backbone, values.get("num_classes") or 2, **(values.get("detector") or {}))
-        except (ModelSpecError, TypeError, ValueError) as error:  # GraftError is a ValueError
+        except (TypeError, ValueError) as error:
             return [f"model: {error}"]
         return []
 

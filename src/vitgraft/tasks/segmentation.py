@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitgraft.errors import ModelSpecError, RecipeError
+from vitgraft.errors import RecipeError
 from vitgraft.metrics.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
 from vitgraft.metrics.segmentation_report import print_report, write_report
 from vitgraft.models.feature_pyramid import feature_backbone
@@ -113,7 +113,7 @@ class Segmentation(Task):
             feature_backbone(
                 build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
             )
-        except (ModelSpecError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             return [f"model: {error}"]
         return []
 

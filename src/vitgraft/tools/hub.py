@@ -20,9 +20,10 @@ from torch import nn
 from vitgraft._version import __version__
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError
-from vitgraft.predict.load import checkpoint_options, open_classifier
+from vitgraft.predict.load import open_classifier
+from vitgraft.weights.files import read_run
 
-__all__ = ["HubExport", "architecture_of", "export_hub", "export_run", "is_run"]
+__all__ = ["HubExport", "architecture_of", "export_hub", "export_run"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,6 @@ class HubExport:
     difference: float
 
 
-def is_run(source: str) -> bool:
-    """Whether a text names a run's folder or a checkpoint rather than a model."""
-    path = Path(source)
-    return path.suffix == ".ckpt" or path.is_file() or (path.is_dir() and not (path / "config.json").is_file())
-
-
 def export_run(source: str | Path, folder: str | Path, weights: str | None = None) -> HubExport:
     """Exports a run with its class names, input size, colours and crop.
 
@@ -62,8 +57,8 @@ def export_run(source: str | Path, folder: str | Path, weights: str | None = Non
     Raises:
         CheckpointError: No checkpoint of a classifier there, it is damaged, or the folder is not empty.
     """
-    options = checkpoint_options(source)
     found = open_classifier(str(source), weights)
+    options = read_run(source)[0]["hyper_parameters"]
     name, arguments = architecture_of(options["model"], options.get("model_kwargs"), options.get("graft"))
     return export_hub(found.model, folder, name, arguments, found.preprocessing, found.class_names, found.weights)
 

@@ -12,7 +12,7 @@ from typing import Any
 from vitgraft.terminal import print_whole
 from vitgraft.training.recipe import with_init_args
 
-__all__ = ["print_terminal", "read_run", "read_runs", "summarize", "to_markdown"]
+__all__ = ["print_terminal", "read_record", "read_records", "summarize", "to_markdown"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ KINDS = {
 }
 
 
-def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
+def read_record(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
     """The record of one run, from the files that `vitgraft fit` leaves in its folder.
 
     Args:
@@ -132,7 +132,7 @@ def _evaluation(row: Mapping[str, str], names: Mapping[str, str]) -> dict[str, f
     return found
 
 
-def read_runs(folders: Sequence[str | Path], dataset: str | None = None) -> list[dict[str, Any]]:
+def read_records(folders: Sequence[str | Path], dataset: str | None = None) -> list[dict[str, Any]]:
     """The records of several runs.
 
     Raises:
@@ -141,7 +141,7 @@ def read_runs(folders: Sequence[str | Path], dataset: str | None = None) -> list
     records, problems = [], []
     for folder in folders:
         try:
-            records.append(read_run(folder, dataset))
+            records.append(read_record(folder, dataset))
         except ValueError as error:
             problems.append(str(error))
     if problems:

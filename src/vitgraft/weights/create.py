@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitgraft import grafting
-from vitgraft.errors import CheckpointError, GraftError, ModelSpecError
+from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.weights.official import load_official, short_reason
 
@@ -43,7 +43,7 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     try:
         with torch.device(device or "cpu"), _start_values(device):
             model = timm.create_model(spec.name, **options)
-    except GraftError:
+    except VitgraftError:
         raise
     except TypeError as error:
         # timm hands options down through **kwargs, so a misspelt one ends as a TypeError deep inside
@@ -136,7 +136,7 @@ def build_model(
     spec = ModelSpec(name, {**options, "num_classes": num_classes})
     try:
         model = create(spec, device, pretrained=pretrained)
-    except (ModelSpecError, GraftError):
+    except VitgraftError:
         raise
     except Exception as error:  # torch, timm and the hub raise what they like
         if pretrained:
