@@ -59,8 +59,6 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     if file:
         try:
             load_official(model, file)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"checkpoint_path={error}") from error
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint_path={file}: {error}") from error
     return model

@@ -186,7 +186,9 @@ def read_or_previous(
         try:
             content = read_checkpoint(before, map_location)
         except CheckpointError as second:
-            raise CheckpointError(f"{error}; and the one before it can't be used either: {second}{_way_out(path)}") from error
+            raise CheckpointError(
+                f"{error}; and the one before it can't be used either: {second}{_way_out(path)}"
+            ) from error
         where = ""
         if isinstance(content, dict) and "global_step" in content:
             where = f" (epoch {content.get('epoch')}, step {content['global_step']})"
