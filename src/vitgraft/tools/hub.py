@@ -122,7 +122,7 @@ def export_hub(
 def _config(
     model: nn.Module, architecture: str, preprocessing: Preprocessing, class_names: Sequence[str], weights: str
 ) -> dict[str, Any]:
-    """The entries of timm's config.json that are ours (the form that timm 1.0.27 takes too, without `data_config`)."""
+    """The entries of timm's config.json that are ours; `data_config` of `save_for_hf` is newer than timm 1.0.29."""
     own = getattr(model, "pretrained_cfg", None) or {}
     channels = getattr(model, "in_chans", None) or own.get("input_size", (3,))[0]
     data = {**asdict(preprocessing), "input_size": (channels, *preprocessing.input_size)}

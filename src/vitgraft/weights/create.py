@@ -21,15 +21,15 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     """The model of a spec, freshly initialised, in train mode as timm returns it.
 
     Args:
-        spec: what to create; text is parsed first.
-        device: where its tensors are made; "meta" makes none, which is enough to count.
-        **kwargs: further arguments of `timm.create_model`; the spec's own win. `checkpoint_path` is read by
+        spec: What to create; text is parsed first.
+        device: Where its tensors are made; "meta" makes none, which is enough to count.
+        **kwargs: Further arguments of `timm.create_model`; the spec's own win. `checkpoint_path` is read by
             `vitgraft.load_official`.
 
     Raises:
-        CheckpointError: the file of `checkpoint_path` is missing, damaged, not weights alone, or of another model.
+        CheckpointError: The file of `checkpoint_path` is missing, damaged, not weights alone, or of another model.
         ModelSpecError: timm does not know the name (the message lists close ones), or the model lacks an option.
-        GraftError: an option of the graft has a value that it can't have.
+        GraftError: An option of the graft has a value that it can't have.
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     if ":" not in spec.name and not timm.is_model(spec.name.split(".")[0]):
@@ -41,7 +41,7 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     else:
         file = None
     try:
-        with torch.device(device or "cpu"), _start_values(device):
+        with torch.device(device or "cpu"), _without_initialization(device):
             model = timm.create_model(spec.name, **options)
     except VitgraftError:
         raise
@@ -64,7 +64,7 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     return model
 
 
-def _start_values(device: str | None) -> AbstractContextManager:
+def _without_initialization(device: str | None) -> AbstractContextManager:
     """On "meta", leaves out the operators that fill weights, which take a quarter of the time of counting a model."""
     if device != "meta":
         return nullcontext()

@@ -282,15 +282,17 @@ def _strip_prefix(source: TensorDict, own: TensorDict) -> TensorDict:
 
 
 def _backbone_of(source: TensorDict, report: LoadReport) -> TensorDict:
-    """The backbone's part of a whole detector; DenseFeatures keeps its norms beside the backbone."""
-    if not any(name.startswith("backbone.") for name in source):
-        return source
-    inside = {name.removeprefix("backbone."): value for name, value in source.items() if name.startswith("backbone.")}
+    """The backbone's part of a whole detector, without buffers; DenseFeatures keeps its norms beside the backbone."""
+    whole = any(name.startswith("backbone.") for name in source)
+    inside = {}
     for name, value in source.items():
-        if NORM.match(name):
-            inside[name] = value
-        elif not name.startswith("backbone."):
+        bare = name.removeprefix("backbone.")
+        if whole and bare == name and not NORM.match(name):
             report.skipped.append(f"{name}: not of the backbone")
+        elif BUFFER.search(name):
+            report.skipped.append(f"{bare}: computed, not loaded")
+        else:
+            inside[bare] = value
     return inside
 
 
@@ -339,8 +341,6 @@ def _skip(renamed: TensorDict, own: TensorDict, model: nn.Module, levels: int, r
 
     def reason(name: str) -> str | None:
         bare = name.removeprefix("backbone.")
-        if BUFFER.search(name):
-            return "computed, not loaded"
         if name in own:
             return None
         first = next((name.replace(second, first) for second, first in seconds if second in name), "")
