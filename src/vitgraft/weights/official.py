@@ -81,12 +81,18 @@ def load_official(
 
     renamed = _rename(_backbone_of(source, report), own, model)
     _skip(renamed, own, model, levels, report)
-    errors, other_classes = _fit_shapes(renamed, own, model, report)
+    differing, other_classes = _fit_shapes(renamed, own, model, report)
+    if differing:
+        raise CheckpointError(
+            f"shapes differ; nothing was loaded. {some(differing)}. Was the model made with the same widths, depths, "
+            f"heads, patch size, in_chans and graft options?\n{looks}"
+        )
     report.loaded = [name for name in own if name in renamed]
     report.unexpected = [name for name in renamed if name not in own]
     report.missing = [name for name in own if name not in renamed and not BUFFER.search(name)]
     wanted = [name for name in own if ".graft." not in name and not BUFFER.search(name)]
     few = not report.loaded or 2 * len(report.loaded) < min(len(wanted), len(renamed))
+    errors = []
     if few:
         errors.append(f"{len(report.loaded)} of the checkpoint's {len(weights)} tensors have a place in it")
     if few or strict:
@@ -420,10 +426,7 @@ def _fit_shapes(
             report.reshaped.append(f"{name}: {tuple(value.shape)} -> {tuple(want)}")
         else:
             errors.append(_shapes(name, value, own) + note)
-    if errors:
-        hint = "Was the model made with the same widths, depths, heads, patch size, in_chans and graft options?"
-        return [f"shapes differ: {some(errors)}. {hint}"], classes
-    return [], classes
+    return errors, classes
 
 
 def _fit_pos_embed(value: torch.Tensor, vit: nn.Module, tokens: int) -> torch.Tensor:
@@ -482,7 +485,7 @@ def _misplaced(report: LoadReport, model: nn.Module, few: bool, new_classifier: 
 
 
 def _renamed_grafts(missing: Sequence[str], unexpected: Sequence[str], model: nn.Module) -> str:
-    """What to say where the checkpoint has grafts in blocks of other names, not of other numbers; "" elsewhere."""
+    """What to say where the grafts of a transformers model have blocks of other names, not numbers; "" elsewhere."""
 
     def blocks(names: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(name.partition(".graft.")[0] for name in names if ".graft." in name))
@@ -490,18 +493,14 @@ def _renamed_grafts(missing: Sequence[str], unexpected: Sequence[str], model: nn
     def patterns(names: Sequence[str]) -> set[str]:
         return {re.sub(r"\d+", "N", name) for name in blocks(names)}
 
-    if not missing or not patterns(unexpected) or patterns(missing) & patterns(unexpected):
+    stored = patterns(unexpected)
+    if not hasattr(model, "save_pretrained") or not missing or not stored or patterns(missing) & stored:
         return ""
-    text = (
-        f"its grafts are in blocks of other names: {some(blocks(unexpected))}; the model's are in "
-        f"{some(blocks(missing))}"
-    )
-    if not hasattr(model, "save_pretrained"):
-        return f"{text}. Make the model with the library that the checkpoint is from"
     return (
-        f"{text}. The save_pretrained of transformers renames parameters. Save by model.save_pretrained(DIR, "
-        "save_original_format=False) and load by vitgraft.load_official(vitgraft.graft(model, ...), "
-        "DIR + '/model.safetensors'), with the options that it was grafted with"
+        f"its grafts are in blocks of other names: {some(blocks(unexpected))}; the model's are in "
+        f"{some(blocks(missing))}. The save_pretrained of transformers renames parameters. Save by "
+        "model.save_pretrained(DIR, save_original_format=False) and load by vitgraft.load_official("
+        "vitgraft.graft(model, ...), DIR + '/model.safetensors'), with the options that it was grafted with"
     )
 
 
