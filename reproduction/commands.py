@@ -198,7 +198,7 @@ def _results(args: argparse.Namespace) -> int:
     out = console()
     from reproduction import results
 
-    records = results.read_runs(args.runs, args.dataset)
+    records = results.read_records(args.runs, args.dataset)
     summaries = results.summarize(records)
     if args.format == "markdown":
         write(None, results.to_markdown(summaries))

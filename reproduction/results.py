@@ -12,7 +12,7 @@ from vitgraft.errors import CommandError
 from vitgraft.tools.table import markdown_table, print_table
 from vitgraft.training.recipe import with_init_args
 
-__all__ = ["print_terminal", "read_run", "read_runs", "summarize", "to_markdown"]
+__all__ = ["print_terminal", "read_record", "read_records", "summarize", "to_markdown"]
 
 
 METRICS: dict[str, dict[str, tuple[str, str]]] = {
@@ -27,7 +27,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
 """Of each task: column of metrics.csv behind `val/` -> name in the record, heading; the first is the main metric."""
 
 
-def read_run(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
+def read_record(folder: str | Path, dataset: str | None = None) -> dict[str, Any]:
     """The record of one run, from the files that `vitgraft fit` leaves in its folder.
 
     Args:
@@ -105,7 +105,7 @@ def _evaluation(row: Mapping[str, str], columns: Mapping[str, tuple[str, str]]) 
     return found
 
 
-def read_runs(folders: Sequence[str | Path], dataset: str | None = None) -> list[dict[str, Any]]:
+def read_records(folders: Sequence[str | Path], dataset: str | None = None) -> list[dict[str, Any]]:
     """The records of several runs.
 
     Raises:
@@ -114,7 +114,7 @@ def read_runs(folders: Sequence[str | Path], dataset: str | None = None) -> list
     records, errors = [], []
     for folder in folders:
         try:
-            records.append(read_run(folder, dataset))
+            records.append(read_record(folder, dataset))
         except CommandError as error:
             errors.append(str(error))
     if errors:

@@ -16,6 +16,7 @@ PUBLIC = {
     "LoadReport",
     "MissingExtraError",
     "NoGraftPointError",
+    "VitgraftError",
     "__version__",
     "graft",
     "grafts",

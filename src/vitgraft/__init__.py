@@ -15,7 +15,7 @@ def _only_prints_help() -> bool:
 # importing torch takes seconds, and no help text needs it
 if not (sys.argv and _only_prints_help()):
     from vitgraft.config import GraftConfig
-    from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError
+    from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError, VitgraftError
     from vitgraft.grafting import graft, grafts, is_grafted, register_block, strip, train_grafts_only
     from vitgraft.layers.graft import GrafT
     from vitgraft.models import cswin as _cswin  # noqa: F401  importing registers the models with timm
@@ -40,6 +40,7 @@ __all__ = [
     "LoadReport",
     "MissingExtraError",
     "NoGraftPointError",
+    "VitgraftError",
     "__version__",
     "graft",
     "grafts",

@@ -1,7 +1,11 @@
 """What vitgraft raises. Every message names the option, the value it got and what would work."""
 
 
-class GraftError(ValueError):
+class VitgraftError(Exception):
+    """Base of all errors of this package; each of them is an error of Python too, such as ValueError."""
+
+
+class GraftError(VitgraftError, ValueError):
     """A graft that cannot be made: wrong option, wrong model, or a model that is grafted already."""
 
 
@@ -9,31 +13,31 @@ class NoGraftPointError(GraftError):
     """Nothing in the model can carry a graft, or nothing matched what was asked for."""
 
 
-class ModelSpecError(ValueError):
-    """A model name that nobody knows, or options that the named model does not take."""
+class ModelSpecError(VitgraftError, ValueError):
+    """An unknown model name, or options that the named model does not take."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that does not belong to the model it was meant for."""
+class CheckpointError(VitgraftError, ValueError):
+    """A checkpoint that is missing, damaged, or does not belong to the model it was meant for."""
 
 
-class MissingExtraError(ImportError):
+class MissingExtraError(VitgraftError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'vitgraft[{extra}]'")
 
 
-class DataError(ValueError):
-    """A data set that can't be used: not found, of no known format, an empty class, classes that differ."""
+class DataError(VitgraftError, ValueError):
+    """A dataset that cannot be used: not found, of no known format, an empty class, classes that differ."""
 
 
-class ImageError(ValueError):
-    """An image that can't be read.
+class ImageError(VitgraftError, ValueError):
+    """An image that cannot be read.
 
     Args:
-        name: the file.
-        reason: what is wrong with it.
+        name: The file.
+        reason: Why it cannot be read.
     """
 
     def __init__(self, name: str, reason: str = ""):
@@ -45,21 +49,21 @@ class ImageError(ValueError):
         return type(self), (self.name, self.reason)
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be run as it stands; the message names everything that is wrong with it."""
+class RecipeError(VitgraftError, ValueError):
+    """A recipe that cannot be run as it stands; the message lists all of its errors."""
 
     def __init__(self, problems: "str | list[str]"):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
 
-class RunFolderError(ValueError):
-    """An output folder that this run can't use: it holds another run, can't be written, or has nothing to continue."""
+class RunFolderError(VitgraftError, ValueError):
+    """An output folder that this run cannot use: it holds another run, or cannot be written."""
 
 
-class TrainingError(RuntimeError):
-    """A run that can't go on: loss not finite, images unreadable, memory or disk full; the message says what helps."""
+class TrainingError(VitgraftError, RuntimeError):
+    """A run that cannot continue: loss not finite, unreadable images, memory or disk full; the message says more."""
 
 
-class CommandError(ValueError):
-    """A request that the command line can't fulfil; the message says what would work."""
+class CommandError(VitgraftError, ValueError):
+    """A request that the command line cannot fulfil; the message says what would work."""

@@ -68,7 +68,7 @@ def source_commit() -> str | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was told; a CPU always has."""
+    """Waits until the device has done all that was queued; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -90,9 +90,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.02)
     dtype, one of the two can be many times slower), in sizes that double until a product takes long enough.
 
     Args:
-        device: where.
-        dtype: of both operands. float32 runs at the precision that is set (`float32_matmul_precision`).
-        seconds: how long the largest product takes at most about; its side is 8192 at most.
+        device: Where.
+        dtype: Of both operands. float32 runs at the precision that is set (`float32_matmul_precision`).
+        seconds: How long the largest product takes at most about; its side is 8192 at most.
     """
     size, best = 128, 0.0
     while True:
@@ -113,7 +113,7 @@ def cpu_peak_bytes(step: Callable[[], object]) -> int:
     memory stays with the process, so that the second model of a run seems to need none. Buffers that libraries
     allocate by themselves (oneDNN's scratch) are not seen.
     """
-    # the profiler's C++ library writes its stages to stderr unless told otherwise before its first use
+    # the profiler's C++ library writes its stages to stderr unless set otherwise before its first use
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from torch.profiler import ProfilerActivity, profile
 

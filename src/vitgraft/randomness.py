@@ -18,15 +18,15 @@ def derive(seed: int, *what: int | str) -> int:
     """A seed for one purpose: the same on every machine, in every process and in every version of Python.
 
     Args:
-        seed: the run's seed.
-        what: what the draw depends on, such as `"augment", epoch, index`. 1 and "1" are different things, and so are
+        seed: The run's seed.
+        what: What the draw depends on, such as `"augment", epoch, index`. 1 and "1" are different things, and so are
             `"ab", "c"` and `"a", "bc"`.
 
     Returns:
         0 to 2**63 - 1.
 
     Raises:
-        TypeError: something else than whole numbers and texts was named.
+        TypeError: Something else than whole numbers and texts was named.
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in (seed, *what):
@@ -68,7 +68,7 @@ def preserve_rng(cuda: bool = True) -> Iterator[None]:
     """Restores the global generators of Python, numpy and PyTorch at the end of the block.
 
     Args:
-        cuda: also those of the GPUs, which waits for them; where the block draws on the CPU only, leave it out.
+        cuda: Also those of the GPUs, which waits for them; where the block draws on the CPU only, leave it out.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpu = torch.cuda.get_rng_state_all() if cuda and torch.cuda.is_initialized() else None

@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from reproduction.__main__ import main
-from reproduction.results import read_run, read_runs, summarize, to_markdown
+from reproduction.results import read_record, read_records, summarize, to_markdown
 
 COLUMNS = ("epoch", "step", "train/loss", "val/acc", "val/acc5", "val/ece", "val/loss", "val/acc_ema")
 
@@ -33,7 +33,7 @@ def make_run(folder, seed=0, accuracies=(0.25, 0.5), graft=None, root="/data/dig
 
 
 def test_a_record_holds_the_last_evaluation_and_all_of_them(tmp_path):
-    record = read_run(make_run(tmp_path / "run", seed=3, graft={"levels": 1}))
+    record = read_record(make_run(tmp_path / "run", seed=3, graft={"levels": 1}))
     assert record["kind"] == "classification" and record["dataset"] == "digits" and record["seed"] == 3
     assert record["metrics"] == {"top1": 50.0, "top5": 90.0, "ece": 3.0, "loss": 1.25, "top1_ema": 12.5}
     assert [(entry["epoch"], entry["step"], entry["top1"]) for entry in record["curve"]] == [
@@ -48,7 +48,7 @@ def test_seeds_are_put_together_and_recipes_kept_apart(tmp_path):
     accuracies = (0.50, 0.53, 0.54)
     runs = [make_run(tmp_path / f"a{seed}", seed, (value,)) for seed, value in enumerate(accuracies)]
     runs.append(make_run(tmp_path / "b", 0, (0.4,), graft={"levels": 1}))
-    first, second = summarize(read_runs(runs))
+    first, second = summarize(read_records(runs))
     assert first["seeds"] == [0, 1, 2] and first["top1"]["values"] == pytest.approx([50, 53, 54])
     assert first["top1"]["mean"] == pytest.approx(statistics.fmean((50, 53, 54)))
     assert first["top1"]["spread"] == pytest.approx(2.0816659994661326)
@@ -64,7 +64,7 @@ def test_evaluations_of_a_checkpoint_stand_beside_the_last_one(tmp_path):
             values = {"metrics": {"top1": 0.25 * (1 + number), "top5": 0.8}, "checkpoint": "/x/best.ckpt", **more}
             (run / place).mkdir()
             (run / place / "metrics.json").write_text(json.dumps({**values, "weights": "raw", "split": "test"}))
-    first = read_run(runs[0])["evaluations"]
+    first = read_record(runs[0])["evaluations"]
     assert first == {
         "test": {
             "metrics": {"top1": 25.0, "top5": 80.0},
@@ -73,7 +73,7 @@ def test_evaluations_of_a_checkpoint_stand_beside_the_last_one(tmp_path):
             "split": "test",
         }
     }
-    table = to_markdown(summarize(read_runs(runs)))
+    table = to_markdown(summarize(read_records(runs)))
     assert "| top-1 %, test |" in table and table.rstrip().endswith("| 37.50 ± 17.68 |")
 
 

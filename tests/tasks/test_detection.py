@@ -18,7 +18,7 @@ from vitgraft.tasks.detection import Detection, DetectorOptions  # noqa: E402
 from vitgraft.training.callbacks.checkpoint import Checkpoints  # noqa: E402
 from vitgraft.training.check_recipe import resolve  # noqa: E402
 from vitgraft.weights.create import build_backbone  # noqa: E402
-from vitgraft.weights.files import EMA_KEY, read_hyper_parameters  # noqa: E402
+from vitgraft.weights.files import EMA_KEY, read_run  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -71,8 +71,8 @@ def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(tmp_path):
         sum(value for name, value in logged.items() if name.startswith("train/loss_") and "epoch" not in name).item()
     )
     assert logged["lr"] == pytest.approx(3e-4)  # dropped after epoch 1
-    class_path, options = read_hyper_parameters(tmp_path / "whole" / "last.ckpt")
-    again = resolve(class_path, pl.LightningModule)(**options)
+    saved, _ = read_run(tmp_path / "whole" / "last.ckpt")
+    again = resolve(saved["task"], pl.LightningModule)(**saved["hyper_parameters"])
     again.configure_model()
     again.model.load_state_dict(whole["state_dict"])
     assert again.class_names == [str(i) for i in range(10)] and again.model.has_masks

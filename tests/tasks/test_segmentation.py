@@ -222,14 +222,15 @@ def test_a_detector_starts_a_segmenter_and_the_other_way_round(tmp_path, capsys)
 
 
 def test_checkpoint_brings_the_task_back(tmp_path):
-    from vitgraft.weights.files import read_hyper_parameters
+    from vitgraft.weights.files import read_run
 
     task = Segmentation(**SMALL, lr=1e-3)
     run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
     run.fit(task, scenes())
     run.save_checkpoint(tmp_path / "last.ckpt")
-    path, options = read_hyper_parameters(str(tmp_path / "last.ckpt"))
-    assert path == "vitgraft.tasks.segmentation.Segmentation"
+    saved, _ = read_run(tmp_path / "last.ckpt")
+    options = saved["hyper_parameters"]
+    assert saved["task"] == "vitgraft.tasks.segmentation.Segmentation"
     assert options["head_channels"] == 16 and options["class_names"][0] == "background"
     assert options["data_config"]["input_size"] == [3, 64, 64]
 

@@ -280,7 +280,9 @@ def difference(a, b, where=""):
 def assert_same_run(whole, resumed, names=("last.ckpt", "best.ckpt")):
     """Everything in the checkpoints is equal: weights, averages, optimizer, counters, sums, best score."""
     for name in names:
-        found = difference(checkpoint_files.read(whole / name), checkpoint_files.read(resumed / name), name)
+        found = difference(
+            checkpoint_files.read_checkpoint(whole / name), checkpoint_files.read_checkpoint(resumed / name), name
+        )
         assert not found, "\n".join(found)
     a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, resumed))
     assert b, "the last process trained nothing"

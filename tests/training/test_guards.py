@@ -82,7 +82,7 @@ def test_loss_that_is_not_finite_is_skipped_and_named(tmp_path):
     assert codes == [0], text
     assert "step 3 (epoch 0): the loss (nan) is not finite, the update is skipped. Samples: " in text
     assert "class0/" in text, "samples are named by their files"
-    last = checkpoint_files.read(out / "last.ckpt")
+    last = checkpoint_files.read_checkpoint(out / "last.ckpt")
     assert last["global_step"] == 14
     assert all(torch.isfinite(w).all() for w in last["state_dict"].values())
     assert {s["step"].item() for s in last["optimizer_states"][0]["state"].values()} == {12.0}, "12 updates were made"
@@ -97,7 +97,7 @@ def test_losses_of_detectors_and_segmenters(task, name, tmp_path):
     codes, text = runs({"task": task, "out": str(tmp_path), "nan_at": [3, 4], "epochs": 1})
     assert codes == [0], text
     assert f"step 3 (epoch 0): the loss (nan) is not finite, the update is skipped. Samples: {name}" in text
-    last = checkpoint_files.read(tmp_path / "last.ckpt")
+    last = checkpoint_files.read_checkpoint(tmp_path / "last.ckpt")
     assert all(torch.isfinite(w).all() for w in last["state_dict"].values())
     assert last["callbacks"]["Guards"]["skipped"] == 2
 
@@ -110,7 +110,7 @@ def test_past_the_limit_the_run_stops_and_its_checkpoint_is_sound(tmp_path):
     assert codes == [1], text
     assert "TrainingError: step 8 (epoch 0): the loss (nan) is not finite" in text
     assert "max_skipped=2" in text and "trainer.gradient_clip_val" in text
-    assert checkpoint_files.read(out / "last.ckpt")["global_step"] == 6
+    assert checkpoint_files.read_checkpoint(out / "last.ckpt")["global_step"] == 6
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_skipped_updates_and_kills(tmp_path):
     )
     assert codes == [0, 137, 0], text
     assert_same_run(whole, cut)
-    last = checkpoint_files.read(cut / "last.ckpt")
+    last = checkpoint_files.read_checkpoint(cut / "last.ckpt")
     assert {s["step"].item() for s in last["optimizer_states"][0]["state"].values()} == {12.0}, "14 updates, 2 skipped"
 
 
@@ -137,7 +137,7 @@ def test_all_processes_skip_together(tmp_path):
     codes, text = runs({**options, "out": str(out)})
     assert codes == [0], text
     assert "step 2 (epoch 0): the loss (nan) is not finite" in text
-    last = checkpoint_files.read(out / "last.ckpt")
+    last = checkpoint_files.read_checkpoint(out / "last.ckpt")
     assert {s["step"].item() for s in last["optimizer_states"][0]["state"].values()} == {last["global_step"] - 1.0}
     assert all(torch.isfinite(w).all() for w in last["state_dict"].values())
 
@@ -155,7 +155,7 @@ def test_unreadable_images_within_and_past_the_limit(tmp_path):
         assert name.split("/", 1)[1] in text
     assert "(3 so far)" in text and "(4 so far)" not in text, "each image counts once, in two epochs too"
     assert "images can't be read, more than max_unreadable=1" in text
-    kept = checkpoint_files.read(tmp_path / "a" / "last.ckpt")["callbacks"]["Guards"]["unreadable"]
+    kept = checkpoint_files.read_checkpoint(tmp_path / "a" / "last.ckpt")["callbacks"]["Guards"]["unreadable"]
     assert len(kept) == 3
 
 

@@ -76,12 +76,12 @@ def test_a_folder_keeps_what_was_in_it(capsys, recipe, class_folders, tmp_path):
 
 
 def test_records_say_what_ran_and_evaluations_what_they_measured(capsys, recipe, class_folders, tmp_path):
-    from reproduction.results import read_run
+    from reproduction.results import read_record
 
     out = tmp_path / "run"
     words = ["--data.root", class_folders, "--model.graft", "{window_size: 2}", "--model.lr", 0.003]
     assert main([str(word) for word in ["fit", "--config", recipe, "--out", out, *words]]) == 0
-    record = read_run(out)
+    record = read_record(out)
     assert record["name"] == "tiny" and record["dataset"] == class_folders.name
     assert record["model_options"]["graft"] == {"window_size": 2}
     assert record["recipe"]["model"]["init_args"]["lr"] == 0.003 and "lr" not in record["recipe"]["model"]

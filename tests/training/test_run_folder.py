@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("pytorch_lightning")
 from vitgraft.errors import CheckpointError, RunFolderError
 from vitgraft.training.callbacks.checkpoint import check_writable
-from vitgraft.training.run_folder import RunLogger, begin, find_checkpoint
+from vitgraft.training.run_folder import RunLogger, begin
 from vitgraft.weights import files as checkpoint_files
 
 RECIPE = {
@@ -113,17 +113,6 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", read_only)
     with pytest.raises(RunFolderError, match=r"can't be written \(Read-only file system\)"):
         check_writable(tmp_path / "x")
-
-
-def test_find_checkpoint(run):
-    assert find_checkpoint("last", run) == run / "last.ckpt"
-    assert find_checkpoint(str(run), "elsewhere") == run / "last.ckpt", "no best yet"
-    checkpoint_files.write({}, run / "best.ckpt")
-    assert find_checkpoint(str(run), "elsewhere") == run / "best.ckpt"
-    (run / "last.ckpt").unlink()
-    assert find_checkpoint("last", run) == run / "last.ckpt", "the one before it is still there"
-    with pytest.raises(RunFolderError, match=r"no file .*none\.ckpt; there are .*best\.ckpt"):
-        find_checkpoint(str(run / "none.ckpt"), run)
 
 
 def test_resume_says_where_it_goes_on_or_that_all_is_done(run, capsys):

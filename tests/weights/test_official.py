@@ -436,3 +436,33 @@ def test_grafts_of_blocks_that_the_model_leaves_out_are_named_with_the_option():
     with pytest.warns(UserWarning, match=r"blocks=\(..., 3\)"), pytest.raises(CheckpointError, match=r"blocks=\(...\)"):
         vitgraft.load_official(grafted(), stored)
     assert not vitgraft.load_official(grafted(blocks=(1, 2, 3)), stored).missing
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_grafts_that_transformers_saved_under_other_names(tmp_path, strict):
+    """The error says why and what to do; what it says works."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+    )
+
+    def grafted():
+        return vitgraft.graft(transformers.ViTForImageClassification(config), window_size=2)
+
+    source, model = grafted(), grafted()
+    source.save_pretrained(tmp_path / "renamed")
+    check = unchanged(model)
+    with pytest.raises(CheckpointError, match=r"vit\.encoder\.layer\.1; the model's are in vit\.layers\.1") as caught:
+        load_official(model, tmp_path / "renamed" / "model.safetensors", strict)
+    check()
+    assert "model.save_pretrained(DIR, save_original_format=False)" in str(caught.value)
+    assert "timm.create_model" not in str(caught.value) and "blocks=(...)" not in str(caught.value)
+    source.save_pretrained(tmp_path / "plain", save_original_format=False)
+    report = load_official(model, tmp_path / "plain" / "model.safetensors", strict)
+    assert len(report.loaded) == len(source.state_dict()) and not report.missing
+    assert_same(model, source)

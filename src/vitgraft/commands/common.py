@@ -6,23 +6,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from vitgraft.errors import (
-    CheckpointError,
-    CommandError,
-    DataError,
-    GraftError,
-    MissingExtraError,
-    ModelSpecError,
-    RecipeError,
-)
+from vitgraft.errors import CommandError, TrainingError, VitgraftError
 from vitgraft.terminal import show, write
 
 FORMATS = ("terminal", "markdown", "json")
-USER_ERRORS = (
-    ModelSpecError, GraftError, CheckpointError, DataError, RecipeError, MissingExtraError, CommandError,
-)  # fmt: skip
-"""Invalid requests: a command ends with their message, not with a traceback."""
-
 
 MODEL_HELP = """\
 A MODEL is a name that timm knows, grafted or not, with options behind colons:
@@ -52,9 +39,9 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         return 2
     try:
         return args.run(args) or 0
-    except USER_ERRORS as error:
+    except VitgraftError as error:
         print(f"{parser.prog} {args.command}: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -172,8 +172,9 @@ def _export(args: argparse.Namespace) -> int:
     if args.output.suffix == ".onnx" or not args.output.is_dir():
         check_output(args.output)
     from vitgraft.tools import hub
+    from vitgraft.weights.files import resolve_checkpoint
 
-    run = hub.is_run(args.model)
+    run = resolve_checkpoint(args.model, names=True).kind in ("run", "weights")
     if run and (args.checkpoint or args.num_classes or args.img_size):
         raise CommandError("--checkpoint, --num-classes and --img-size are for a MODEL; a run knows its own")
     if not run and args.weights:

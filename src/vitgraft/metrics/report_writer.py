@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitgraft.atomic import atomic_write
 from vitgraft.metrics.base import Report, most_confused, percent
 from vitgraft.metrics.figures import save_figure
 from vitgraft.terminal import print_whole
@@ -197,9 +198,5 @@ def unused_stem(name: str, used: set[str]) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(text)

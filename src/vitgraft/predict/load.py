@@ -17,7 +17,7 @@ from vitgraft.predict.classification import Classifier
 from vitgraft.predict.detection import Detector
 from vitgraft.predict.segmentation import Segmenter
 from vitgraft.weights.create import create
-from vitgraft.weights.files import EMA_KEY, located, read_or_previous
+from vitgraft.weights.files import EMA_KEY, read_run, resolve_checkpoint
 from vitgraft.weights.official import load_exactly, short_reason
 
 __all__ = ["open_model"]
@@ -51,19 +51,13 @@ def open_model(source: str | Path, weights: str | None = None, task: str | None 
     if weights not in (None, "raw", "ema"):
         raise ValueError(f"weights={weights!r}: 'raw' or 'ema'")
     text = str(source)
-    path = Path(text.removeprefix(LOCAL))
-    if path.exists() and not (path / "config.json").is_file():
-        found = _of_run(path, weights)
+    resolved = resolve_checkpoint(text, names=True)
+    if resolved.kind in ("run", "weights"):
+        found = _of_run(resolved.path, weights)
     elif weights is not None:
         raise CheckpointError(f"weights={weights}: {text} has one set of weights only; leave the option out")
-    elif path.exists():
-        found = _exported(path)
-    elif text.startswith(LOCAL) or (
-        ":" not in text and (path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1))
-    ):
-        raise CheckpointError(f"{text}: no such file or folder")
     else:
-        found = _named(text)
+        found = _exported(resolved.path) if resolved.kind == "export" else _named(text)
     if task is not None and found.task != task:
         raise CheckpointError(f"{text}: a {found.noun}, where a model of {task} is needed")
     found.model.eval()
@@ -71,14 +65,7 @@ def open_model(source: str | Path, weights: str | None = None, task: str | None 
 
 
 def _of_run(path: Path, weights: str | None) -> Predictor:
-    path = located(path)
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
-        raise CheckpointError(
-            f"{path}: weights alone do not name the model they belong to; give MODELNAME:checkpoint_path={path}"
-        )
-    checkpoint, path = read_or_previous(path)
-    if not isinstance(checkpoint, dict) or not {"task", "hyper_parameters", "state_dict"} <= checkpoint.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of a vitgraft run; give MODELNAME:checkpoint_path={path}")
+    checkpoint, path = read_run(path)
     options, kind = checkpoint["hyper_parameters"], checkpoint["task"].rsplit(".", 1)[-1]
     if kind not in PREDICTORS or not isinstance(options.get("model"), str):
         raise CheckpointError(

@@ -1,15 +1,16 @@
 """Files of predictions: CSV and JSON of every task, and an HTML page of thumbnails of classified images."""
 
 import base64
+import contextlib
 import csv
 import html
 import io
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
+from vitgraft.atomic import atomic_write
 from vitgraft.predict.base import Prediction, Predictor
 
 __all__ = ["WRITERS", "CsvWriter", "HtmlWriter", "JsonWriter", "Writer"]
@@ -23,23 +24,16 @@ class Writer:
 
     def __init__(self, path: Path, predictor: Predictor):
         self.path, self.predictor = path, predictor
-        self.new = path.with_name(f".{path.name}.new")
 
     def __enter__(self) -> Self:
-        self.file = self.new.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self._stack = contextlib.ExitStack()
+        self.file = self._stack.enter_context(atomic_write(self.path, errors="surrogateescape", newline=""))
+        self._stack.push(lambda kind, *_: self.end() if kind is None else None)
         self.begin()
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        try:
-            if kind is None:
-                self.end()
-            self.file.close()
-            if kind is None:
-                os.replace(self.new, self.path)
-        finally:
-            self.file.close()
-            self.new.unlink(missing_ok=True)
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
 
     def begin(self) -> None:
         """Writes what precedes the predictions."""
@@ -186,7 +180,7 @@ class HtmlWriter(Writer):
         self.cards.append(
             f'<figure data-class="{index}" data-p="{confidence:.6f}" title="{html.escape(one.image)}">'
             f"<div>{_inline(one, name)}</div><figcaption><b>{html.escape(name)}</b>"
-            f"<small>{html.escape(os.path.basename(one.image))}</small><ol>{rows}</ol></figcaption></figure>\n"
+            f"<small>{html.escape(Path(one.image).name)}</small><ol>{rows}</ol></figcaption></figure>\n"
         )
 
     def end(self) -> None:

@@ -9,9 +9,9 @@ from torch import nn
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.feature_pyramid import SimpleFeaturePyramid
-from vitgraft.weights.files import EMA_KEY, start_file
+from vitgraft.weights.files import EMA_KEY, read_checkpoint, resolve_checkpoint
 from vitgraft.weights.load_report import LoadReport
-from vitgraft.weights.official import load_official, read_checkpoint
+from vitgraft.weights.official import load_official
 
 __all__ = ["load_initial_weights", "new_parts"]
 
@@ -34,7 +34,7 @@ def load_initial_weights(model: nn.Module, features: nn.Module | None, path: str
     Raises:
         CheckpointError: No such file, damaged, or of another backbone; nothing was loaded.
     """
-    path = start_file(path)
+    path = resolve_checkpoint(path, "checkpoint_path").path
     try:
         content = read_checkpoint(path)
         own, averaged = _of_run(content)

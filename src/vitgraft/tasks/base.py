@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from vitgraft.errors import GraftError, MissingExtraError, ModelSpecError, RecipeError
+from vitgraft.errors import MissingExtraError, RecipeError, VitgraftError
 from vitgraft.grafting import train_grafts_only
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._options import (
@@ -170,7 +170,7 @@ class Task(pl.LightningModule):
         try:
             with torch.device("meta"):
                 cls.try_build(values)
-        except (ModelSpecError, GraftError, TypeError, ValueError) as error:
+        except (VitgraftError, TypeError, ValueError) as error:
             return [f"model: {error}"]
         return []
 

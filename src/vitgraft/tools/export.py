@@ -33,8 +33,8 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: Sequence[int], o
     """Writes `model` as ONNX with a dynamic batch and runs the file in onnxruntime.
 
     Args:
-        model: any model of one image tensor with one output tensor; exported in eval mode, and left in its own.
-        path: file to write; weights go into the same file.
+        model: Any model of one image tensor with one output tensor; exported in eval mode, and left in its own.
+        path: File to write; weights go into the same file.
         input_size: (channels, height, width), fixed in the file.
         opset: ONNX operator set; None takes PyTorch's default.
 
@@ -42,7 +42,7 @@ def export_onnx(model: nn.Module, path: str | Path, input_size: Sequence[int], o
         The differences for batches of 1, 2 and 5; the caller decides what to do when they are too large.
 
     Raises:
-        MissingExtraError: onnx, onnxscript or onnxruntime is missing.
+        MissingExtraError: Onnx, onnxscript or onnxruntime is missing.
     """
     try:
         import onnx

@@ -4,17 +4,16 @@
 `huggingface_hub.upload_folder` puts it on the hub as it stands.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import nn
 
 from vitgraft._version import __version__
@@ -22,7 +21,7 @@ from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError
 from vitgraft.predict.load import open_model
 
-__all__ = ["HubExport", "architecture_of", "export_hub", "export_run", "is_run"]
+__all__ = ["HubExport", "architecture_of", "export_hub", "export_run"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,6 @@ class HubExport:
     weights: str
     num_classes: int
     difference: float
-
-
-def is_run(source: str) -> bool:
-    """Whether a text names a run's folder or a checkpoint rather than a model."""
-    path = Path(source)
-    return path.suffix == ".ckpt" or path.is_file() or (path.is_dir() and not (path / "config.json").is_file())
 
 
 def export_run(source: str | Path, folder: str | Path, weights: str | None = None) -> HubExport:
@@ -100,7 +93,7 @@ def export_hub(
         arguments: Of timm.create_model, beside num_classes; values that JSON has.
         preprocessing: What the model expects of its images.
         class_names: Of each class; none where they are unknown.
-        weights: What they are, for the file's metadata.
+        weights: What they are, for config.json.
 
     Raises:
         CheckpointError: The folder is not empty, or what timm loads is not the same model.
@@ -116,11 +109,8 @@ def export_hub(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name
-        new.mkdir()
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, new / "model.safetensors", {"format": "pt", "vitgraft": __version__, "weights": weights})
-        config = _config(model, architecture, arguments, preprocessing, class_names)
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config = _config(model, architecture, preprocessing, class_names, weights)
+        save_for_hf(model, new, model_config=config, model_args=dict(arguments), safe_serialization=True)
         # safetensors makes its file for the owner alone; others may read it as they may the one beside it
         shutil.copymode(new / "config.json", new / "model.safetensors")
         difference = _compare(model, new, preprocessing)
@@ -131,40 +121,22 @@ def export_hub(
 
 
 def _config(
-    model: nn.Module,
-    architecture: str,
-    arguments: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    class_names: Sequence[str],
+    model: nn.Module, architecture: str, preprocessing: Preprocessing, class_names: Sequence[str], weights: str
 ) -> dict[str, Any]:
-    """timm's config.json (timm.models.save_for_hf)."""
+    """The entries of timm's config.json that are ours; `data_config` of `save_for_hf` is newer than timm 1.0.29."""
     own = getattr(model, "pretrained_cfg", None) or {}
     channels = getattr(model, "in_chans", None) or own.get("input_size", (3,))[0]
-    config = {
+    data = {**asdict(preprocessing), "input_size": (channels, *preprocessing.input_size)}
+    return {
         "architecture": architecture,
-        "num_classes": model.num_classes,
-        "num_features": model.num_features,
+        "label_names": list(class_names),
         "pretrained_cfg": {
-            "tag": "vitgraft",
-            "custom_load": False,
-            "input_size": [channels, *preprocessing.input_size],
-            "fixed_input_size": own.get("fixed_input_size", False),
-            "interpolation": preprocessing.interpolation,
-            "crop_pct": preprocessing.crop_pct,
-            "crop_mode": preprocessing.crop_mode,
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "num_classes": model.num_classes,
-            "pool_size": None,
-            "first_conv": own.get("first_conv"),
-            "classifier": own.get("classifier"),
+            **{name: own.get(name) for name in ("first_conv", "classifier", "fixed_input_size")},
+            **{"tag": "vitgraft", "custom_load": False, "num_classes": model.num_classes},
+            **data,
         },
+        "vitgraft": {"version": __version__, "weights": weights},
     }
-    if class_names:
-        config["label_names"] = list(class_names)
-    if arguments:
-        config["model_args"] = dict(arguments)
-    return config
 
 
 def _compare(model: nn.Module, folder: Path, preprocessing: Preprocessing) -> float:

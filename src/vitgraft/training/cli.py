@@ -16,18 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vitgraft.errors import (
-    CheckpointError,
-    DataError,
-    GraftError,
-    ImageError,
-    MissingExtraError,
-    ModelSpecError,
-    RecipeError,
-    RunFolderError,
-    TrainingError,
-)
-from vitgraft.weights.files import read_hyper_parameters
+from vitgraft.errors import MissingExtraError, RecipeError, TrainingError, VitgraftError
+from vitgraft.weights.files import read_run, resolve_checkpoint
 
 try:
     import pytorch_lightning as pl
@@ -62,16 +52,6 @@ TOP = {
     "return_predictions": bool,
     "weights_only": bool | None,
 }
-USER_ERRORS = (
-    RecipeError,
-    DataError,
-    ImageError,
-    GraftError,
-    ModelSpecError,
-    CheckpointError,
-    MissingExtraError,
-    RunFolderError,
-)
 
 # What a smoke run changes: the recipe's own model, on generated images, two steps, nothing kept
 SMOKE = {
@@ -194,9 +174,8 @@ def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> d
     """
     if path is None or command == "fit":
         return recipe
-    class_path, options = read_hyper_parameters(path)
-    model = {"class_path": class_path, "init_args": options}
-    return {**recipe, "model": model}
+    checkpoint, _ = read_run(path)
+    return {**recipe, "model": {"class_path": checkpoint["task"], "init_args": checkpoint["hyper_parameters"]}}
 
 
 def with_data_of_run(recipe: dict[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -243,15 +222,15 @@ def main(argv: Sequence[str]) -> int:
             _answer(command, argv[1:])
         with tempfile.TemporaryDirectory(prefix="vitgraft-smoke-") as scratch:
             return _run(command, argv, scratch)
-    except USER_ERRORS as error:
+    except TrainingError as error:
+        print(f"vitgraft {command}: stopped: {error}", file=sys.stderr)
+        return 1
+    except VitgraftError as error:
         lines = getattr(error, "problems", [str(error)])
         head = f"vitgraft {command}: error: "
         more = f"{len(lines)} things are wrong:\n  " if len(lines) > 1 else ""
         print(head + more + "\n  ".join(lines), file=sys.stderr)
         return 2
-    except TrainingError as error:
-        print(f"vitgraft {command}: stopped: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -290,7 +269,8 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     given = over.get("ckpt_path")
     if given is not None:
         out = over.get("out") or recipe.get("out") or own_out
-        over["ckpt_path"] = str(run_folder.find_checkpoint(given, out))
+        path = Path(out) / f"{given}.ckpt" if given in ("last", "best") else given
+        over["ckpt_path"] = str(resolve_checkpoint(path, "ckpt_path").path)
     recipe = with_checkpoint(recipe, over.get("ckpt_path"), command)
     if command in ("validate", "test"):
         recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
@@ -324,7 +304,7 @@ def _launch(command: str, recipe: dict[str, Any], is_smoke: bool = False) -> int
     try:
         cli = VitgraftCLI([command, "--config", json.dumps(recipe)], is_smoke)
     except (MisconfigurationException, ValueError, TypeError) as error:  # what only building it shows
-        raise error if isinstance(error, USER_ERRORS) else RecipeError(str(error)) from error
+        raise error if isinstance(error, VitgraftError) else RecipeError(str(error)) from error
     cli.run()
     _print_summary(cli)
     return 0

@@ -20,13 +20,14 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from vitgraft.atomic import atomic_write
 from vitgraft.errors import RunFolderError
 from vitgraft.machine import describe, source_commit
 from vitgraft.terminal import note, warn
 from vitgraft.training.callbacks.checkpoint import check_writable
 from vitgraft.weights import files as checkpoint_files
 
-__all__ = ["RunLogger", "begin", "find_checkpoint", "nothing_half_written"]
+__all__ = ["RunLogger", "begin", "nothing_half_written"]
 
 RECORD = "run.json"
 # Marker files of a run, ours or another program's
@@ -77,7 +78,7 @@ def begin(
                 "--model.checkpoint_path)"
             )
         _warn_of_versions(record)
-        content, last = checkpoint_files.read_or_previous(last, tell=warn)
+        content, last = checkpoint_files.read_or_previous(last)
         step = _number(content, "global_step")
         where = f"{last} (epoch {_number(content, 'epoch')}, step {step})"
         note(f"already finished: {where}" if _is_finished(content, recipe) else f"resuming from {where}")
@@ -113,23 +114,6 @@ def nothing_half_written(folder: str | Path) -> Iterator[None]:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
         raise
-
-
-def find_checkpoint(path: str, out: str | Path) -> Path:
-    """The file that `--ckpt_path` means: "last" or "best" of the run in `out`, a run's folder (its best), or a file.
-
-    Raises:
-        RunFolderError: There is no such file.
-    """
-    given = Path(out) / f"{path}.ckpt" if path in ("last", "best") else Path(path)
-    candidates = [given]
-    if given.is_dir():
-        candidates = [given / "best.ckpt", given / "last.ckpt"]
-    for candidate in candidates:
-        if candidate.is_file() or checkpoint_files.previous(candidate).is_file():
-            return candidate
-    here = sorted(str(p) for p in (given if given.is_dir() else given.parent).glob("*.ckpt"))
-    raise RunFolderError(f"ckpt_path={path}: no file {candidates[0]}; there {f'are {here}' if here else 'is none'}")
 
 
 class RunLogger(CSVLogger):
@@ -172,12 +156,10 @@ def _drop_metrics_from(path: Path, step: int) -> None:
     if not rows:
         path.unlink()
         return
-    new = path.with_name(f".{path.name}.new")
-    with open(new, "w", newline="") as file:
+    with atomic_write(path, newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(new, path)
 
 
 def _number(content: Any, key: str) -> int:
@@ -212,10 +194,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(path: Path, record: Mapping[str, Any]) -> None:
-    new = path.with_name(f".{path.name}.new")
     try:
-        new.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        os.replace(new, path)
+        with atomic_write(path) as file:
+            file.write(json.dumps(record, indent=1, default=str) + "\n")
     except OSError as error:
         raise RunFolderError(f"output folder {path.parent}: can't be written ({error.strerror})") from error
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitgraft import grafting
-from vitgraft.errors import CheckpointError, GraftError, ModelSpecError
+from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.weights.official import load_official, short_reason
 
@@ -21,15 +21,15 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     """The model of a spec, freshly initialised, in train mode as timm returns it.
 
     Args:
-        spec: what to create; text is parsed first.
-        device: where its tensors are made; "meta" makes none, which is enough to count.
-        **kwargs: further arguments of `timm.create_model`; the spec's own win. `checkpoint_path` is read by
+        spec: What to create; text is parsed first.
+        device: Where its tensors are made; "meta" makes none, which is enough to count.
+        **kwargs: Further arguments of `timm.create_model`; the spec's own win. `checkpoint_path` is read by
             `vitgraft.load_official`.
 
     Raises:
-        CheckpointError: the file of `checkpoint_path` is missing, damaged, not weights alone, or of another model.
+        CheckpointError: The file of `checkpoint_path` is missing, damaged, not weights alone, or of another model.
         ModelSpecError: timm does not know the name (the message lists close ones), or the model lacks an option.
-        GraftError: an option of the graft has a value that it can't have.
+        GraftError: An option of the graft has a value that it can't have.
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     if ":" not in spec.name and not timm.is_model(spec.name.split(".")[0]):
@@ -41,9 +41,9 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     else:
         file = None
     try:
-        with torch.device(device or "cpu"), _start_values(device):
+        with torch.device(device or "cpu"), _without_initialization(device):
             model = timm.create_model(spec.name, **options)
-    except GraftError:
+    except VitgraftError:
         raise
     except TypeError as error:
         # timm hands options down through **kwargs, so a misspelt one ends as a TypeError deep inside
@@ -59,14 +59,12 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     if file:
         try:
             load_official(model, file)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"checkpoint_path={error}") from error
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint_path={file}: {error}") from error
     return model
 
 
-def _start_values(device: str | None) -> AbstractContextManager:
+def _without_initialization(device: str | None) -> AbstractContextManager:
     """On "meta", leaves out the operators that fill weights, which take a quarter of the time of counting a model."""
     if device != "meta":
         return nullcontext()
@@ -136,7 +134,7 @@ def build_model(
     spec = ModelSpec(name, {**options, "num_classes": num_classes})
     try:
         model = create(spec, device, pretrained=pretrained)
-    except (ModelSpecError, GraftError):
+    except VitgraftError:
         raise
     except Exception as error:  # torch, timm and the hub raise what they like
         if pretrained:

@@ -1,51 +1,50 @@
-"""Files of checkpoints: written whole or not at all, checked before they are read, and never able to run code.
+"""Files of checkpoints: found by what a user gives, written whole or not at all, checked and read without running code.
 
-A file is what `torch.save` writes, a zip archive, with the SHA-256 of all that precedes in the archive's comment. So it
-stays one file that can be copied and renamed, and `torch.load` and every zip tool read it. A file is replaced by
-renaming a complete one, and the one that it replaces is kept beside it as NAME-previous.
+A checkpoint is what `torch.save` writes: a zip archive with a CRC of each tensor, which `torch.load` alone does not
+compare. The file that a new one replaces is kept beside it as NAME-previous.
 """
 
+import argparse
 import contextlib
 import errno
-import hashlib
 import os
 import pickle
-import pickletools
 import re
 import shutil
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import torch
+from safetensors.torch import load_file
 
+from vitgraft.atomic import atomic_write, flush
 from vitgraft.errors import CheckpointError, TrainingError
 from vitgraft.terminal import warn
 
 __all__ = [
     "EMA_KEY",
+    "Checkpoint",
     "DamagedCheckpointError",
     "MissingCheckpointError",
-    "check",
     "copy",
-    "located",
+    "is_intact",
     "previous",
-    "read",
-    "read_hyper_parameters",
+    "read_checkpoint",
     "read_or_previous",
-    "start_file",
+    "read_run",
+    "resolve_checkpoint",
     "write",
 ]
 
 EMA_KEY = "state_dict_ema"
 """Of the averaged weights in a checkpoint, beside `state_dict`."""
-OF_RUN = ("best.ckpt", "last.ckpt")  # of a run's folder, which is taken where it is given
-MARK = b"vitgraft sha256 "
-COMMENT = len(MARK) + 64
-END = struct.pack("<H", COMMENT)  # the archive's last field before the comment: its length
+HUB_PREFIX = "local-dir:"
+RUN_FILES = ("best.ckpt", "last.ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -57,305 +56,242 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """There is no such file."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a path given by a user means.
+
+    Attributes:
+        path: The file; the folder of an exported model; the text itself of a model's name.
+        kind: "run" (a checkpoint of a run), "weights" (a file of weights alone, by its suffix), "export" (a folder in
+            timm's hub format) or "name" (no path: the name of a model).
+        run: Folder of the run, None for other kinds.
+    """
+
+    path: Path
+    kind: Literal["run", "weights", "export", "name"]
+    run: Path | None = None
+
+
+def resolve_checkpoint(given: str | Path, option: str = "", names: bool = False) -> Checkpoint:
+    """The checkpoint that a path means.
+
+    Of a run's folder that is its best.ckpt, else last.ckpt, else its newest checkpoint. A file that is missing counts
+    as there while the one that it replaced is.
+
+    Args:
+        given: A run's folder, a checkpoint, a file of weights, or an exported model (`local-dir:` is optional).
+        option: Name of the option it was given to, for error messages.
+        names: Whether models' names are allowed; they are what cannot be a path.
+
+    Raises:
+        MissingCheckpointError: Nothing there; for a folder of runs the message names some.
+    """
+    text = str(given)
+    path = Path(text.removeprefix(HUB_PREFIX))
+    named = f"{option}={text}" if option else text
+    if (path / "config.json").is_file():
+        return Checkpoint(path, "export")
+    if path.is_dir():
+        return Checkpoint(_of_run_folder(path, named), "run", path)
+    if path.is_file() or previous(path).is_file():
+        weights = path.suffix in WEIGHT_SUFFIXES
+        return Checkpoint(path, "weights" if weights else "run", None if weights else path.parent)
+    is_path = path.suffix == ".ckpt" or (path.parent.is_dir() and len(path.parts) > 1)
+    if names and not text.startswith(HUB_PREFIX) and (":" in text or not is_path):
+        return Checkpoint(path, "name")
+    others = sorted(str(one) for one in path.parent.glob("*.ckpt"))
+    raise MissingCheckpointError(
+        f"{named}: no such file or folder" + (f"; there are {', '.join(others[:5])}" if others else "")
+    )
+
+
 def previous(path: str | Path) -> Path:
     """Where the file is kept that `path` replaced: last.ckpt -> last-previous.ckpt."""
     path = Path(path)
     return path.with_name(f"{path.stem}-previous{path.suffix}")
 
 
-def located(path: str | Path) -> Path:
-    """The file itself, or of a run's folder its best.ckpt, else last.ckpt, else its newest checkpoint.
-
-    Raises:
-        MissingCheckpointError: nothing there; of a folder of runs the message names some.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
-            raise MissingCheckpointError(f"{path}: no such file or folder")
-        return path
-    for name in OF_RUN:
-        if (path / name).is_file():
-            return path / name
-    if others := sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime):
-        return others[-1]
-    message = f"{path}: neither a run (no {' or '.join(OF_RUN)}) nor an exported model (no config.json)"
-    if below := sorted({str(file.parent) for file in path.rglob("*.ckpt")}):
-        message += f"; there are checkpoints in {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}: name one"
-    raise MissingCheckpointError(message)
-
-
 def write(content: Any, path: str | Path) -> None:
     """Saves by `torch.save`; afterwards the file is there complete, or as it was before.
 
     Raises:
-        TrainingError: No space, or the folder can't be written. What was there before is untouched.
+        TrainingError: No space, or the folder cannot be written. What was there before is untouched.
     """
-
-    def fill(file: IO[bytes]) -> None:
-        stream = _Hashing(file)
-        torch.save(content, stream)
-        stream.close_archive()
-
-    _replace(Path(path), fill)
+    with _replacing(Path(path)) as file:
+        torch.save(content, file)
 
 
 def copy(source: str | Path, path: str | Path) -> None:
-    """As `write`, with the bytes of another file (its own: later damage to one leaves the other sound)."""
-
-    def fill(file: IO[bytes]) -> None:
-        with open(source, "rb") as original:
-            shutil.copyfileobj(original, file, 1 << 22)
-
-    _replace(Path(path), fill)
+    """As `write`, with the bytes of another file, so that later damage to one leaves the other intact."""
+    with _replacing(Path(path)) as file, open(source, "rb") as original:
+        shutil.copyfileobj(original, file, 1 << 22)
 
 
-def check(path: str | Path) -> None:
-    """Compares the file with its checksum; one of other programs, which has none, with those of its zip archive.
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
+    """What a .safetensors file or a file of `torch.save` holds, checked, and read as tensors and plain values alone.
 
     Raises:
-        DamagedCheckpointError: It is empty, cut short or changed.
-        FileNotFoundError: No such file.
-    """
-    path = Path(path)
-    size = path.stat().st_size
-    if size == 0:
-        raise DamagedCheckpointError(f"{path} is empty")
-    with open(path, "rb") as file:
-        is_zip = file.read(2) == b"PK"
-        file.seek(max(0, size - COMMENT - 2))
-        tail = file.read()
-        if tail.startswith(END + MARK):
-            file.seek(0)
-            if _digest(file, size - COMMENT - 2).encode() != tail[len(END + MARK) :]:
-                raise DamagedCheckpointError(f"{path} is damaged: its contents do not have its checksum")
-            return
-    if not is_zip:
-        return  # a file of PyTorch before 1.6, or no checkpoint at all: torch.load will tell
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            # zipfile puts up with a comment that is cut short; and one as long as ours that is not ours was changed
-            cut = len(archive.comment) == COMMENT or not _ends_with_comment(path, archive.comment)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise DamagedCheckpointError(f"{path} is cut short ({size} bytes are left) or damaged: {error}") from error
-    if cut:
-        raise DamagedCheckpointError(f"{path} is cut short or damaged at its end")
-    if broken:
-        raise DamagedCheckpointError(f"{path} is damaged: {broken} does not have its checksum")
-
-
-def read(path: str | Path, map_location: Any = "cpu") -> Any:
-    """What a checkpoint holds, checked, and read as tensors and plain values alone (weights_only=True).
-
-    Raises:
-        DamagedCheckpointError: It is empty, cut short or changed.
-        CheckpointError: It holds objects whose loading could run code, or is no checkpoint.
+        DamagedCheckpointError: It is empty, cut short, changed, or no checkpoint.
+        CheckpointError: It holds objects whose loading could run code.
         MissingCheckpointError: No such file.
     """
-    if not Path(path).is_file():
-        raise MissingCheckpointError(f"no checkpoint at {path}")
-    check(path)
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            return load_file(path, device=str(map_location))
+        except Exception as error:
+            raise DamagedCheckpointError(f"{path} is not a safetensors file, or damaged: {error}") from error
+    is_zip = _check(path)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what can't be read is an error anyway
+        # timm's training script stores its arguments beside the weights
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is an error anyway
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
+        # the error's own words would advise weights_only=False for damaged files too
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-        name = named[1] if named else _foreign_object(Path(path))
-        if name:
+        if named or is_zip:
+            what = named[1] if named else "more than tensors and plain values"
             raise CheckpointError(
-                f"{path} is refused: it holds {name}, and loading that could run code. Checkpoints of vitgraft "
-                "hold tensors and plain values only"
+                f"{path} is refused: it holds {what}, and loading that could run code. If you trust its source, read "
+                "it by torch.load(path, weights_only=False) and give load_official what that returns"
             ) from error
-        # not the error's own words: they advise weights_only=False
         raise DamagedCheckpointError(
-            f"{path} is not a checkpoint, or damaged: it can't be read as tensors and plain values"
+            f"{path} is not a checkpoint, or damaged: it cannot be read as tensors and plain values"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise DamagedCheckpointError(f"{path} is not a checkpoint, or damaged: {_first_line(error)}") from error
+    except Exception as error:  # torch raises what it likes
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise DamagedCheckpointError(f"{path} is not a checkpoint, or damaged: {reason}") from error
 
 
 def read_or_previous(
-    path: str | Path, map_location: Any = "cpu", tell: Callable[[str], None] = warn
+    path: str | Path, map_location: Any = "cpu", warn: Callable[[str], None] = warn
 ) -> tuple[Any, Path]:
-    """`read`, or if that file is damaged or missing the one that it replaced; and which of the two was read.
+    """`read_checkpoint`, or if that file is damaged or missing the one that it replaced; and which of the two was read.
 
     Args:
-        tell: Called with a message where it is the one before.
+        path: The file.
+        map_location: As of `torch.load`.
+        warn: Called with a message where it is the previous one.
 
     Raises:
         CheckpointError: Neither is there or can be read, or the first one was refused.
     """
-    before = previous(path)
+    path, before = Path(path), previous(path)
     try:
-        return read(path, map_location), Path(path)
+        return read_checkpoint(path, map_location), path
     except (DamagedCheckpointError, MissingCheckpointError) as error:
         if not before.is_file():
-            if way_out := _way_out(Path(path)):
-                raise type(error)(f"{error}{way_out}") from error
-            raise
+            raise type(error)(f"{error}{_way_out(path)}") from error
         try:
-            content = read(before, map_location)
+            content = read_checkpoint(before, map_location)
         except CheckpointError as second:
             raise CheckpointError(
-                f"{error}; and the one before it can't be used either: {second}{_way_out(Path(path))}"
+                f"{error}; and the one before it can't be used either: {second}{_way_out(path)}"
             ) from error
-        tell(f"{error}. Using the one before it: {before}{_where(content)}")
+        where = ""
+        if isinstance(content, dict) and "global_step" in content:
+            where = f" (epoch {content.get('epoch')}, step {content['global_step']})"
+        warn(f"{error}. Using the one before it: {before}{where}")
         return content, before
 
 
-def read_hyper_parameters(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """Class path of the task and the options that rebuild it, without its start weights, which the checkpoint replaces.
+def read_run(given: str | Path) -> tuple[dict[str, Any], Path]:
+    """The checkpoint of a vitgraft run, from the run's folder or the file itself, and the file that was read.
+
+    Its `task` is the class path of the task, and its `hyper_parameters` rebuild that, without the initial weights that
+    the checkpoint replaces.
 
     Raises:
-        CheckpointError: Damaged, refused, or not of a vitgraft run.
-        FileNotFoundError: No such file.
+        CheckpointError: Nothing there, damaged, refused, or not of a vitgraft run.
     """
-    checkpoint, path = read_or_previous(path)
-    if not isinstance(checkpoint, dict) or not {"task", "hyper_parameters"} <= checkpoint.keys():
-        raise CheckpointError(f"{path}: no checkpoint of a vitgraft run: it names no task and no hyper-parameters")
-    options = {**checkpoint["hyper_parameters"], "pretrained": False, "checkpoint_path": None}
-    return checkpoint["task"], options
+    found = resolve_checkpoint(given)
+    content, path = (None, found.path) if found.kind != "run" else read_or_previous(found.path)
+    if not isinstance(content, dict) or not {"task", "hyper_parameters", "state_dict"} <= content.keys():
+        raise CheckpointError(
+            f"{path}: not a checkpoint of a vitgraft run, which states its task and options. As weights of a model you "
+            f"name: MODELNAME:checkpoint_path={path} to predict and export, --model.checkpoint_path {path} to train"
+        )
+    options = {**content["hyper_parameters"], "pretrained": False, "checkpoint_path": None}
+    return {**content, "hyper_parameters": options}, path
 
 
-def start_file(path: str | Path) -> Path:
-    """The file of start weights; of a run's folder, its best.ckpt, else last.ckpt.
-
-    Raises:
-        CheckpointError: nothing there.
-    """
+def is_intact(path: str | Path) -> bool:
+    """Whether the file is there and its contents have their checksums."""
     try:
-        return located(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"checkpoint_path={error}") from error
-
-
-def is_sound(path: str | Path) -> bool:
-    """Whether the file is there and passes `check`."""
-    try:
-        check(path)
+        _check(Path(path))
     except (CheckpointError, OSError):
         return False
     return True
 
 
+def _of_run_folder(folder: Path, named: str) -> Path:
+    for name in RUN_FILES:
+        if (folder / name).is_file() or previous(folder / name).is_file():
+            return folder / name
+    if others := sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime):
+        return others[-1]
+    message = f"{named}: neither a run (no {' or '.join(RUN_FILES)}) nor an exported model (no config.json)"
+    if below := sorted({str(file.parent) for file in folder.rglob("*.ckpt")}):
+        message += f"; there are checkpoints in {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}: name one"
+    raise MissingCheckpointError(message)
+
+
+def _check(path: Path) -> bool:
+    """Compares the CRC of all that a zip archive holds; whether it is one (files of PyTorch before 1.6 are not)."""
+    if not path.is_file():
+        raise MissingCheckpointError(f"{path}: no such file")
+    size = path.stat().st_size
+    if size == 0:
+        raise DamagedCheckpointError(f"{path} is empty")
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch reads an entry that is marked as a folder as empty, whatever its CRC
+            folders = (entry.filename for entry in archive.infolist() if entry.external_attr & 0x10)
+            broken = archive.testzip() or next(folders, None)
+    except Exception as error:  # zipfile raises what a damaged header makes it stumble on
+        raise DamagedCheckpointError(f"{path} is cut short ({size} bytes are left) or damaged: {error}") from error
+    if broken:
+        raise DamagedCheckpointError(f"{path} is damaged: {broken} does not have its checksum")
+    return True
+
+
 def _way_out(path: Path) -> str:
-    """What else of the run can be used where `path` can't, to be added to a message; "" where nothing can."""
+    """What else of the run can be used where `path` cannot, to be added to a message; "" where nothing can."""
     other = path.with_name({"last": "best", "best": "last"}.get(path.stem, path.stem) + path.suffix)
-    sound = next((one for one in (other, previous(other)) if other != path and is_sound(one)), None)
-    if sound is None:
+    intact = next((one for one in (other, previous(other)) if other != path and is_intact(one)), None)
+    if intact is None:
         return ""
     if path.stem == "best":
-        return f". {sound} is sound: give that file instead"
+        return f". {intact} is intact: give that file instead"
     return (
-        f". {sound} is sound: a new run can start from its weights, by --model.checkpoint_path {sound} and another "
+        f". {intact} is intact: a new run can start from its weights, by --model.checkpoint_path {intact} and another "
         "--out; validate, predict and export can use it as it is"
     )
 
 
-def _foreign_object(path: Path) -> str | None:
-    """The first class or function that a pickle names and that is not of PyTorch's own files, without loading it."""
-    with contextlib.suppress(Exception):  # not a pickle, from here on
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-                with archive.open(name) as file:
-                    return next(_foreign_objects(file), None)
-        with open(path, "rb") as file:
-            return next(_foreign_objects(file), None)
-    return None
-
-
-def _foreign_objects(file: IO[bytes]) -> Iterator[str]:
-    """Of the pickles that follow each other in the file: PyTorch's files before 1.6 have several."""
-    while True:
-        strings: list[str] = []
-        for operation, argument, _ in pickletools.genops(file):
-            if operation.name in ("GLOBAL", "INST"):
-                name = ".".join(argument.split(" "))
-            elif operation.name == "STACK_GLOBAL" and len(strings) > 1:
-                name = ".".join(strings[-2:])
-            else:
-                strings = [*strings[-1:], argument] if isinstance(argument, str) else strings
-                continue
-            if not name.startswith(("torch.", "collections.OrderedDict")):
-                yield name
-
-
-class _Hashing:
-    """A file for `torch.save` to write to. The last two bytes stay out of the digest: they are the length of the
-    archive's comment, which changes when the comment is added."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file, self.hash, self.kept = file, hashlib.sha256(), b""
-
-    def write(self, data: Any) -> int:
-        data = memoryview(data).cast("B")
-        self.file.write(data)
-        if len(data) >= 2:
-            self.hash.update(self.kept)
-            self.hash.update(data[:-2])
-            self.kept = bytes(data[-2:])
-        else:
-            joined = self.kept + bytes(data)
-            self.hash.update(joined[:-2])
-            self.kept = joined[-2:]
-        return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def close_archive(self) -> None:
-        if self.kept != b"\0\0":
-            raise TrainingError("torch.save wrote an archive with a comment; this version of PyTorch is not supported")
-        self.file.seek(-2, os.SEEK_END)
-        self.file.write(END + MARK + self.hash.hexdigest().encode())
-
-
-def _digest(file: IO[bytes], size: int) -> str:
-    found = hashlib.sha256()
-    while size > 0:
-        chunk = file.read(min(size, 1 << 22))
-        if not chunk:
-            break
-        found.update(chunk)
-        size -= len(chunk)
-    return found.hexdigest()
-
-
-def _ends_with_comment(path: Path, comment: bytes) -> bool:
-    """Whether the archive's end says how long its comment is, and it is that long."""
-    with open(path, "rb") as file:
-        file.seek(-len(comment) - 2, os.SEEK_END)
-        return file.read(2) == struct.pack("<H", len(comment))
-
-
-def _replace(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
-    """Writes beside `path`, keeps what is at `path` as the previous one, and puts the new file there by renaming."""
-    new = path.with_name(f".{path.name}.new")
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """`atomic_write` that keeps the previous file, with errors of the disk as `TrainingError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(new, "wb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if is_sound(path):  # a damaged file must not push out the sound one before it
+        with atomic_write(path, "wb") as file:
+            yield file
+            flush(file)
+            if is_intact(path):  # a damaged file must not push out the intact one before it
                 _keep(path)
-            os.replace(new, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch.save turns errors of the file into its own RuntimeError and leaves the cause in the context
-        cause = _os_error(error)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
         reason = "no space is left" if cause.errno in FULL else (cause.strerror or str(cause))
-        kept = f"{path} is still the checkpoint saved before" if is_sound(path) else "no checkpoint was written"
+        kept = f"{path} is still the checkpoint saved before" if is_intact(path) else "no checkpoint was written"
         raise TrainingError(
             f"could not save {path}: {reason}; {kept}. Make room or writable, then continue the run with --resume"
         ) from error
@@ -371,29 +307,3 @@ def _keep(path: Path) -> None:
         os.replace(path, previous(path))
     else:
         os.replace(link, previous(path))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes renames survive a power cut, where the system can open folders."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
-def _where(content: Any) -> str:
-    if isinstance(content, dict) and "global_step" in content:
-        return f" (epoch {content.get('epoch')}, step {content['global_step']})"
-    return ""

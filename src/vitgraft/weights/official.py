@@ -1,15 +1,13 @@
-"""Checkpoints as the authors of the backbones published them, read into this package's models and timm's.
+"""Checkpoints as the authors of the backbones published them, loaded into this package's models and timm's.
 
-`load_official` knows how they are wrapped and named: Swin (classification, detection, segmentation), CSWin (the same
-two), DeiT, the models of `vitgraft.models.zoo`, and every other whose names are its authors' own. Everything is checked
-before the model changes.
+`load_official` chooses a dictionary of the file (`_choose_weights`), takes off a prefix that all names share
+(`_strip_prefix`), gives the backbone's tensors the model's names (`_rename`), leaves out what rightly is not loaded
+(`_skip`) and resizes tables (`_fit_shapes`). The model changes only when all of that fits.
 """
 
-import argparse
-import pickle
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,62 +18,25 @@ from torch import nn
 
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
-from vitgraft.weights.dense_names import fit_heads
+from vitgraft.weights.files import read_checkpoint
 from vitgraft.weights.load_report import LoadReport, some
+from vitgraft.weights.recognize import PEFT, TABLE, describe
 
-__all__ = [
-    "check_names_and_shapes",
-    "load_exactly",
-    "load_official",
-    "read_checkpoint",
-    "short_reason",
-]
+__all__ = ["check_names_and_shapes", "load_exactly", "load_official", "short_reason"]
 
 # In this order: where timm's training script stored averaged weights beside the raw ones, the published accuracy is
 # theirs; the scripts with a "model_ema" (DeiT, PVT, RegionViT) evaluate "model".
 WRAPPERS = ("state_dict_ema", "state_dict", "model", "model_ema", "net")
-TABLE = "relative_position_bias_table"
 # Computed from sizes, so never loaded: relative_position_index, attn_mask, atten_mask_matrix, relative_coords_table
 BUFFER = re.compile(r"(^|\.)(relative_position_index|relative_coords_table|att[e]?n_mask\w*)$")
+NORM = re.compile(r"norm(\d+)\.(.+)")  # of DenseFeatures and the authors' backbones for dense tasks
 HEADS = ("head.", "head_dist.", "fc.", "classifier.")
-CLASSIFIER = r"(head|head\.fc|fc|classifier)\.weight$"
-WRAPPED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+# What features_only cuts off behind the stages
+BEHIND = re.compile(r"(norm|fc_norm|norm_head|head\w*|conv_head|bn2|final_\w+|attn_pool|pre_logits)\.")
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # timm's features_only: the first two flatten the model that they keep a part of, the last holds it
 FLATTENED = (FeatureDictNet, FeatureHookNet)
 TensorDict = dict[str, torch.Tensor]
-
-# What to do with a checkpoint of others
-_TIMM = "the same weights under timm's names would fit: timm.create_model(NAME, pretrained=True)"
-_BACKBONE = "the checkpoint of a backbone alone, or of one under the names of its authors, would fit"
-PEFT = r"\.(lora_\w+|base_layer|modules_to_save)\."
-# Patterns that names of the checkpoint have, each one of them; what it is; what would work instead
-FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (
-        (PEFT,),
-        "a PEFT adapter, which is not merged",
-        "load it onto its base model with PEFT and save the state_dict of merge_and_unload()",
-    ),
-    (
-        (r"\.attn\.w_msa\.",),
-        "a Swin under the own names of mmdetection or mmsegmentation",
-        "the Swin authors' file that it was converted from would fit",
-    ),
-    ((r"\bencoder\.layers?\.\d+\..*attention\.",), "a model of Hugging Face transformers", _TIMM),
-    ((r"^features\.\d+\.\d+\.attn\.",), "a Swin of torchvision", _TIMM),
-    ((r"^stage1_conv_embed\.",), "a CSWin", ""),
-    ((TABLE, r"^layers\.0\.downsample"), "a Swin, named as its authors do", ""),
-    ((TABLE, r"^layers\."), "a Swin", ""),
-    ((r"^patch_embed1\.", r"^pos_embed1$"), "a PVT v1", ""),
-    ((r"^tokens_to_token\.attention1\.w$",), "a T2T-ViT", ""),
-    ((r"^tokens_to_token\.",), "a T2T-ViT_t", ""),
-    ((r"^cls_token\.proj\.weight$",), "a RegionViT", ""),
-    ((r"^layer1\.1\.attn\.query\.weight$", r"x_pos_embed"), "a Vision Longformer with absolute positions", ""),
-    ((r"^layer1\.1\.attn\.query\.weight$",), "a Vision Longformer with relative position bias", ""),
-    ((r"^pos_embed$", r"^blocks\.0\.attn\.qkv\.weight$"), "a ViT or DeiT", ""),
-    ((r"(^|\.)layer1\.0\.conv1\.weight$",), "a ResNet", ""),
-    ((r"^(neck|rpn|rpn_head|roi_heads?|bbox_head|mask_head)\.",), "a detector", _BACKBONE),
-    ((r"^(decode_head|auxiliary_head)\.",), "a segmentation model", _BACKBONE),
-)
 
 
 def load_official(
@@ -101,102 +62,54 @@ def load_official(
         new_classifier: The model's classifier stays as it is where the checkpoint has none or one of other classes.
 
     Raises:
-        CheckpointError: The file holds no weights, or those of another model; the message names them.
-        FileNotFoundError: No such file.
+        CheckpointError: The file holds no weights, or those of another model; the message names them. A file that is
+            missing is a FileNotFoundError as well.
     """
     content = read_checkpoint(state_dict_or_path) if isinstance(state_dict_or_path, str | Path) else state_dict_or_path
-    model, levels = _inside(model)
-    if hasattr(model, "heads"):  # a backbone with more around it
-        return _load_whole(model, content, strict, wrapper, new_classifier)
-    report = LoadReport()
+    model, levels = _unwrap_model(model)
     own = model.state_dict()
     if any(value.is_meta for value in own.values()):
         raise CheckpointError("the model is on the meta device and has no memory to load into: model.to_empty() first")
-    weights = _unwrap(content, wrapper, report)
-    looks = _describe(weights, report.wrapper)
-    if any(re.search(PEFT, name) for name in weights) and not any(re.search(PEFT, name) for name in own):
-        raise CheckpointError(f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded.\n{looks}")
-    source = _take_backbone(_strip_prefix(weights, own), report)
-    _drop_buffers(source, report)
+    report = LoadReport()
+    weights = _choose_weights(content, wrapper, report)
+    source = _strip_prefix(weights, own)
+    if hasattr(model, "heads"):  # a backbone with more around it
+        return _load_whole(model, own, source, strict, new_classifier, report)
+    looks = describe(weights, report.wrapper)
+    if any(map(PEFT.search, weights)) and not any(map(PEFT.search, own)):
+        raise _misfit(model, [], looks)
 
-    renamed = _rename(source, own, model)
-    if isinstance(model, FLATTENED):
-        renamed = _flatten_names(renamed, model)
-    _drop_second_names(renamed, own, model, looks, report)
-    _skip_what_has_no_place(renamed, own, report, levels)
-    _fit_shapes(renamed, own, model, strict and not new_classifier, looks, report)
-
+    renamed = _rename(_backbone_of(source, report), own, model)
+    _skip(renamed, own, model, levels, report)
+    differing, other_classes = _fit_shapes(renamed, own, model, report)
+    if differing:
+        raise CheckpointError(
+            f"shapes differ; nothing was loaded. {some(differing)}. Was the model made with the same widths, depths, "
+            f"heads, patch size, in_chans and graft options?\n{looks}"
+        )
     report.loaded = [name for name in own if name in renamed]
     report.unexpected = [name for name in renamed if name not in own]
     report.missing = [name for name in own if name not in renamed and not BUFFER.search(name)]
     wanted = [name for name in own if ".graft." not in name and not BUFFER.search(name)]
-    few = 2 * len(report.loaded) < min(len(wanted), len(renamed))
-    problems = _problems(report, model, renamed, few, new_classifier)
-    if few or not report.loaded or (strict and problems):
-        if few or not report.loaded:
-            problems.insert(0, f"{len(report.loaded)} of the checkpoint's {len(weights)} tensors have a place in it")
-            prefix, fitting = _best_prefix(weights, own)
-            if prefix and fitting > len(report.loaded):
-                problems.append(f"{fitting} names begin with {prefix!r} and are the model's behind it: give them alone")
-        raise CheckpointError(
-            f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded.\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-            + f"\n{looks}"
+    few = not report.loaded or 2 * len(report.loaded) < min(len(wanted), len(renamed))
+    errors = []
+    if few:
+        errors.append(f"{len(report.loaded)} of the checkpoint's {len(weights)} tensors have a place in it")
+    if few or strict:
+        errors += _misplaced(report, model, few, new_classifier)
+    if strict and not new_classifier and other_classes:
+        name, old, new = other_classes[0]
+        errors.append(
+            f"{name}: {old} classes against {new} of the model. Make the model with num_classes={old}, load, then "
+            f"model.reset_classifier({new})" + ("" if few else "; or pass strict=False to leave it as it is")
         )
+    if few:
+        prefix, fitting = _best_prefix(weights, own)
+        if prefix and fitting > len(report.loaded):
+            errors.append(f"{fitting} names begin with {prefix!r} and are the model's behind it: give them alone")
+    if errors:
+        raise _misfit(model, errors, looks)
     model.load_state_dict({name: renamed[name] for name in report.loaded}, strict=False)
-    return report
-
-
-def _load_whole(
-    model: nn.Module,
-    content: dict[str, Any],
-    strict: bool = True,
-    wrapper: str | None = None,
-    new_classifier: bool = False,
-) -> LoadReport:
-    """Loads into a model with `backbone` (DenseFeatures or a pyramid) and `heads`, the beginnings of the others' names.
-
-    The backbone's part goes the way of every backbone; the heads have their authors' names already. A checkpoint of a
-    backbone alone (ImageNet) fills the backbone and leaves the heads as they are.
-
-    Classifiers (`conv_seg`) of another number of classes are an error if `strict`, and else left as they are; with
-    `new_classifier` they and all of a missing head are left in any case.
-
-    Raises:
-        CheckpointError: As `load_official`; nothing is loaded then.
-    """
-    report = LoadReport()
-    own = model.state_dict()
-    source = _strip_prefix(_unwrap(content, wrapper, report), own)
-    if set(source) == set(own) and all(value.shape == own[name].shape for name, value in source.items()):
-        model.load_state_dict(source)
-        report.loaded = list(own)
-        return report
-    heads = {name: value for name, value in source.items() if name.startswith(model.heads)}
-    rest = {name: value for name, value in source.items() if name not in heads}
-    if any(name.startswith("backbone.backbone.") for name in rest):  # this package's own names
-        rest = {name.removeprefix("backbone."): value for name, value in rest.items()}
-    problems = fit_heads(heads, own, model.heads, strict and not new_classifier, report)
-    if strict and not rest:
-        problems.append("it has heads and no backbone; strict=False loads the heads alone")
-    if problems:
-        raise CheckpointError(
-            f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded.\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-        )
-    if rest:
-        # a pyramid on a plain ViT has new layers behind the ViT, which no backbone's checkpoint holds
-        dense = isinstance(model.backbone, DenseFeatures)
-        part, prefix = (model.backbone, "backbone.") if dense else (model.backbone.backbone, "backbone.backbone.")
-        inner = load_official(part, rest, strict, new_classifier=new_classifier)
-        report.loaded += [prefix + name for name in inner.loaded]
-        report.reshaped += [prefix + line for line in inner.reshaped]
-        report.unexpected += inner.unexpected
-        report.skipped += inner.skipped
-    model.load_state_dict(heads, strict=False)
-    report.loaded += list(heads)
-    found = set(report.loaded)
-    report.missing = [name for name in own if name not in found and not BUFFER.search(name)]
     return report
 
 
@@ -213,22 +126,21 @@ def check_names_and_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor]
         CheckpointError: Names or shapes differ; the message lists which.
     """
     own = model.state_dict()
-    missing, unexpected = [name for name in own if name not in weights], [name for name in weights if name not in own]
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    if missing or unexpected or shapes:
-        lines = (
-            ("tensors of the model are missing", missing),
-            ("tensors have no place in the model", unexpected),
-            ("shapes differ", shapes),
-        )
+    lines = {
+        "tensors of the model are missing": [name for name in own if name not in weights],
+        "tensors have no place in the model": [name for name in weights if name not in own],
+        "shapes differ": [
+            f"{name} is {tuple(weights[name].shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+    }
+    errors = [f"{len(names)} {label}: {some(names)}" for label, names in lines.items() if names]
+    if errors:
+        listed = "\n".join(f"  - {error}" for error in errors)
         raise CheckpointError(
-            f"the weights do not fit the model, a {type(model).__name__}; nothing was loaded.\n"
-            + "\n".join(f"  - {len(names)} {label}: {some(names)}" for label, names in lines if names)
-            + f"\n{_describe(weights)}"
+            f"the weights do not fit the model, a {type(model).__name__}; nothing was loaded.\n{listed}\n"
+            + describe(weights)
         )
 
 
@@ -241,7 +153,76 @@ def short_reason(error: BaseException) -> str:
     return lines[0]
 
 
-def _inside(model: nn.Module) -> tuple[nn.Module, int]:
+def _misfit(model: nn.Module, errors: Sequence[str], looks: str = "") -> CheckpointError:
+    head = f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded."
+    return CheckpointError("\n".join([head, *(f"  - {error}" for error in errors), *([looks] if looks else [])]))
+
+
+def _load_whole(
+    model: nn.Module, own: TensorDict, source: TensorDict, strict: bool, new_classifier: bool, report: LoadReport
+) -> LoadReport:
+    """Loads into a model with `backbone` (DenseFeatures or a pyramid) and `heads`, the beginnings of the others' names.
+
+    The backbone's part goes the way of every backbone; the heads have their authors' names already. A checkpoint of a
+    backbone alone (ImageNet) fills the backbone and leaves the heads as they are.
+    """
+    if set(source) == set(own) and all(value.shape == own[name].shape for name, value in source.items()):
+        model.load_state_dict(source)
+        report.loaded = list(own)
+        return report
+    heads = {name: value for name, value in source.items() if name.startswith(model.heads)}
+    rest = {name: value for name, value in source.items() if name not in heads}
+    if any(name.startswith("backbone.backbone.") for name in rest):  # this package's own names
+        rest = {name.removeprefix("backbone."): value for name, value in rest.items()}
+    missing = [name for name in own if heads and name.startswith(model.heads) and name not in heads]
+    strict_heads = strict and not new_classifier
+    errors = _fit_heads(heads, own, strict_heads, report)
+    if strict_heads and missing:
+        errors.append(f"{len(missing)} tensors of the heads are missing ({some(missing)})")
+    if strict_heads and report.unexpected:
+        errors.append(f"{len(report.unexpected)} tensors of heads have no place in it ({some(report.unexpected)})")
+    if strict and not rest:
+        errors.append("it has heads and no backbone; strict=False loads the heads alone")
+    if errors:
+        raise _misfit(model, errors)
+    if rest:
+        # a pyramid on a plain ViT has new layers behind the ViT, which no backbone's checkpoint holds
+        dense = isinstance(model.backbone, DenseFeatures)
+        part, prefix = (model.backbone, "backbone.") if dense else (model.backbone.backbone, "backbone.backbone.")
+        inner = load_official(part, rest, strict, new_classifier=new_classifier)
+        report.loaded += [prefix + name for name in inner.loaded]
+        report.reshaped += [prefix + line for line in inner.reshaped]
+        report.unexpected += inner.unexpected
+        report.skipped += inner.skipped
+    model.load_state_dict(heads, strict=False)
+    report.loaded += list(heads)
+    found = set(report.loaded)
+    report.missing = [name for name in own if name not in found and not BUFFER.search(name)]
+    return report
+
+
+def _fit_heads(heads: TensorDict, own: TensorDict, strict: bool, report: LoadReport) -> list[str]:
+    """Takes out of `heads` what cannot be loaded; what is an error in that."""
+    errors = []
+    for name in list(heads):
+        head = name.partition(".")[0]
+        if name in own and heads[name].shape == own[name].shape:
+            continue
+        value = heads.pop(name)
+        if not any(known.startswith(f"{head}.") for known in own):
+            report.skipped.append(f"{name}: the model has no {head}")
+        elif name not in own:
+            report.unexpected.append(name)
+        elif ".conv_seg." not in name or value.shape[1:] != own[name].shape[1:]:
+            errors.append(f"{_shapes(name, value, own)}: heads of other widths?")
+        elif strict:
+            errors.append(f"{_classes(name, value, own)}; strict=False leaves it as it is")
+        else:
+            report.skipped.append(_classes(name, value, own))
+    return errors
+
+
+def _unwrap_model(model: nn.Module) -> tuple[nn.Module, int]:
     """The model without what wraps it and puts a name before all others; and how many levels it had before
     features_only cut it, 0 where it did not."""
     levels = 0
@@ -250,7 +231,7 @@ def _inside(model: nn.Module) -> tuple[nn.Module, int]:
             levels = levels or len(model.feature_info.info)
         if isinstance(model, FeatureGetterNet):
             model = model.model
-        elif isinstance(model, WRAPPED):
+        elif isinstance(model, PARALLEL):
             model = model.module
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
@@ -258,79 +239,32 @@ def _inside(model: nn.Module) -> tuple[nn.Module, int]:
             return model, levels
 
 
-def _is_cut(name: str, own: TensorDict, levels: int) -> bool:
-    """Whether features_only takes a part of that name off a model: a stage or block behind the last that is left, or
-    what comes after all of them."""
-    indexed = re.match(r"(\w*?[a-z])[._](\d+)\.", name)
-    if indexed is None:
-        return (
-            re.match(r"(norm|fc_norm|norm_head|head\w*|conv_head|bn2|final_\w+|attn_pool|pre_logits)\.", name)
-            is not None
-        )
-    stem, index = indexed[1], int(indexed[2])
-    left = [int(found[1]) for found in (re.match(rf"{stem}[._](\d+)\.", kept) for kept in own) if found]
-    return bool(left) and max(left) < index < levels
+def _choose_weights(content: Any, wrapper: str | None, report: LoadReport) -> TensorDict:
+    """The tensors of a file, from its top or one of `WRAPPERS`."""
 
+    def is_weights(value: Any) -> bool:
+        return isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a .safetensors file or a file of torch.save holds; nothing in it can run code.
-
-    Raises:
-        FileNotFoundError: No such file.
-        CheckpointError: Damaged, or it holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    try:
-        # timm's training script, which CSWin and T2T-ViT used, stores its arguments beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            reason = "it holds more than weights, and loading that could run code"
-        raise CheckpointError(
-            f"{path} could not be read as tensors alone ({reason}). If you trust the file, load it with "
-            "torch.load(path, weights_only=False) and give the dictionary to load_official"
-        ) from error
-
-
-def _is_weights(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())
-
-
-def _unwrap(content: Any, wrapper: str | None, report: LoadReport) -> TensorDict:
     if not isinstance(content, dict):
         raise CheckpointError(f"a checkpoint is a dictionary of tensors, not a {type(content).__name__}")
-    found = [key for key in WRAPPERS if _is_weights(content.get(key))]
-    if wrapper is not None:
-        if not _is_weights(content.get(wrapper)):
-            have = ", ".join(map(repr, found)) or f"none of them; its keys are {some(list(content))}"
+    keys = some(list(content))
+    found = [key for key in WRAPPERS if is_weights(content.get(key))]
+    report.wrapper = wrapper or next(iter(found), None)
+    weights = content.get(report.wrapper) if report.wrapper else content
+    if not is_weights(weights):
+        if wrapper is not None:
+            have = ", ".join(map(repr, found)) or f"none of them; its keys are {keys}"
             raise CheckpointError(f"wrapper={wrapper!r}: the checkpoint has weights under {have}")
-        report.wrapper = wrapper
-    elif found:
-        report.wrapper = found[0]
-    elif not _is_weights(content):
         if "param_groups" in content or any("optimizer" in str(key) for key in content):
             raise CheckpointError(
-                f"the file holds the state of an optimizer and no weights (its keys are {some(list(content))}): give "
-                "the file of the same run that holds the model"
+                f"the file holds the state of an optimizer and no weights (its keys are {keys}): give the file of the "
+                "same run that holds the model"
             )
         raise CheckpointError(
-            f"no weights found, neither at the top nor under {', '.join(WRAPPERS)}; its keys are {some(list(content))}"
+            f"no weights found, neither at the top nor under {', '.join(WRAPPERS)}; its keys are {keys}"
         )
     report.passed_over = [key for key in found if key != report.wrapper]
-    weights = content[report.wrapper] if report.wrapper else content
-    foreign = [str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor)]
-    report.skipped += [f"{name}: not a tensor" for name in foreign]
+    report.skipped += [f"{name}: not a tensor" for name, v in weights.items() if not isinstance(v, torch.Tensor)]
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
@@ -353,77 +287,47 @@ def _strip_prefix(source: TensorDict, own: TensorDict) -> TensorDict:
     return source
 
 
-def _take_backbone(source: TensorDict, report: LoadReport) -> TensorDict:
-    if any(name.startswith("backbone.") for name in source):
-        # DenseFeatures keeps its norms beside the backbone; a whole detector has necks and heads there
-        inside = {name.removeprefix("backbone."): v for name, v in source.items() if name.startswith("backbone.")}
-        for name, value in source.items():
-            if re.match(r"norm\d+\.", name):
-                inside[name] = value
-            elif not name.startswith("backbone."):
-                report.skipped.append(f"{name}: not of the backbone")
-        source = inside
-    return source
-
-
-def _drop_buffers(source: TensorDict, report: LoadReport) -> None:
-    for name in [name for name in source if BUFFER.search(name)]:
-        report.skipped.append(f"{name}: computed, not loaded")
-        del source[name]
-
-
-def _drop_second_names(renamed: TensorDict, own: TensorDict, model: nn.Module, looks: str, report: LoadReport) -> None:
-    """Leaves out what the authors store under two names (`second_names` of the zoo's models), or without values."""
-    inner = model.backbone if isinstance(model, DenseFeatures) else model
-    for name in [name for name in renamed if name not in own]:
-        first = next(
-            (name.replace(second, f) for second, f in getattr(inner, "second_names", ()) if second in name), ""
-        )
-        if first in renamed:
-            if not torch.equal(renamed[name], renamed[first]):
-                raise CheckpointError(
-                    f"{name} and {first} differ in the checkpoint, and are one tensor in {type(inner).__name__}; "
-                    f"nothing was loaded. It was trained with options that this model does not have.\n{looks}"
-                )
-            report.skipped.append(f"{name}: the same tensor as {first}")
-        elif renamed[name].numel() == 0:
-            report.skipped.append(f"{name}: empty")
+def _backbone_of(source: TensorDict, report: LoadReport) -> TensorDict:
+    """The backbone's part of a whole detector, without buffers; DenseFeatures keeps its norms beside the backbone."""
+    whole = any(name.startswith("backbone.") for name in source)
+    inside = {}
+    for name, value in source.items():
+        bare = name.removeprefix("backbone.")
+        if whole and bare == name and not NORM.match(name):
+            report.skipped.append(f"{name}: not of the backbone")
+        elif BUFFER.search(name):
+            report.skipped.append(f"{bare}: computed, not loaded")
         else:
-            continue
-        del renamed[name]
+            inside[bare] = value
+    return inside
 
 
 def _rename(source: TensorDict, own: TensorDict, model: nn.Module) -> TensorDict:
     """The authors' names to the model's; names that are the same, or unknown, stay."""
     dense = isinstance(model, DenseFeatures)
     prefix = "backbone." if dense else ""
-    # The authors merge at the end of a stage, timm at the start of the next.
-    merge_at_end = any(re.match(r"layers\.0\.downsample\.", name) for name in source)
-    # (features_only writes layers_1)
-    merge_at_start = any(re.match(rf"{prefix}layers[._]1\.downsample\.", name) for name in own)
-    # CSWin's segmentation backbone counts its norms from 1.
+    # The Swin authors merge at the end of a stage, timm at the start of the next (features_only writes layers_1)
+    later = any(re.match(r"layers\.0\.downsample\.", name) for name in source) and any(
+        re.match(rf"{prefix}layers[._]1\.downsample\.", name) for name in own
+    )
+    # CSWin's segmentation backbone counts its norms from 1
     from_one = "norm4.weight" in source and "norm0.weight" not in source
-
     renamed = {}
     for name, value in source.items():
-        norm = re.match(r"norm(\d+)\.(.+)", name)
-        if dense and norm:
+        if dense and (norm := NORM.match(name)):
             name = f"norm{int(norm[1]) - from_one}.{norm[2]}"
         else:
-            if merge_at_end and merge_at_start:
+            if later:
                 name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
             name = prefix + name
             with_fc = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)
             if name not in own and with_fc in own:
                 name = with_fc
         renamed[name] = value
-    return renamed
-
-
-def _flatten_names(renamed: TensorDict, model: nn.Module) -> TensorDict:
-    """Names of a model to those that features_only gives its parts: `stages.0.` to `stages_0.`"""
+    if not isinstance(model, FLATTENED):
+        return renamed
     parts = {name: name for name, _ in model.named_children()}
-    for part in list(parts):
+    for part in list(parts):  # stages.0 is stages_0 there
         inside, _, index = part.rpartition("_")
         if inside and not any(name.startswith(f"{part}.") for name in renamed):
             parts[f"{inside}.{index}"] = parts.pop(part)
@@ -434,157 +338,175 @@ def _flatten_names(renamed: TensorDict, model: nn.Module) -> TensorDict:
     return flat
 
 
-def _skip_what_has_no_place(renamed: TensorDict, own: TensorDict, report: LoadReport, levels: int) -> None:
-    """Leaves out what a model without classifier, final norm or class token does not have."""
-    headless = not any(name.startswith(HEADS) for name in own)
+def _skip(renamed: TensorDict, own: TensorDict, model: nn.Module, levels: int, report: LoadReport) -> None:
+    """Takes out of `renamed` what rightly is not loaded, with the reason."""
+    inner = model.backbone if isinstance(model, DenseFeatures) else model
     dense = any(name.startswith("backbone.") for name in own)
-    for name in [name for name in renamed if name not in own]:
+    headless = not any(name.startswith(HEADS) for name in own)
+    seconds = getattr(inner, "second_names", ())  # what the authors of a zoo's model store under two names
+
+    def reason(name: str) -> str | None:
         bare = name.removeprefix("backbone.")
+        if name in own:
+            return None
+        first = next((name.replace(second, first) for second, first in seconds if second in name), "")
+        if first in renamed:
+            if not torch.equal(renamed[name], renamed[first]):
+                error = f"{name} and {first} differ, and are one tensor in it: was it trained with other options?"
+                raise _misfit(inner, [error], describe(renamed))
+            return f"the same tensor as {first}"
+        if renamed[name].numel() == 0:
+            return "empty"
         if headless and bare.startswith(HEADS):
-            reason = "the model has no classifier"
-        elif dense and bare in ("norm.weight", "norm.bias"):
-            reason = "maps for dense tasks have norms of their own"
-        elif bare == "cls_token" and name.replace("cls_token", "pos_embed") in own:
-            reason = "the model has no class token"
-        elif levels and _is_cut(bare, own, levels):
-            reason = "features_only cut it off"
-        else:
-            continue
-        report.skipped.append(f"{name}: {reason}")
+            return "the model has no classifier"
+        if dense and bare in ("norm.weight", "norm.bias"):
+            return "maps for dense tasks have norms of their own"
+        if bare == "cls_token" and name.replace("cls_token", "pos_embed") in own:
+            return "the model has no class token"
+        return "features_only cut it off" if levels and _is_cut(bare, own, levels) else None
+
+    reasons = {name: why for name in renamed if (why := reason(name))}
+    for name, why in reasons.items():
+        report.skipped.append(f"{name}: {why}")
         del renamed[name]
+
+
+def _is_cut(name: str, own: TensorDict, levels: int) -> bool:
+    """Whether features_only takes a part of that name off a model: a stage or block behind the last that is left, or
+    what comes after all of them."""
+    indexed = re.match(r"(\w*?[a-z])[._](\d+)\.", name)
+    if indexed is None:
+        return BEHIND.match(name) is not None
+    stem, index = indexed[1], int(indexed[2])
+    left = [int(found[1]) for found in (re.match(rf"{stem}[._](\d+)\.", kept) for kept in own) if found]
+    return bool(left) and max(left) < index < levels
 
 
 def _fit_shapes(
-    renamed: TensorDict, own: TensorDict, model: nn.Module, strict: bool, looks: str, report: LoadReport
-) -> None:
-    """Resizes tables in `renamed`; other differences are errors."""
-    wrong, classes = [], []
+    renamed: TensorDict, own: TensorDict, model: nn.Module, report: LoadReport
+) -> tuple[list[str], list[tuple[str, int, int]]]:
+    """Resizes tables in `renamed`, and takes out classifiers of other classes.
+
+    Returns:
+        Shapes that differ otherwise, and (name, number of classes in the checkpoint, in the model) of the classifiers.
+    """
     inner = model.backbone if isinstance(model, DenseFeatures) else model
+    common = [name for name in renamed if name in own]
     fitted: TensorDict = {}
     if hasattr(inner, "fit_tensors"):  # its own rules
         try:
-            fitted = inner.fit_tensors(
-                {name.removeprefix("backbone."): renamed[name] for name in renamed if name in own}
-            )
+            fitted = inner.fit_tensors({name.removeprefix("backbone."): renamed[name] for name in common})
         except ValueError as error:
-            raise CheckpointError(f"{error}; nothing was loaded.\n{looks}") from error
-    for name in [name for name in renamed if name in own]:
+            return [str(error)], []
+    errors, classes = [], []
+    for name in common:
         value, want = renamed[name], own[name].shape
-        old = tuple(value.shape)
         bare = name.removeprefix("backbone.")
-        renamed[name] = fitted.get(bare, value)
-        if value.shape == want and renamed[name] is value:
-            continue
-        if ".graft." in bare:
-            wrong.append(
-                f"{name} is {old} in the checkpoint and {tuple(want)} in the model: another graft configuration"
-            )
-            continue
-        window = getattr(model.get_submodule(name.rpartition(".")[0]), "window_size", None)
-        if renamed[name] is not value:
-            pass
-        elif bare.endswith(TABLE) and value.ndim == 2 and old[1] == want[1] and window is not None:
-            try:
-                renamed[name] = resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(want))
-            except ValueError as error:  # of a window that is not square, whose sides the table does not tell
-                wrong.append(f"{name} is {old} in the checkpoint and {tuple(want)} in the model ({error})")
+        new, note = fitted.get(bare, value), ""
+        if new is value:
+            if value.shape == want:
                 continue
-        elif bare == "pos_embed" and value.ndim == 3 and old[2] == want[2]:
-            renamed[name] = _fit_pos_embed(value, model, own, name)
-        elif bare.startswith(HEADS) and value.shape[1:] == want[1:]:
-            classes.append((name, old, tuple(want)))
-            continue
-        if renamed[name].shape == want:
-            report.reshaped.append(f"{name}: {old} -> {tuple(want)}")
+            if bare.startswith(HEADS) and value.shape[1:] == want[1:]:
+                classes.append((name, value.shape[0], want[0]))
+                report.skipped.append(_classes(name, value, own))
+                del renamed[name]
+                continue
+            if ".graft." in bare:
+                note = ": another graft configuration"
+            elif bare.endswith(TABLE) and value.ndim == 2 and value.shape[1] == want[1]:
+                window = getattr(model.get_submodule(name.rpartition(".")[0]), "window_size", None)
+                try:
+                    new = value if window is None else resize_rel_pos_bias_table(value, window, tuple(want))
+                except ValueError as error:  # of a window that is not square, whose sides the table does not tell
+                    note = f" ({error})"
+            elif bare == "pos_embed" and value.ndim == 3 and value.shape[2] == want[2]:
+                new = _fit_pos_embed(value, inner, want[1])
+        renamed[name] = new
+        if new.shape == want:
+            report.reshaped.append(f"{name}: {tuple(value.shape)} -> {tuple(want)}")
         else:
-            wrong.append(f"{name} is {old} in the checkpoint and {tuple(want)} in the model")
-    if wrong:
-        raise CheckpointError(
-            f"shapes differ; nothing was loaded. {some(wrong)}. Was the model made with the same widths, depths, "
-            f"heads, patch size, in_chans and graft options?\n{looks}"
-        )
-    if classes and strict:
-        name, old, want = classes[0]
-        raise CheckpointError(
-            f"{name} is {old} in the checkpoint and {want} in the model: {old[0]} classes against {want[0]}; nothing "
-            f"was loaded. Make the model with num_classes={old[0]}, load, then model.reset_classifier({want[0]}); or "
-            f"pass strict=False to leave the classifier as it is.\n{looks}"
-        )
-    for name, old, want in classes:
-        report.skipped.append(f"{name}: {old[0]} classes, the model has {want[0]}")
-        del renamed[name]
+            errors.append(_shapes(name, value, own) + note)
+    return errors, classes
 
 
-def _fit_pos_embed(value: torch.Tensor, model: nn.Module, own: TensorDict, name: str) -> torch.Tensor:
+def _fit_pos_embed(value: torch.Tensor, vit: nn.Module, tokens: int) -> torch.Tensor:
     """(1, P + N, C) to the model's prefix tokens and grid; the class token's row goes if the model has none."""
-    vit = model.backbone if isinstance(model, DenseFeatures) else model
     grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
     if grid is None:
         return value
-    prefix = own[name].shape[1] - grid[0] * grid[1]
-    tokens = value.shape[1]
-    stored = next((p for p in (prefix, 1, 2, 0) if round((tokens - p) ** 0.5) ** 2 == tokens - p), None)
+    prefix = tokens - grid[0] * grid[1]
+    given = value.shape[1]
+    stored = next((p for p in (prefix, 1, 2, 0) if round((given - p) ** 0.5) ** 2 == given - p), None)
     if stored is None or stored < prefix:
         return value
-    value = value[:, stored - prefix :]
-    return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=prefix)
+    return resample_abs_pos_embed(value[:, stored - prefix :], new_size=list(grid), num_prefix_tokens=prefix)
 
 
-def _problems(report: LoadReport, model: nn.Module, renamed: TensorDict, few: bool, new_classifier: bool) -> list[str]:
-    """What strict loading does not allow, each with a way out; `few`: so little fits that strict=False is none."""
+def _misplaced(report: LoadReport, model: nn.Module, few: bool, new_classifier: bool) -> list[str]:
+    """What is missing and what is left over, each with a way out; `few`: so little fits that strict=False is none."""
     other = "Is it of another size or family?"
-    problems = []
-    grafts_stored = any(".graft." in name for name in renamed)
+    names = [*report.loaded, *report.unexpected]
+    norms_missing = isinstance(model, DenseFeatures) and not any(map(NORM.match, names))
     grafts = [name for name in report.missing if ".graft." in name]
-    norms = {name for name in report.missing if isinstance(model, DenseFeatures) and re.match(r"norm\d+\.", name)}
-    norms_stored = any(re.match(r"norm\d+\.", name) for name in renamed)
-    if grafts and grafts_stored:
-        problems.append(
+    missing = [
+        name
+        for name in report.missing
+        if name not in grafts
+        and not (norms_missing and NORM.match(name))
+        and not (new_classifier and name.startswith(HEADS))
+    ]
+    errors = []
+    renamed_grafts = _renamed_grafts(grafts, report.unexpected, model)
+    if renamed_grafts:
+        errors.append(renamed_grafts)
+    elif grafts and any(".graft." in name for name in names):
+        errors.append(
             f"{len(grafts)} tensors of grafts are missing ({some(grafts)}), others are there: the checkpoint is of "
             "another graft configuration. Make the model with that one"
         )
-    missing = [name for name in report.missing if ".graft." not in name and (name not in norms or norms_stored)]
-    if new_classifier:
-        missing = [name for name in missing if not name.startswith(HEADS)]
     if missing:
-        heads = all(name.startswith(HEADS) for name in missing)
-        hint = (
-            "Make the model with num_classes=0, or pass strict=False to keep its new classifier"
-            if heads
-            else other + ("" if few else " strict=False loads the rest")
-        )
-        problems.append(f"{len(missing)} tensors of the model are missing ({some(missing)}). {hint}")
-    unexpected = report.unexpected
-    if unexpected:
+        hint = other + ("" if few else " strict=False loads the rest")
+        if all(name.startswith(HEADS) for name in missing):
+            hint = "Make the model with num_classes=0, or pass strict=False to keep its new classifier"
+        errors.append(f"{len(missing)} tensors of the model are missing ({some(missing)}). {hint}")
+    if report.unexpected:
         hint = other + ("" if few else " strict=False leaves them out")
-        if any(".graft." in name for name in unexpected):
+        if any(".graft." in name for name in report.unexpected) and not renamed_grafts:
             hint = (
                 "Tensors of grafts: make the model with the same grafts. blocks=(...) names blocks, among them a last "
                 "one whose patch tokens nothing reads, which was grafted by default once"
             )
-        elif any(re.match(r"norm\d+\.", name) for name in unexpected):
+        elif any(map(NORM.match, report.unexpected)):
             hint = "Norms of a dense-task backbone: load into vitgraft.DenseFeatures(model)"
-        problems.append(f"{len(unexpected)} tensors have no place in the model ({some(unexpected)}). {hint}")
-    return problems
+        errors.append(
+            f"{len(report.unexpected)} tensors have no place in the model ({some(report.unexpected)}). {hint}"
+        )
+    return errors
 
 
-def _describe(source: Mapping[str, torch.Tensor], wrapper: str | None = None) -> str:
-    """One sentence on what the checkpoint seems to be, and one on what would work, where that is known."""
-    outer = r"^((module|_orig_mod|(base_)?model|backbone(\.features)?)\.)+"
-    names = [re.sub(outer, "", name) for name in source]
-    family, advice = next(
-        (
-            (family, advice)
-            for patterns, family, advice in FAMILIES
-            if all(any(re.search(pattern, name) for name in names) for pattern in patterns)
-        ),
-        ("a model of a family this loader has no rules for", ""),
+def _renamed_grafts(missing: Sequence[str], unexpected: Sequence[str], model: nn.Module) -> str:
+    """What to say where the grafts of a transformers model have blocks of other names, not numbers; "" elsewhere."""
+
+    def blocks(names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(name.partition(".graft.")[0] for name in names if ".graft." in name))
+
+    def patterns(names: Sequence[str]) -> set[str]:
+        return {re.sub(r"\d+", "N", name) for name in blocks(names)}
+
+    stored = patterns(unexpected)
+    if not hasattr(model, "save_pretrained") or not missing or not stored or patterns(missing) & stored:
+        return ""
+    return (
+        f"its grafts are in blocks of other names: {some(blocks(unexpected))}; the model's are in "
+        f"{some(blocks(missing))}. The save_pretrained of transformers renames parameters. Save by "
+        "model.save_pretrained(DIR, save_original_format=False) and load by vitgraft.load_official("
+        "vitgraft.graft(model, ...), DIR + '/model.safetensors'), with the options that it was grafted with"
     )
-    if any(".graft." in name for name in source):
-        family += ", with grafts"
-    heads = [source[full] for full, name in zip(source, names, strict=True) if re.match(CLASSIFIER, name)]
-    head = f"a classifier of {heads[0].shape[0]} classes" if heads else "no classifier"
-    where = f" under '{wrapper}'" if wrapper else ""
-    names = some(list(source))
-    text = f"The checkpoint looks like {family}: {len(source)} tensors{where}, {head}, names like {names}."
-    return f"{text} {advice[0].upper()}{advice[1:]}." if advice else text
+
+
+def _shapes(name: str, value: torch.Tensor, own: TensorDict) -> str:
+    return f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
+
+
+def _classes(name: str, value: torch.Tensor, own: TensorDict) -> str:
+    return f"{name}: {value.shape[0]} classes, the model has {own[name].shape[0]}"

@@ -12,14 +12,15 @@ import logging
 import lzma
 import os
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
+from vitgraft.atomic import atomic_write
 from vitgraft.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -184,26 +185,10 @@ def unpack(path: Path, cache_dir: Path) -> Path:
     return target
 
 
-class atomic_file:
-    """`with atomic_file(path) as file`: the path appears when the block is done, whole or not at all.
-
-    Two processes that write the same file don't disturb each other: the later one replaces what is the same.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=".part-", delete=False)
-        return self.file
-
-    def __exit__(self, kind, *_) -> None:
-        self.file.close()
-        if kind is None:
-            os.replace(self.file.name, self.path)
-        else:
-            os.unlink(self.file.name)
+def atomic_file(path: Path) -> AbstractContextManager[IO[bytes]]:
+    """`atomic_write` for a cache that several processes fill at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return atomic_write(path, "wb", unique=True)
 
 
 def _fingerprint(path: Path) -> str:
