@@ -25,7 +25,7 @@ GRAFTED = " + GrafT"
 NAME_PLACES = {
     "CSWin-T": (-9, -3, "right"),
     "PoolFormer-M36": (9, -8, "left"),
-    "RegionViT-M": (-4, 7, "right"),
+    "RegionViT-M": (9, -3, "left"),
     "RegionViT-S": (9, -8, "left"),
     "T2T_t-14": (-5, 7, "center"),
     "T2T_t-19": (9, 1, "left"),
