@@ -90,7 +90,7 @@ def test_loss_that_is_not_finite_is_skipped_and_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "name"), [("detection", "digits/train/"), ("segmentation", "digit scene train/")])
+@pytest.mark.parametrize(("task", "name"), [("detection", "digits/train/"), ("segmentation", "digits/train/")])
 def test_losses_of_detectors_and_segmenters(task, name, tmp_path):
     if task == "detection":
         pytest.importorskip("faster_coco_eval")
