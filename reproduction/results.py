@@ -81,9 +81,9 @@ def _evaluations(folder: Path, kind: str) -> dict[str, Any]:
     for path in sorted([*folder.glob("validate*/metrics.json"), *folder.glob("test*/metrics.json")]):
         values = json.loads(path.read_text(encoding="utf-8"))
         if "limited" not in values:
-            names = [name for name, _ in METRICS[kind].values() if name in values["metrics"]]
+            measured = {name: values["metrics"].get(name) for name, _ in METRICS[kind].values()}
             known = {name: values[name] for name in ("weights", "split", "inference") if name in values}
-            metrics = {name: 100 * values["metrics"][name] for name in names}
+            metrics = {name: 100 * value for name, value in measured.items() if value is not None}
             found[path.parent.name] = {"metrics": metrics, "checkpoint": Path(values["checkpoint"]).name, **known}
     return {"evaluations": found} if found else {}
 

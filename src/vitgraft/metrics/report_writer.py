@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from vitgraft.metrics.base import Report, most_confused, percent
 from vitgraft.metrics.figures import save_figure
 from vitgraft.terminal import print_whole
 
-__all__ = ["print_report", "unused_stem", "write_report"]
+__all__ = ["print_report", "write_report"]
 
 SHOWN_CLASSES = 20  # more classes than these: the weakest 10 in the terminal
 SHOWN_NAMES = 20  # of absent classes
@@ -71,7 +70,8 @@ def write_report(
         **report.files(),
     }
     for name, text in texts.items():
-        replace_text(folder / name, text)
+        with atomic_write(folder / name) as file:
+            file.write(text)
     figures = report.figures(class_names, title)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
@@ -177,26 +177,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
-
-
-def unused_stem(name: str, used: set[str]) -> str:
-    """A file name without ending for what is written about image file `name`; images of several folders and endings
-    may share one, and some systems do not tell A from a.
-
-    Args:
-        name: The image's path.
-        used: Names given so far, to which this one is added.
-    """
-    plain = stem = os.path.splitext(os.path.basename(name))[0]
-    number = 1
-    while stem.casefold() in used:
-        number += 1
-        stem = f"{plain}_{number}"
-    used.add(stem.casefold())
-    return stem
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(text)

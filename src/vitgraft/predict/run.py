@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,12 @@ from vitgraft.data.decode import decode_image
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.open import open_files
 from vitgraft.errors import CommandError, ImageError
-from vitgraft.metrics.report_writer import unused_stem
 from vitgraft.predict.base import Prediction, Predictor
 from vitgraft.predict.load import PREDICTORS, open_model
 from vitgraft.predict.writers import WRITERS, HtmlWriter
 from vitgraft.terminal import Progress, console, print_whole
 
-__all__ = ["predictions", "run"]
+__all__ = ["predictions", "run", "unused_stem"]
 
 SHOWN = 40  # rows in the terminal
 ERRORS_SHOWN = 20
@@ -171,6 +171,23 @@ def run(args: argparse.Namespace) -> int:
     if len(errors) > ERRORS_SHOWN:
         print(f"... and {len(errors) - ERRORS_SHOWN} more; the written files name all", file=sys.stderr)
     return 0 if done else 1
+
+
+def unused_stem(name: str, used: set[str]) -> str:
+    """A file name without ending for what is written about image file `name`; images of several folders and endings
+    may share one, and some systems do not tell A from a.
+
+    Args:
+        name: The image's path.
+        used: Names given so far, to which this one is added.
+    """
+    plain = stem = Path(name).stem
+    number = 1
+    while stem.casefold() in used:
+        number += 1
+        stem = f"{plain}_{number}"
+    used.add(stem.casefold())
+    return stem
 
 
 def _show(rows: list[tuple[str, str, str]]) -> None:
