@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitgraft.errors import CommandError
-from vitgraft.tools.table import markdown_table, print_table
+from vitgraft.terminal import markdown_table, print_table
 from vitgraft.training.recipe import with_init_args
 
 __all__ = ["print_terminal", "read_record", "read_records", "summarize", "to_markdown"]
@@ -203,5 +203,5 @@ def to_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 def print_terminal(summaries: Sequence[Mapping[str, Any]], console: Any) -> None:
     """Prints the summaries as tables, one for each kind."""
     for headings, rows in _tables(summaries):
-        print_table(console, headings, rows, left=2)
+        print_table(console, headings, rows, left=(0, 1))
     console.print("mean ± sample standard deviation over seeds, of the last evaluation of each run", style="dim")

@@ -21,7 +21,7 @@ from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
 from vitgraft.terminal import console
 from vitgraft.tools.count import count_parts
-from vitgraft.tools.table import print_table
+from vitgraft.terminal import print_table
 from vitgraft.weights.create import build_model
 
 __all__ = ["IMAGE_SIZE", "SIDES", "build", "cost", "growth", "measure"]
@@ -139,7 +139,7 @@ def _main() -> int:
                 row.update(measure(model, row["side"], args.repeats))
     print(f"UperNet on {args.backbone}, {args.num_classes} classes, one image")
     headings = ["side", "GMAC", "kMAC/pixel", "off linear", "seconds", "us/pixel", "MiB", "B/px"]
-    print_table(console(), headings, map(_texts, rows), left=0)
+    print_table(console(), headings, map(_texts, rows), left=())
     if args.output:
         record = {"kind": "mac_growth", "backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
         machine = {"machine": describe(torch.device(args.device))} if args.measure else {}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vitgraft.tools.table import markdown_table, print_table
+from vitgraft.terminal import markdown_table, print_table
 
 __all__ = ["Sheet", "footnotes", "print_sheet", "to_markdown"]
 

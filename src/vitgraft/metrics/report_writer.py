@@ -11,7 +11,7 @@ from typing import Any
 from vitgraft.atomic import atomic_write
 from vitgraft.metrics.base import Report, most_confused, percent
 from vitgraft.metrics.figures import save_figure
-from vitgraft.terminal import print_whole
+from vitgraft.terminal import markdown_table, print_table
 
 __all__ = ["print_report", "write_report"]
 
@@ -105,16 +105,12 @@ def print_report(console: Any, report: Report, class_names: Sequence[str], title
 
 
 def _print_table(console: Any, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    print_table(console, headings, rows, _left(headings), title=title)
 
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in headings:
-        table.add_column(name, justify="left" if name in LEFT else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    print_whole(console, table)
+
+def _left(headings: Sequence[str]) -> set[int]:
+    """The columns of text, which are flush left."""
+    return {number for number, heading in enumerate(headings) if heading in LEFT}
 
 
 def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any], title: str) -> str:
@@ -130,9 +126,7 @@ def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any
 
 
 def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---" if name in LEFT else "---:" for name in headings]]
-    lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(headings, rows, set(range(len(headings))) - _left(headings)).rstrip("\n")
 
 
 def _class_table(report: Report, rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

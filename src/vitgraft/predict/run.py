@@ -20,7 +20,7 @@ from vitgraft.errors import CommandError, ImageError
 from vitgraft.predict.base import Prediction, Predictor
 from vitgraft.predict.load import PREDICTORS, open_model
 from vitgraft.predict.writers import WRITERS, HtmlWriter
-from vitgraft.terminal import Progress, console, print_whole
+from vitgraft.terminal import Progress, console, print_table
 
 __all__ = ["predictions", "run", "unused_stem"]
 
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     done = len(source) - len(errors)
     files = [*args.output, *([args.html] if args.html else []), *([args.pictures] if args.pictures and done else [])]
     if not files:
-        _show(shown)
+        print_table(console(), ("image", "size", "prediction"), shown, (0, 1, 2))
     usual = predictor.summary(counts) if done else ""
     print(f"{done} image{'' if done == 1 else 's'} predicted by {predictor.source}{': ' + usual if usual else ''}")
     for path in files:
@@ -188,19 +188,6 @@ def unused_stem(name: str, used: set[str]) -> str:
         stem = f"{plain}_{number}"
     used.add(stem.casefold())
     return stem
-
-
-def _show(rows: list[tuple[str, str, str]]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for heading in ("image", "size", "prediction"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    print_whole(console(), table)
 
 
 def _reason(error: Exception) -> str:

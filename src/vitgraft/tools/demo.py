@@ -23,7 +23,7 @@ from vitgraft.machine import describe
 from vitgraft.terminal import console
 from vitgraft.tools.count import count_macs, count_params
 from vitgraft.tools.demo_page import HEADINGS, DemoOptions, DemoResult, write_demo_report
-from vitgraft.tools.table import print_table
+from vitgraft.terminal import print_table
 
 __all__ = ["MODELS", "DemoOptions", "DemoResult", "build_model", "run_demo"]
 

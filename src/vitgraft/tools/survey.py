@@ -17,7 +17,7 @@ from vitgraft.errors import CommandError
 from vitgraft.grafting import graft, grafts
 from vitgraft.grafting.trace import find_targets, output_tensors
 from vitgraft.tools.survey_models import LIBRARIES, SmallModel, known_families
-from vitgraft.tools.table import markdown_table, print_table
+from vitgraft.terminal import markdown_table, print_table
 
 __all__ = ["FamilyResult", "check_names", "family_of", "print_terminal", "survey", "to_markdown", "try_model"]
 
@@ -171,5 +171,5 @@ def print_terminal(results: Sequence[FamilyResult], console) -> None:
         (one.library, one.family, one.model, count, one.outcome) for one, count in zip(results, counts, strict=True)
     ]
     dim = {number: "dim" for number, one in enumerate(results) if not one.ok}
-    print_table(console, ("library", "file", "tried with", "grafts", "result"), rows, 5, dim, {4: 60})
+    print_table(console, ("library", "file", "tried with", "grafts", "result"), rows, range(5), dim, {4: 60})
     console.print(f"{sum(one.ok for one in results)} of {len(results)} families grafted", highlight=False)

@@ -1,8 +1,8 @@
 """Draws images, labels and predictions with their legend beside each other, for the documentation.
 
-python docs/draw_segmentation.py RUN ROOT docs/pictures/segmentation.png --split validation --images 5 40 80
+python -m reproduction.draw_segmentation RUN ROOT docs/pictures/segmentation.png --split validation --images 5 40 80
 
-ROOT is a set in ADE20K's layout; without it ("-") the scenes of digits are drawn.
+ROOT is a dataset in ADE20K's layout; without it ("-") the scenes of digits are drawn.
 """
 
 import argparse
