@@ -1,4 +1,4 @@
-"""Draws docs/pictures/method.png: the tensors of one graft in stage 1 of Swin-T. Run: python -m reproduction.draw_method"""
+"""`python -m reproduction.draw_method`: docs/pictures/method.png, the tensors of one graft in stage 1 of Swin-T."""
 
 from pathlib import Path
 

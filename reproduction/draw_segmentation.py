@@ -35,13 +35,13 @@ def draw(args: argparse.Namespace) -> None:
         parts = [shown, overlay(shown, labels, palette(len(names))), draw_classes(image, predicted, names)]
         height = max(part.height for part in parts)  # of a legend that is longer than the image
         rows.append(Image.fromarray(np.hstack([part.crop((0, 0, part.width, height)) for part in parts])))
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
-        sheet.paste(row, (0, top))
+        canvas.paste(row, (0, top))
         top += row.height
-    sheet.save(args.picture, optimize=True)
-    print(f"{args.picture}: {sheet.width} x {sheet.height}")
+    canvas.save(args.picture, optimize=True)
+    print(f"{args.picture}: {canvas.width} x {canvas.height}")
 
 
 if __name__ == "__main__":

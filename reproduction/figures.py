@@ -95,9 +95,10 @@ FIELD_TEXT = """\
 
 The gradient of a stage's centre token with respect to the input, averaged over {photos} photos and {seeds_text} of
 random weights, 224 x 224 (`python -m reproduction figures receptive_field --photos DIR --seeds ...`). In each cell
-the fraction of the image with any gradient at all (theoretical receptive field), and the fraction where it is above
-0.1 % of its largest value (effective receptive field). Grafts enlarge the theoretical one at once; the size of the
-effective one depends on the weights, here random ones, and with grafts it is not always larger.
+the fraction of the image with any gradient at all (theoretical receptive field, "sees" in the figure), and the
+fraction where it is above 0.1 % of its largest value (effective receptive field, "reaches"). Grafts change what a
+token sees at once; the size of the effective receptive field depends on the weights, here random ones, and with
+grafts it is not always larger.
 
 {table}
 ![gradient of the centre token with respect to the input](receptive_field.png)

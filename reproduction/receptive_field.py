@@ -11,8 +11,8 @@ from torch import nn
 import vitgraft
 from vitgraft.data.decode import decode_image
 from vitgraft.errors import CommandError
-from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 from vitgraft.terminal import markdown_table
+from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 __all__ = [
     "SYSTEMS",
@@ -154,7 +154,7 @@ def draw_receptive_fields(results: Sequence[StageField]) -> Any:
             ax.set_facecolor("#c8d4dc")  # outside the theoretical receptive field
             ax.set_xticks([])
             ax.set_yticks([])
-            ax.set_title(f"{one.stage}: theoretical {one.theoretical:.0%}, effective {one.effective:.0%}", fontsize=8)
+            ax.set_title(f"{one.stage}: sees {one.theoretical:.0%}, reaches {one.effective:.0%}", fontsize=8)
         row[0].set_ylabel(system, fontsize=10)
     bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
     bar.set_label("|gradient| of the centre token, largest = 1; grey: none", fontsize=8)

@@ -19,9 +19,8 @@ import torch
 from vitgraft.machine import cpu_peak_bytes, describe, timed
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
-from vitgraft.terminal import console
+from vitgraft.terminal import console, print_table
 from vitgraft.tools.count import count_parts
-from vitgraft.terminal import print_table
 from vitgraft.weights.create import build_model
 
 __all__ = ["IMAGE_SIZE", "SIDES", "build", "cost", "growth", "measure"]

@@ -16,8 +16,8 @@ import vitgraft
 from reproduction.vectors import VECTORS
 from vitgraft.errors import CommandError
 from vitgraft.machine import describe
-from vitgraft.tools.count import count_macs, count_params
 from vitgraft.terminal import markdown_table
+from vitgraft.tools.count import count_macs, count_params
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "results" / "zoo_speed.json"

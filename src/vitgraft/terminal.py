@@ -118,15 +118,6 @@ class Progress:
             self.bar.stop()
 
 
-def show(path: Path | None, printer: Callable, width: int = 120) -> None:
-    """Calls `printer(console)` for the terminal, or for a text file of lines of `width`."""
-    if path is None:
-        printer(console())
-        return
-    with path.open("w", encoding="utf-8") as file:
-        printer(console(file=file, width=width))
-
-
 def write(path: Path | None, text: str) -> None:
     """Writes a text to a file, or to stdout."""
     if path is None:

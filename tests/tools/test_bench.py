@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from vitgraft.errors import ModelSpecError
-from vitgraft.machine import MIB, cpu_peak_bytes, describe, matmul_rate, timed
+from vitgraft.machine import cpu_peak_bytes, describe, matmul_rate, timed
 from vitgraft.tools.bench import BenchConfig, bench, fused_attention, print_terminal, total_reports
 from vitgraft.tools.count import count_macs, count_params
 
@@ -116,12 +116,12 @@ def test_fused_attention_switch_reaches_swin_and_is_put_back(on):
 
 def test_cpu_peak_is_what_is_held_at_once():
     def step() -> None:
-        first = torch.ones(MIB // 4)
-        second = torch.ones(MIB // 4)
+        first = torch.ones(2**18)
+        second = torch.ones(2**18)
         del first, second
-        torch.ones(MIB // 4)
+        torch.ones(2**18)
 
-    assert cpu_peak_bytes(step) == 2 * MIB
+    assert cpu_peak_bytes(step) == 2**21
 
 
 def test_cpu_peak_of_a_linear_layer():

@@ -14,7 +14,7 @@ from torch import nn
 from vitgraft.data.digits import DigitScenes
 from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import grafts
-from vitgraft.tools.receptive_field import effective_receptive_field, erf_area
+from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,7 +166,9 @@ def _scales(model: nn.Module, image: torch.Tensor, scene: Any) -> str:
 
 
 def _receptive_fields(models: dict[str, nn.Module], images: torch.Tensor, block: int) -> tuple[str, dict[str, float]]:
-    fields = {kind: effective_receptive_field(model, model.blocks[block], images) for kind, model in models.items()}
+    fields = {
+        kind: effective_receptive_fields(model, [model.blocks[block]], images)[0] for kind, model in models.items()
+    }
     areas = {kind: erf_area(field) for kind, field in fields.items()}
     figure, (axes,) = _figure((11, 3.9), 1, len(fields))
     for axis, (kind, field) in zip(axes, fields.items(), strict=True):
