@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from vitgraft.cli import main
 
-PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "evaluation.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "pictures" / "evaluation.png"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = """\
 model:
@@ -51,7 +51,7 @@ def draw() -> None:
     both = Image.new("RGB", (sum(half.width for half in halves) + 20, height), "white")
     both.paste(halves[0], (0, (height - halves[0].height) // 2))
     both.paste(halves[1], (halves[0].width + 20, (height - halves[1].height) // 2))
-    both.quantize(64, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    both.quantize(64, dither=Image.Dither.NONE).save(FIGURE, optimize=True)
 
 
 if __name__ == "__main__":

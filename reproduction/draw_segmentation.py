@@ -40,15 +40,15 @@ def draw(args: argparse.Namespace) -> None:
     for row in rows:
         canvas.paste(row, (0, top))
         top += row.height
-    canvas.save(args.picture, optimize=True)
-    print(f"{args.picture}: {canvas.width} x {canvas.height}")
+    canvas.save(args.output, optimize=True)
+    print(f"{args.output}: {canvas.width} x {canvas.height}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run, or its checkpoint")
     parser.add_argument("root", help='folder or tar, or "-"')
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("output", type=Path)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--images", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", choices=("raw", "ema"))

@@ -1,6 +1,6 @@
 """The tables of *Grafting Vision Transformers* as data: what is printed, and our model for each row.
 
-Numbers are kept as text, because the printed digits say how far they were rounded. The paper's "FLOPs" are
+Numbers are kept as text, because the printed digits show how far they were rounded. The paper's "FLOPs" are
 multiply-accumulates, called MAC here. Classifiers were counted at 224 x 224 with 1000 classes (CrossViT-9: 240 x 240),
 table 3 at 1280 x 800, table 4 at 512 x 2048.
 """

@@ -26,7 +26,7 @@ DENSE_CONFIG = replace(CONFIG, batch_size=1, rounds=3)
 
 @dataclass(frozen=True)
 class Speed:
-    """What one system reached.
+    """The measured speed of one system.
 
     Attributes:
         median: images/s.

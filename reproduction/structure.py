@@ -24,7 +24,7 @@ _UPSAMPLE = {
 
 @dataclass(frozen=True)
 class Structure:
-    """What table 8 says of a model, in its words.
+    """A row of table 8, in its words.
 
     Attributes:
         structure: "Homogeneous" where all layers have the same resolution, or "Pyramid".

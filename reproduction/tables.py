@@ -2,7 +2,7 @@
 
 Parameters and MAC are counted when the command runs. images/s come from a file of
 `python -m reproduction tables --speed`, scores from the files in `results/` (`results/README.md` has the
-fields); what was not measured says so.
+fields); what was not measured is marked so.
 """
 
 import functools
@@ -104,17 +104,9 @@ class StructureHere:
 
 @functools.cache
 def _cost(task: str, spec_text: str) -> Cost:
+    """Counts a model once per process."""
     model, size = build_system(task, ModelSpec.parse(spec_text), "meta")
     return Cost(count_params(model), count_macs(model, size))
-
-
-def cost_of(row: PaperRow, task: str = "classification") -> Cost:
-    """Counts the row's model, once per process.
-
-    Raises:
-        GraftError: an option of the row is not possible.
-    """
-    return _cost(task, str(row.spec))
 
 
 def count_table(
@@ -138,7 +130,7 @@ def count_table(
         scores = tuple(measured.scores.get((table.task, key, name)) for name in table.scores)
         mine, base = (measured.speeds.get((table.task, str(spec))) for spec in (row.spec, table.base_of(row)))
         ratio = mine.ratio_to(base) if mine and base else None
-        rows.append(Row(row, cost_of(row, table.task), scores, mine.median if mine else None, ratio))
+        rows.append(Row(row, _cost(table.task, str(row.spec)), scores, mine.median if mine else None, ratio))
     return rows
 
 
@@ -161,7 +153,7 @@ def to_text_table(table: PaperTable | StructureTable, rows: list, where: str = "
     printed = any(row.paper.speed for row in rows)
     if scored:
         heads += [f"{name}\n{whose}" for name in table.scores for whose in ("paper", "here")]
-    else:  # one column says so for all
+    else:  # one column for all
         heads += [f"{name}\npaper" for name in table.scores]
         heads.append(f"{table.scores[0] if len(table.scores) == 1 else 'all scores'}\nhere")
     heads += ["images/s\npaper", "ratio\npaper"] if printed else []
@@ -218,7 +210,7 @@ PREFACE = """\
 
 What the paper prints, what is counted or measured here, and the difference. MAC are the paper's FLOPs, counted for one
 image of the model's size. A model in bold is out of tolerance (parameters: 1 % of the print beyond its rounding;
-MAC: 5 %), and its note says why, or that no reading of the paper explains it. Scores are measured where `results/` has
+MAC: 5 %), and its note gives the reason, or that no reading of the paper explains it. Scores are measured where `results/` has
 runs of the model as the paper trains it (several: their mean),
 images/s in `results/bench_tables.json`. Made by `python -m reproduction tables --output docs/tables.md`.
 
@@ -226,7 +218,7 @@ images/s in `results/bench_tables.json`. Made by `python -m reproduction tables 
 
 
 def to_markdown(counted: Mapping[str, list], where: str = "") -> str:
-    """All tables as one Markdown text; `where` says what the speeds were measured on."""
+    """All tables as one Markdown text; `where` is what the speeds were measured on."""
     tables = (to_text_table(TABLES[number], rows, where) for number, rows in counted.items())
     return PREFACE + "\n".join(map(table_to_markdown, tables))
 

@@ -223,7 +223,7 @@ def test_help_has_examples(capsys):
 
 
 def test_no_two_files_of_one_name():
-    """Endings and folders differ, a name may look like a numbered one, and some systems do not tell A from a."""
+    """Endings and folders differ, a name may look like a numbered one, and some systems take A and a for one name."""
     used: set[str] = set()
     images = ["x/a.jpg", "x/a.png", "x/a_2.jpg", "y/a.jpg", "x/A.jpg", "b.tif"]
     assert [unused_stem(name, used) for name in images] == ["a", "a_2", "a_2_2", "a_3", "A_4", "b"]

@@ -212,7 +212,6 @@ def test_printed_speeds_have_a_ratio_of_their_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--table", "9"], "--table 9: there are 1, 2, 3, 4, 5, 6, 7, 8, A"),
         (["--bench", "missing.json"], "missing.json: not a file that vitgraft bench --output wrote"),
         (["--speed", "--bench", "missing/x.json"], "the folder missing does not exist"),
         (["--speed", "--device", "cuda:99"], "cuda:99"),

@@ -66,7 +66,7 @@ class Classifier(Predictor):
         return [(int(i), self.class_names[i], float(one.result[i])) for i in order]
 
     def metadata(self) -> dict[str, Any]:
-        """What a file of predictions says about the model."""
+        """The model as a file of predictions describes it."""
         return {**super().metadata(), "top": min(self.top, len(self.class_names))}
 
     def columns(self) -> list[str]:

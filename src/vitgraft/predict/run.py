@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
 
 def unused_stem(name: str, used: set[str]) -> str:
     """A file name without ending for what is written about image file `name`; images of several folders and endings
-    may share one, and some systems do not tell A from a.
+    may share one, and some systems take A and a for one name.
 
     Args:
         name: The image's path.

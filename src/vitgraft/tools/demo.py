@@ -2,7 +2,7 @@
 
 Full attention, windows only, and windows with grafts: the question of the paper's section 3.1, at a size that a laptop
 trains in minutes. Small digits of one class lie on the left of a scene and of another on the right; the large digit in
-the middle, 0 or 1, says which side is the label.
+the middle, 0 or 1, selects the side of the label.
 """
 
 import json
