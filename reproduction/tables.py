@@ -210,8 +210,8 @@ PREFACE = """\
 
 What the paper prints, what is counted or measured here, and the difference. MAC are the paper's FLOPs, counted for one
 image of the model's size. A model in bold is out of tolerance (parameters: 1 % of the print beyond its rounding;
-MAC: 5 %), and its note gives the reason, or that no reading of the paper explains it. Scores are measured where `results/` has
-runs of the model as the paper trains it (several: their mean),
+MAC: 5 %), and its note gives the reason, or that no reading of the paper explains it. Scores are measured where
+`results/` has runs of the model as the paper trains it (several: their mean),
 images/s in `results/bench_tables.json`. Made by `python -m reproduction tables --output docs/tables.md`.
 
 """
