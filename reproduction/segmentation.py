@@ -117,7 +117,8 @@ def _texts(row: dict[str, float]) -> list[str]:
     return [*texts, f"{row['peak_bytes'] / 2**20:.0f}", f"{row['peak_bytes'] / pixels:.0f}"]
 
 
-def _main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; prints a row for each size."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.segmentation", description="MAC of UperNet by the size of the image."
     )
@@ -129,7 +130,7 @@ def _main() -> int:
     parser.add_argument("--device", default="cpu", help="where that is measured; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the numbers there too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rows = growth(build(args.backbone, args.graft, args.num_classes), args.sides)
     if args.measure:
         model = build(args.backbone, args.graft, args.num_classes, args.device)
@@ -147,4 +148,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_main())
+    raise SystemExit(main())

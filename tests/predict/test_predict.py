@@ -216,12 +216,6 @@ def test_table_in_the_terminal(capsys, tmp_path, photos):
     assert "broken.png" in out
 
 
-def test_help_has_examples(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        predict(capsys, "--help")
-    assert "vitgraft predict --ckpt runs/NAME photos/" in capsys.readouterr().out
-
-
 def test_no_two_files_of_one_name():
     """Endings and folders differ, a name may look like a numbered one, and some systems take A and a for one name."""
     used: set[str] = set()

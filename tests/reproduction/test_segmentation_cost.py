@@ -1,12 +1,10 @@
 """What a segmenter costs, and how that grows; `test_tables.py` has the totals of table 4."""
 
 import json
-import runpy
-import sys
 
 import pytest
 
-from reproduction.segmentation import build, cost, growth
+from reproduction.segmentation import build, cost, growth, main
 from vitgraft.models.swin import VARIANTS
 
 SWIN = {"blocks": []}  # the authors' Swin, without grafts
@@ -46,13 +44,9 @@ def test_mac_grow_linearly():
     assert all(abs(row["off_linear"]) < 0.05 for row in rows) and rows[1]["off_linear"] == 0
 
 
-def test_command(tmp_path, capsys, monkeypatch):
+def test_command(tmp_path, capsys):
     words = ["--sides", "64", "96", "--measure", "64", "--repeats", "1", "--num-classes", "3"]
-    monkeypatch.setattr(sys, "argv", ["segmentation", *words, "--output", str(tmp_path / "growth.json")])
-    monkeypatch.delitem(sys.modules, "reproduction.segmentation")
-    with pytest.raises(SystemExit) as done:
-        runpy.run_module("reproduction.segmentation", run_name="__main__")
-    assert done.value.code == 0
+    assert main([*words, "--output", str(tmp_path / "growth.json")]) == 0
     record = json.loads((tmp_path / "growth.json").read_text())
     small, large = record["rows"]
     assert record["kind"] == "mac_growth" and record["machine"]["device"] == "cpu"

@@ -18,7 +18,7 @@ __all__ = ["Classifier"]
 
 @dataclass
 class Classifier(Predictor):
-    """A classifier; see `Predictor`. `predict` returns float32 (C,) probabilities for each image.
+    """A `Predictor` of classes: `predict` returns float32 (C,) probabilities for each image.
 
     Attributes:
         model: Images (B, 3, H, W) -> logits (B, C).

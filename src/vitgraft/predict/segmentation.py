@@ -31,7 +31,7 @@ VALUES_OF_MODEL = 64  # of a pixel, at least: UperNet on Swin-T takes 1.9 kB for
 
 @dataclass
 class Segmenter(Predictor):
-    """A segmenter; see `Predictor`. `predict` returns the class of each pixel, uint8 (H, W): 0 to C - 1, 255: none.
+    """A `Predictor` of label maps: `predict` returns the class of each pixel, uint8 (H, W): 0 to C - 1, 255: none.
 
     Attributes:
         model: Images (B, 3, H, W) -> logits (B, C, H, W).
