@@ -65,16 +65,16 @@ def print_table(
     print_whole(out, table)
 
 
-def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]], right: Collection[int] = ()) -> str:
+def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: Collection[int] | None = None) -> str:
     """A Markdown table; lines of a heading are joined by a space.
 
     Args:
         headings: One for each column.
         rows: As many texts each.
-        right: Numbers of the columns that are flush right.
+        left: Numbers of the columns that are flush left; None: all.
     """
     headings = [heading.replace("\n", " ") for heading in headings]
-    rules = ["---:" if number in right else "---" for number in range(len(headings))]
+    rules = ["---" if left is None or number in left else "---:" for number in range(len(headings))]
     cells = [[text.replace("|", "\\|") for text in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in (headings, rules, *cells))
 

@@ -126,7 +126,7 @@ def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any
 
 
 def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return markdown_table(headings, rows, set(range(len(headings))) - _left(headings)).rstrip("\n")
+    return markdown_table(headings, rows, _left(headings)).rstrip("\n")
 
 
 def _class_table(report: Report, rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
