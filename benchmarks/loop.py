@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def measure(recipe: str, batch_size: int, steps: int, img_size: int) -> dict[str
     Returns:
         Medians in seconds ("cli", "bare"), "ratio" of the medians, and the quartiles of the ratio of neighbours.
     """
-    from vitgraft.training.cli import main
+    from vitgraft.training.cli import main as train
 
     here = "benchmarks.loop"
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +104,7 @@ def measure(recipe: str, batch_size: int, steps: int, img_size: int) -> dict[str
         words += ["--data.steps", str(steps + WARM_UP), "--data.img_size", str(img_size), "--trainer.max_epochs", "1"]
         words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--out", f"{folder}/run"]
         callbacks = [{"class_path": f"{here}.BareSteps"}]
-        code = main([*words, "--trainer.callbacks", json.dumps(callbacks)])
+        code = train([*words, "--trainer.callbacks", json.dumps(callbacks)])
     if code:
         raise SystemExit(code)
     from benchmarks import loop as bench_loop  # the module that the run has imported, also where this one is __main__
@@ -114,14 +115,15 @@ def measure(recipe: str, batch_size: int, steps: int, img_size: int) -> dict[str
     return {**medians, "ratio": medians["cli"] / medians["bare"], "quartiles": statistics.quantiles(pairs, n=4)}
 
 
-def _main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; prints both times and their ratio."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
     parser.add_argument("--config", default="recipes/cifar10/vit_micro_graft.yaml", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--img-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=60, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the numbers there too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     found = measure(args.config, args.batch_size, args.steps, args.img_size)
     low, _, high = found["quartiles"]
@@ -137,4 +139,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_main())
+    raise SystemExit(main())

@@ -30,7 +30,7 @@ def _add_tables(commands) -> None:
         "the paper's tables beside our counts and measurements",
         "Prints the paper's tables with columns paper, here and difference. Parameters and MAC are counted\n"
         "now; images/s are read from a file, or measured with --speed (all tables: about half an hour on two CPU\n"
-        "cores); scores come from the files in the results folder. What was not measured says so.",
+        "cores); scores come from the files in the results folder. What was not measured is marked so.",
         [
             "python -m reproduction tables",
             "python -m reproduction tables --table 2 5",

@@ -1,6 +1,6 @@
 """The tables of *Grafting Vision Transformers* as data: what is printed, and our model for each row.
 
-Numbers are kept as text, because the printed digits say how far they were rounded. The paper's "FLOPs" are
+Numbers are kept as text, because the printed digits show how far they were rounded. The paper's "FLOPs" are
 multiply-accumulates, called MAC here. Classifiers were counted at 224 x 224 with 1000 classes (CrossViT-9: 240 x 240),
 table 3 at 1280 x 800, table 4 at 512 x 2048.
 """
@@ -27,16 +27,16 @@ class PaperRow:
     """One printed row, and the model that stands for it here.
 
     Args:
-        label: the row's name, as printed.
-        params: parameters in millions, as printed.
-        macs: the paper's "FLOPs" in units of 10^9, as printed; counted here as MAC.
-        scores: what the table's `scores` name, in percent, as printed; "-" where nothing is.
-        model: name of the timm model that is the row's, or its backbone.
-        graft: options of its graft, the fields of `GraftConfig`.
-        setting: values of the columns that only this table has.
-        note: why our count differs, or what the row leaves open; needed where the count is out of tolerance.
-        options: further options of `timm.create_model`.
-        speed: images/s, as printed.
+        label: The row's name, as printed.
+        params: Parameters in millions, as printed.
+        macs: The paper's "FLOPs" in units of 10^9, as printed; counted here as MAC.
+        scores: What the table's `scores` name, in percent, as printed; "-" where nothing is.
+        model: Name of the timm model that is the row's, or its backbone.
+        graft: Options of its graft, the fields of `GraftConfig`.
+        setting: Values of the columns that only this table has.
+        note: Why our count differs, or what the row leaves open; needed where the count is out of tolerance.
+        options: Further options of `timm.create_model`.
+        speed: Images/s, as printed.
     """
 
     label: str
@@ -61,16 +61,16 @@ class PaperTable:
     """One printed table.
 
     Args:
-        number: as printed, "A" for the appendix's.
-        caption: in short.
-        rows: in printed order.
-        base: the model whose images/s the others' are divided by; a grafted row's are divided by its own backbone's,
+        number: As printed, "A" for the appendix's.
+        caption: In short.
+        rows: In printed order.
+        base: The model whose images/s the others' are divided by; a grafted row's are divided by its own backbone's,
             unless the base itself is grafted.
-        columns: headings of the rows' `setting`.
-        task: how a row is counted: "classification", or as the backbone of a Mask R-CNN ("detection") or UperNet
+        columns: Headings of the rows' `setting`.
+        task: How a row is counted: "classification", or as the backbone of a Mask R-CNN ("detection") or UperNet
             ("segmentation").
-        scores: names of the rows' `scores`.
-        own_base: a row that is not grafted is its own base, as the table has parts that are not compared.
+        scores: Names of the rows' `scores`.
+        own_base: A row that is not grafted is its own base, as the table has parts that are not compared.
     """
 
     number: str

@@ -11,8 +11,8 @@ from torch import nn
 import vitgraft
 from vitgraft.data.decode import decode_image
 from vitgraft.errors import CommandError
+from vitgraft.terminal import markdown_table
 from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
-from vitgraft.tools.table import markdown_table
 
 __all__ = [
     "SYSTEMS",
@@ -145,18 +145,18 @@ def draw_receptive_fields(results: Sequence[StageField]) -> Any:
     columns = max(sum(one.system == system for one in results) for system in systems)
     figure = Figure(figsize=(2.3 * columns + 1.6, 2.55 * len(systems)), layout="constrained")
     axes = figure.subplots(len(systems), columns, squeeze=False)
-    picture = None
+    image = None
     for row, system in zip(axes, systems, strict=True):
         for ax, one in zip(row, (one for one in results if one.system == system), strict=True):
             cells = torch.nn.functional.avg_pool2d(one.field[None], 4)[0]  # patches of Swin: less noise, small files
             seen = np.ma.masked_less_equal(cells.numpy(), 0)
-            picture = ax.imshow(seen, norm=LogNorm(1e-8, 1), cmap="magma")
+            image = ax.imshow(seen, norm=LogNorm(1e-8, 1), cmap="magma")
             ax.set_facecolor("#c8d4dc")  # outside the theoretical receptive field
             ax.set_xticks([])
             ax.set_yticks([])
             ax.set_title(f"{one.stage}: sees {one.theoretical:.0%}, reaches {one.effective:.0%}", fontsize=8)
         row[0].set_ylabel(system, fontsize=10)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.5, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
     bar.set_label("|gradient| of the centre token, largest = 1; grey: none", fontsize=8)
     return figure
 

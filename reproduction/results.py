@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitgraft.errors import CommandError
-from vitgraft.tools.table import markdown_table, print_table
+from vitgraft.terminal import markdown_table, print_table
 from vitgraft.training.recipe import with_init_args
 
 __all__ = ["print_terminal", "read_record", "read_records", "summarize", "to_markdown"]
@@ -81,9 +81,9 @@ def _evaluations(folder: Path, kind: str) -> dict[str, Any]:
     for path in sorted([*folder.glob("validate*/metrics.json"), *folder.glob("test*/metrics.json")]):
         values = json.loads(path.read_text(encoding="utf-8"))
         if "limited" not in values:
-            names = [name for name, _ in METRICS[kind].values() if name in values["metrics"]]
+            measured = {name: values["metrics"].get(name) for name, _ in METRICS[kind].values()}
             known = {name: values[name] for name in ("weights", "split", "inference") if name in values}
-            metrics = {name: 100 * values["metrics"][name] for name in names}
+            metrics = {name: 100 * value for name, value in measured.items() if value is not None}
             found[path.parent.name] = {"metrics": metrics, "checkpoint": Path(values["checkpoint"]).name, **known}
     return {"evaluations": found} if found else {}
 
@@ -203,5 +203,5 @@ def to_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 def print_terminal(summaries: Sequence[Mapping[str, Any]], console: Any) -> None:
     """Prints the summaries as tables, one for each kind."""
     for headings, rows in _tables(summaries):
-        print_table(console, headings, rows, left=2)
+        print_table(console, headings, rows, left=(0, 1))
     console.print("mean ± sample standard deviation over seeds, of the last evaluation of each run", style="dim")

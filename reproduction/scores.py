@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitgraft.errors import CommandError
+from vitgraft.models.sliding_window import MULTI_SCALE
 from vitgraft.models.spec import ModelSpec
 
 __all__ = ["Scores", "architecture_of", "read_scores"]
@@ -18,9 +19,7 @@ IMAGENET_EPOCHS = (300, 310)
 """Of tables 1 and 2; CSWin's authors add ten at the lowest learning rate."""
 SCHEDULES = {12: "1x", 36: "3x"}
 """Of table 3, by epochs."""
-MULTISCALE = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-"""Scales of table 4's multi-scale mIoU."""
-# options that change the training or the start values, not the architecture
+# options that change the training or the initial weights, not the architecture
 _TRAINING = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "pretrained")
 
 
@@ -98,7 +97,7 @@ def _segmentation(result: dict[str, Any]) -> dict[str, float]:
         for name, one in result.get("evaluations", {}).items()
         if name.startswith("validate") and one["checkpoint"] == "last.ckpt" and one.get("weights", "raw") == "raw"
     ]
-    names = {((1.0,), False): "mIoU ss", (tuple(MULTISCALE), True): "mIoU ms"}
+    names = {((1.0,), False): "mIoU ss", (MULTI_SCALE, True): "mIoU ms"}
     found: dict[str, float] = {}
     # that of the last weights first: within a run, the last evaluation may be some epochs before its end
     for inference, metrics in (*last, (model.get("init_args", model), result["metrics"])):

@@ -19,9 +19,8 @@ import torch
 from vitgraft.machine import cpu_peak_bytes, describe, timed
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
-from vitgraft.terminal import console
+from vitgraft.terminal import console, print_table
 from vitgraft.tools.count import count_parts
-from vitgraft.tools.table import print_table
 from vitgraft.weights.create import build_model
 
 __all__ = ["IMAGE_SIZE", "SIDES", "build", "cost", "growth", "measure"]
@@ -118,7 +117,8 @@ def _texts(row: dict[str, float]) -> list[str]:
     return [*texts, f"{row['peak_bytes'] / 2**20:.0f}", f"{row['peak_bytes'] / pixels:.0f}"]
 
 
-def _main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; prints a row for each size."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.segmentation", description="MAC of UperNet by the size of the image."
     )
@@ -130,7 +130,7 @@ def _main() -> int:
     parser.add_argument("--device", default="cpu", help="where that is measured; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the numbers there too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rows = growth(build(args.backbone, args.graft, args.num_classes), args.sides)
     if args.measure:
         model = build(args.backbone, args.graft, args.num_classes, args.device)
@@ -139,7 +139,7 @@ def _main() -> int:
                 row.update(measure(model, row["side"], args.repeats))
     print(f"UperNet on {args.backbone}, {args.num_classes} classes, one image")
     headings = ["side", "GMAC", "kMAC/pixel", "off linear", "seconds", "us/pixel", "MiB", "B/px"]
-    print_table(console(), headings, map(_texts, rows), left=0)
+    print_table(console(), headings, map(_texts, rows), left=())
     if args.output:
         record = {"kind": "mac_growth", "backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
         machine = {"machine": describe(torch.device(args.device))} if args.measure else {}
@@ -148,4 +148,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_main())
+    raise SystemExit(main())

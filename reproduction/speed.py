@@ -26,7 +26,7 @@ DENSE_CONFIG = replace(CONFIG, batch_size=1, rounds=3)
 
 @dataclass(frozen=True)
 class Speed:
-    """What one system reached.
+    """The measured speed of one system.
 
     Attributes:
         median: images/s.
@@ -49,7 +49,7 @@ def measure_speeds(
     """`vitgraft bench` over the systems of these tables, inference in float32, each task's in turns.
 
     Args:
-        report: Told in a line what happens; called `speed_reports(numbers)` times.
+        report: Gets a line about each piece of work; called `speed_reports(numbers)` times.
         numbers: Of the tables.
         device: As `BenchConfig`'s.
 

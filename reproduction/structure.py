@@ -5,7 +5,7 @@ for each layer; the scales of a layer and what fuses them from the modules that 
 """
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -24,7 +24,7 @@ _UPSAMPLE = {
 
 @dataclass(frozen=True)
 class Structure:
-    """What table 8 says of a model, in its words.
+    """A row of table 8, in its words.
 
     Attributes:
         structure: "Homogeneous" where all layers have the same resolution, or "Pyramid".
@@ -35,10 +35,6 @@ class Structure:
     structure: str
     scales: str
     fusion: str
-
-    def as_dict(self) -> dict[str, str]:
-        """The three words by the names of their columns."""
-        return asdict(self)
 
 
 def structure_of(model: nn.Module) -> Structure:

@@ -2,22 +2,22 @@
 
 Parameters and MAC are counted when the command runs. images/s come from a file of
 `python -m reproduction tables --speed`, scores from the files in `results/` (`results/README.md` has the
-fields); what was not measured says so.
+fields); what was not measured is marked so.
 """
 
 import functools
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from reproduction.paper import TABLES, PaperRow, PaperTable, StructureRow, StructureTable
 from reproduction.scores import Scores, architecture_of
-from reproduction.sheet import Sheet, footnotes, print_sheet
-from reproduction.sheet import to_markdown as sheet_to_markdown
 from reproduction.speed import Speed
 from reproduction.structure import Structure, structure_of
 from reproduction.systems import build_system
+from reproduction.text_table import TextTable, footnotes, print_text_table
+from reproduction.text_table import to_markdown as table_to_markdown
 from vitgraft import __version__
 from vitgraft.models.spec import ModelSpec
 from vitgraft.tools.count import count_macs, count_params
@@ -77,7 +77,7 @@ class Row:
 
     @property
     def within_tolerance(self) -> bool:
-        """Whether both counts agree with the print: parameters after its rounding, MAC as they are."""
+        """Whether both counts agree with the print: parameters beyond its rounding, MAC as they are."""
         printed = self.paper.params
         rounding = 0.5 * 10.0 ** -len(printed.partition(".")[2])
         miss = abs(self.cost.params / UNIT["params"] - float(printed)) - rounding
@@ -86,30 +86,27 @@ class Row:
 
 @dataclass(frozen=True)
 class StructureHere:
-    """A row of table 8 with what the model's modules say."""
+    """A row of table 8, and what is read off the model's modules."""
 
     paper: StructureRow
     here: Structure
 
     @property
+    def printed(self) -> Structure:
+        """What the paper prints."""
+        return Structure(self.paper.structure, self.paper.scales, self.paper.fusion)
+
+    @property
     def within_tolerance(self) -> bool:
-        """Whether both say the same."""
-        return self.here == Structure(self.paper.structure, self.paper.scales, self.paper.fusion)
+        """Whether both are the same."""
+        return self.here == self.printed
 
 
 @functools.cache
 def _cost(task: str, spec_text: str) -> Cost:
+    """Counts a model once per process."""
     model, size = build_system(task, ModelSpec.parse(spec_text), "meta")
     return Cost(count_params(model), count_macs(model, size))
-
-
-def cost_of(row: PaperRow, task: str = "classification") -> Cost:
-    """Counts the row's model, once per process.
-
-    Raises:
-        GraftError: an option of the row is not possible.
-    """
-    return _cost(task, str(row.spec))
 
 
 def count_table(
@@ -133,21 +130,21 @@ def count_table(
         scores = tuple(measured.scores.get((table.task, key, name)) for name in table.scores)
         mine, base = (measured.speeds.get((table.task, str(spec))) for spec in (row.spec, table.base_of(row)))
         ratio = mine.ratio_to(base) if mine and base else None
-        rows.append(Row(row, cost_of(row, table.task), scores, mine.median if mine else None, ratio))
+        rows.append(Row(row, _cost(table.task, str(row.spec)), scores, mine.median if mine else None, ratio))
     return rows
 
 
-def to_sheet(table: PaperTable | StructureTable, rows: list, where: str = "") -> Sheet:
+def to_text_table(table: PaperTable | StructureTable, rows: list, where: str = "") -> TextTable:
     """A table as texts; the rows out of tolerance are pointed at."""
     marks, notes = footnotes(row.paper.note for row in rows)
-    odd = frozenset(number for number, row in enumerate(rows) if not row.within_tolerance)
+    marked = frozenset(number for number, row in enumerate(rows) if not row.within_tolerance)
     title = f"Table {table.number}: {table.caption}"
     if isinstance(table, StructureTable):
         names = {"structure": "vertical structure", "scales": "scales per layer", "fusion": "fusion per layer"}
         texts = [[getattr(source, name) for name in names for source in (row.paper, row.here)] for row in rows]
         heads = [f"{name}\n{whose}" for name in names.values() for whose in ("paper", "here")]
         body = [[row.paper.label + mark, *cells] for row, mark, cells in zip(rows, marks, texts, strict=True)]
-        return Sheet(title, ["model", *heads], body, notes, odd)
+        return TextTable(title, ["model", *heads], body, notes, marked)
     units = {"params": "params (M)", "macs": "MAC (G)"}
     heads = ["model", *table.columns]
     heads += [f"{unit}\n{column}" for unit in units.values() for column in ("paper", "here", "diff")]
@@ -156,7 +153,7 @@ def to_sheet(table: PaperTable | StructureTable, rows: list, where: str = "") ->
     printed = any(row.paper.speed for row in rows)
     if scored:
         heads += [f"{name}\n{whose}" for name in table.scores for whose in ("paper", "here")]
-    else:  # one column says so for all
+    else:  # one column for all
         heads += [f"{name}\npaper" for name in table.scores]
         heads.append(f"{table.scores[0] if len(table.scores) == 1 else 'all scores'}\nhere")
     heads += ["images/s\npaper", "ratio\npaper"] if printed else []
@@ -169,7 +166,7 @@ def to_sheet(table: PaperTable | StructureTable, rows: list, where: str = "") ->
         paper = "; paper: on the authors' machine" if printed else ""
         ratio = f"ratio (median over rounds in turns): to {_base_label(table)}"
         notes = [f"images/s here: {_setting(table, where)}{paper}; {ratio}", *notes]
-    return Sheet(title, heads, body, notes, odd)
+    return TextTable(title, heads, body, notes, marked)
 
 
 def _cells(table: PaperTable, row: Row, scored: bool, printed: bool, timed: bool) -> list[str]:
@@ -213,25 +210,25 @@ PREFACE = """\
 
 What the paper prints, what is counted or measured here, and the difference. MAC are the paper's FLOPs, counted for one
 image of the model's size. A model in bold is out of tolerance (parameters: 1 % of the print beyond its rounding;
-MAC: 5 %), and its note says why, or that no reading of the paper explains it. Scores are measured where `results/` has
-runs of the model as the paper trains it (several: their mean),
+MAC: 5 %), and its note gives the reason, or that no reading of the paper explains it. Scores are measured where
+`results/` has runs of the model as the paper trains it (several: their mean),
 images/s in `results/bench_tables.json`. Made by `python -m reproduction tables --output docs/tables.md`.
 
 """
 
 
 def to_markdown(counted: Mapping[str, list], where: str = "") -> str:
-    """All tables as one Markdown text; `where` says what the speeds were measured on."""
-    sheets = (to_sheet(TABLES[number], rows, where) for number, rows in counted.items())
-    return PREFACE + "\n".join(sheet_to_markdown(sheet) for sheet in sheets)
+    """All tables as one Markdown text; `where` is what the speeds were measured on."""
+    tables = (to_text_table(TABLES[number], rows, where) for number, rows in counted.items())
+    return PREFACE + "\n".join(map(table_to_markdown, tables))
 
 
 def print_terminal(counted: Mapping[str, list], console, where: str = "") -> None:
     """Prints the tables through rich; a row out of tolerance is yellow."""
     for number, rows in counted.items():
-        sheet = to_sheet(TABLES[number], rows, where)
-        short = [heading.replace(" (M)", "").replace(" (G)", "") for heading in sheet.headings]
-        print_sheet(replace(sheet, headings=short), console)
+        table = to_text_table(TABLES[number], rows, where)
+        short = [heading.replace(" (M)", "").replace(" (G)", "") for heading in table.headings]
+        print_text_table(replace(table, headings=short), console)
     line = "params in 10^6, MAC in 10^9 (the paper's FLOPs), scores in %; yellow: out of tolerance, see the note"
     console.print(line, style="dim", highlight=False, soft_wrap=True)
 
@@ -285,12 +282,11 @@ def _record(table: PaperTable, row: Row) -> dict[str, Any]:
 
 def _structure_record(row: StructureHere) -> dict[str, Any]:
     paper = row.paper
-    printed = Structure(paper.structure, paper.scales, paper.fusion)
     return {
         "label": paper.label,
         "model": str(paper.spec),
-        "paper": printed.as_dict(),
-        "here": row.here.as_dict(),
+        "paper": asdict(row.printed),
+        "here": asdict(row.here),
         "within_tolerance": row.within_tolerance,
         "note": paper.note,
     }

@@ -7,7 +7,7 @@ from reproduction.paper import TABLES, PaperRow
 
 __all__ = ["FAMILIES", "GRAFTED", "draw_tradeoff", "rows_of"]
 
-# The families of tables 1 and 2 by the beginning of their rows' labels, each with the colour of its line.
+# The families of tables 1 and 2 by the beginning of their rows' labels, each with the color of its line.
 FAMILIES = {
     "PVT": "#7f7f7f",
     "PoolFormer": "#bcbd22",

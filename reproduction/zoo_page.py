@@ -16,8 +16,8 @@ import vitgraft
 from reproduction.vectors import VECTORS
 from vitgraft.errors import CommandError
 from vitgraft.machine import describe
+from vitgraft.terminal import markdown_table
 from vitgraft.tools.count import count_macs, count_params
-from vitgraft.tools.table import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "results" / "zoo_speed.json"
@@ -71,8 +71,8 @@ also where another shape has as many tokens (112 x 448), where the authors leave
 | T2T-ViT | `img_size`; any with `dynamic_img_size=True`, as timm's ViT; `model.set_input_size(...)` changes it |
 | ViL | `img_size`, from 32 x 32 up; `model.set_input_size(...)` changes it |
 
-`load_official` resizes position embeddings and tables of a checkpoint that was trained at another size, and says so.
-Another size than the model takes is an error that says what would work.
+`load_official` resizes position embeddings and tables of a checkpoint that was trained at another size, with a note.
+Another size than the model takes is an error that names what would work.
 
 Features: PVT, RegionViT and ViL give a map per stage; T2T-ViT gives its blocks' maps at stride 16, as timm's ViT does.
 RegionViT's maps are its local tokens; its classifier reads the regional ones.

@@ -1,11 +1,14 @@
-"""What is recorded of the machine and of the code."""
+"""What is recorded of the machine and of the code, and what times and memory are measured with."""
 
 import re
 import subprocess
 
 import torch
+from torch import nn
 
 from vitgraft import machine
+
+CPU = torch.device("cpu")
 
 
 def test_the_commit_is_that_of_the_clone_and_marks_changed_files(tmp_path, monkeypatch):
@@ -31,5 +34,27 @@ def test_the_commit_is_that_of_the_clone_and_marks_changed_files(tmp_path, monke
 
 
 def test_description_of_a_cpu():
-    found = machine.describe(torch.device("cpu"))
+    found = machine.describe(CPU)
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads() and found["device_name"]
+
+
+def test_cpu_peak_is_what_is_held_at_once():
+    def step() -> None:
+        first = torch.ones(2**18)
+        second = torch.ones(2**18)
+        del first, second
+        torch.ones(2**18)
+
+    assert machine.cpu_peak_bytes(step) == 2**21
+
+
+def test_cpu_peak_of_a_linear_layer():
+    layer, x = nn.Linear(256, 1024, bias=False), torch.ones(64, 256)
+    with torch.no_grad():
+        assert machine.cpu_peak_bytes(lambda: layer(x)) == 64 * 1024 * 4
+
+
+def test_rates_and_times():
+    assert machine.matmul_rate(CPU, torch.float32, seconds=0.001) > 1e8
+    calls = []
+    assert machine.timed(lambda: calls.append(1), 3, CPU) > 0 and len(calls) == 3

@@ -14,8 +14,6 @@ import torch
 
 from vitgraft._version import __version__
 
-MIB = 2**20
-
 
 def device_name(device: torch.device) -> str:
     """The product name of a GPU, or of the CPU as the operating system gives it."""

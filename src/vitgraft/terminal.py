@@ -1,7 +1,7 @@
-"""Where commands write: the terminal through rich or as plain lines, files, and a progress bar."""
+"""Where commands write: lines and tables in the terminal, files, Markdown, and a progress bar."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vitgraft.errors import MissingExtraError
@@ -28,6 +28,55 @@ def print_whole(out, table) -> None:
     out.width = max(width, Measurement.get(out, out.options.update(max_width=1000), table).maximum)
     out.print(table)
     out.width = width
+
+
+def print_table(
+    out,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: Collection[int] = (0,),
+    styles: Mapping[int, str] | None = None,
+    max_widths: Mapping[int, int] | None = None,
+    title: str | None = None,
+) -> None:
+    """Prints rows of texts through rich.
+
+    Args:
+        out: A `rich.console.Console`.
+        headings: One for each column; a heading may have two lines.
+        rows: As many texts each.
+        left: Numbers of the columns that are flush left; the others are flush right.
+        styles: Of rows, by their number.
+        max_widths: Of columns that may be wrapped, by their number.
+        title: A line above.
+    """
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = escape(title) if title else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        width = (max_widths or {}).get(number)
+        justify = "left" if number in left else "right"
+        table.add_column(heading, justify=justify, no_wrap=width is None, max_width=width)
+    for number, row in enumerate(rows):
+        table.add_row(*map(escape, row), style=(styles or {}).get(number, ""))
+    print_whole(out, table)
+
+
+def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: Collection[int] | None = None) -> str:
+    """A Markdown table; lines of a heading are joined by a space.
+
+    Args:
+        headings: One for each column.
+        rows: As many texts each.
+        left: Numbers of the columns that are flush left; None: all.
+    """
+    headings = [heading.replace("\n", " ") for heading in headings]
+    rules = ["---" if left is None or number in left else "---:" for number in range(len(headings))]
+    cells = [[text.replace("|", "\\|") for text in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (headings, rules, *cells))
 
 
 class Progress:
@@ -58,7 +107,7 @@ class Progress:
 
         def step(text: str) -> None:
             nonlocal started
-            # told at the start of each piece of work, so that the one before is what is done
+            # called at the start of each piece of work: what is done is the one before
             self.bar.update(task, advance=1 if started else 0, description=text.replace("[", "\\["))
             started = True
 
@@ -67,15 +116,6 @@ class Progress:
     def __exit__(self, *_) -> None:
         if self.bar is not None:
             self.bar.stop()
-
-
-def show(path: Path | None, printer: Callable, width: int = 120) -> None:
-    """Calls `printer(console)` for the terminal, or for a text file of lines of `width`."""
-    if path is None:
-        printer(console())
-        return
-    with path.open("w", encoding="utf-8") as file:
-        printer(console(file=file, width=width))
 
 
 def write(path: Path | None, text: str) -> None:

@@ -28,7 +28,7 @@ from PIL import Image
 from vitgraft.metrics.base import most_confused
 from vitgraft.metrics.classification import ClassificationMetrics
 from vitgraft.metrics.figures import confusion_figure, reliability_figure
-from vitgraft.metrics.report_writer import print_report, unused_stem, write_report
+from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.terminal import console
 
 
@@ -175,10 +175,3 @@ def test_table_shows_the_weakest_of_many_classes():
     weakest = int(np.nanargmin(report.class_accuracy))
     text = printed(report, names(100))
     assert "the 10 weakest of 100 classes" in text and f"class {weakest} " in text
-
-
-def test_no_two_files_of_one_name():
-    """Endings and folders differ, a name may look like a numbered one, and some systems do not tell A from a."""
-    used: set[str] = set()
-    images = ["x/a.jpg", "x/a.png", "x/a_2.jpg", "y/a.jpg", "x/A.jpg", "b.tif"]
-    assert [unused_stem(name, used) for name in images] == ["a", "a_2", "a_2_2", "a_3", "A_4", "b"]

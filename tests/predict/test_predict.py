@@ -18,7 +18,7 @@ from vitgraft.errors import ImageError
 from vitgraft.predict.base import Prediction
 from vitgraft.predict.classification import Classifier
 from vitgraft.predict.load import open_model
-from vitgraft.predict.run import predictions
+from vitgraft.predict.run import predictions, unused_stem
 from vitgraft.predict.writers import CsvWriter, HtmlWriter
 
 
@@ -216,7 +216,8 @@ def test_table_in_the_terminal(capsys, tmp_path, photos):
     assert "broken.png" in out
 
 
-def test_help_has_examples(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        predict(capsys, "--help")
-    assert "vitgraft predict --ckpt runs/NAME photos/" in capsys.readouterr().out
+def test_no_two_files_of_one_name():
+    """Endings and folders differ, a name may look like a numbered one, and some systems take A and a for one name."""
+    used: set[str] = set()
+    images = ["x/a.jpg", "x/a.png", "x/a_2.jpg", "y/a.jpg", "x/A.jpg", "b.tif"]
+    assert [unused_stem(name, used) for name in images] == ["a", "a_2", "a_2_2", "a_3", "A_4", "b"]

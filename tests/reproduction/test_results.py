@@ -60,8 +60,12 @@ def test_seeds_are_put_together_and_recipes_kept_apart(tmp_path):
 def test_evaluations_of_a_checkpoint_stand_beside_the_last_one(tmp_path):
     runs = [make_run(tmp_path / f"run{seed}", seed) for seed in (0, 1)]
     for number, run in enumerate(runs):
-        for place, more in (("test", {}), ("validate_ema", {"limited": "only a part of the set was measured"})):
-            values = {"metrics": {"top1": 0.25 * (1 + number), "top5": 0.8}, "checkpoint": "/x/best.ckpt", **more}
+        for place, more in (("test", {}), ("validate_ema", {"limited": "only a part of the dataset was measured"})):
+            values = {
+                "metrics": {"top1": 0.25 * (1 + number), "top5": 0.8, "ece": None},
+                "checkpoint": "/x/best.ckpt",
+                **more,
+            }
             (run / place).mkdir()
             (run / place / "metrics.json").write_text(json.dumps({**values, "weights": "raw", "split": "test"}))
     first = read_record(runs[0])["evaluations"]

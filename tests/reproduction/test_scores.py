@@ -5,7 +5,8 @@ import json
 import pytest
 
 from reproduction.paper import TABLES
-from reproduction.scores import MULTISCALE, architecture_of, read_scores
+from reproduction.scores import architecture_of, read_scores
+from vitgraft.models.sliding_window import MULTI_SCALE
 from vitgraft.models.spec import ModelSpec
 
 DEIT, SWIN = "graft_deit_tiny_patch16_224", "graft_swin_tiny_patch4_window7_224"
@@ -43,13 +44,13 @@ def test_detection_by_schedule_and_segmentation_by_scales(tmp_path):
         metrics = {"box_ap": ap, "mask_ap": ap - 3}
         _write(tmp_path, **run, metrics=metrics, recipe={"trainer": {"max_epochs": epochs}})
     run = {"kind": "segmentation", "dataset": "ade20k", "model": SWIN, "model_options": {"graft": {"blocks": []}}}
-    for scales, flip, miou in (([1.0], False, 44.0), (MULTISCALE, True, 45.5), ([1.0, 2.0], False, 99.0)):
+    for scales, flip, miou in (([1.0], False, 44.0), (list(MULTI_SCALE), True, 45.5), ([1.0, 2.0], False, 99.0)):
         recipe = {"model": {"init_args": {"scales": scales, "flip": flip}}}
         _write(tmp_path, **run, metrics={"miou": miou}, recipe=recipe)
     several = {
         "metrics": {"miou": 45.75},
         "checkpoint": "last.ckpt",
-        "inference": {"scales": MULTISCALE, "flip": True},
+        "inference": {"scales": list(MULTI_SCALE), "flip": True},
     }
     recipe = {"model": {"init_args": {}}}
     _write(tmp_path, **run, metrics={"miou": 44.1}, recipe=recipe, evaluations={"validate_multi_scale": several})
@@ -67,7 +68,7 @@ def test_detection_by_schedule_and_segmentation_by_scales(tmp_path):
 
 
 def test_a_score_is_of_the_end_of_a_run_not_the_best_of_its_evaluations(tmp_path):
-    at_one, at_six = {"scales": [1.0], "flip": False}, {"scales": MULTISCALE, "flip": True}
+    at_one, at_six = {"scales": [1.0], "flip": False}, {"scales": list(MULTI_SCALE), "flip": True}
     run = {"kind": "segmentation", "dataset": "ade20k", "model": SWIN, "recipe": {"model": {"init_args": {}}}}
     evaluations = {
         "validate": {"metrics": {"miou": 46.0}, "checkpoint": "best.ckpt", "inference": at_one},

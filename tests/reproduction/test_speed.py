@@ -26,9 +26,9 @@ def record(monkeypatch):
     small = BenchConfig(batch_size=2, rounds=3, round_seconds=0.01, memory=False)
     monkeypatch.setattr(speed, "CONFIG", small)
     monkeypatch.setattr(speed, "DENSE_CONFIG", BenchConfig(batch_size=1, rounds=2, round_seconds=0.01, memory=False))
-    told = []
-    measured = measure_speeds(told.append)
-    assert len(told) == speed_reports() == 2 * 4 + 3
+    lines = []
+    measured = measure_speeds(lines.append)
+    assert len(lines) == speed_reports() == 2 * 4 + 3
     return json.loads(json.dumps(measured))
 
 

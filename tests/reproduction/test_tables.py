@@ -195,24 +195,23 @@ def test_measured_scores_and_speeds_fill_their_columns():
     }
     found = Measured({("classification", grafted, "top-1"): 75.94}, speeds, "a chip, 2 threads, float32, batch 8")
     rows = count_table(TABLES["2"], found)
-    sheet = tables.to_sheet(TABLES["2"], rows, found.where)
-    assert sheet.headings[-4:] == ["top-1\npaper", "top-1\nhere", "images/s\nhere", "ratio\nhere"]
-    assert sheet.rows[-1][-4:] == ["76.1", "75.9", "90", "0.90"]
-    assert sheet.rows[0][-4:] == ["72.2", "not measured", "100", "1.00"]
-    assert sheet.rows[2][-4:] == ["75.1", "not measured", "not measured", "-"]
-    assert sheet.notes[0].startswith("images/s here: a chip, 2 threads, float32, batch 8; ratio (median over rounds")
+    table = tables.to_text_table(TABLES["2"], rows, found.where)
+    assert table.headings[-4:] == ["top-1\npaper", "top-1\nhere", "images/s\nhere", "ratio\nhere"]
+    assert table.rows[-1][-4:] == ["76.1", "75.9", "90", "0.90"]
+    assert table.rows[0][-4:] == ["72.2", "not measured", "100", "1.00"]
+    assert table.rows[2][-4:] == ["75.1", "not measured", "not measured", "-"]
+    assert table.notes[0].startswith("images/s here: a chip, 2 threads, float32, batch 8; ratio (median over rounds")
 
 
 def test_printed_speeds_have_a_ratio_of_their_own():
     table = PaperTable("5", "x", TABLES["5"].rows[2:4], TABLES["5"].base)
-    first, second = tables.to_sheet(table, count_table(table)).rows
+    first, second = tables.to_text_table(table, count_table(table)).rows
     assert first[-3:] == ["3143", "1.00", "not measured"] and second[-3:] == ["2890", "0.92", "not measured"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--table", "9"], "--table 9: there are 1, 2, 3, 4, 5, 6, 7, 8, A"),
         (["--bench", "missing.json"], "missing.json: not a file that vitgraft bench --output wrote"),
         (["--speed", "--bench", "missing/x.json"], "the folder missing does not exist"),
         (["--speed", "--device", "cuda:99"], "cuda:99"),

@@ -65,17 +65,18 @@ def run(request, tmp_path):
     return tmp_path / "run", options
 
 
-@pytest.mark.parametrize("weights", [None, "raw", "ema"])
-def test_run_loads_in_another_process(run, tmp_path, weights, capsys):
+one_run = pytest.mark.parametrize("run", ["no grafts"], indirect=True)
+
+
+def test_run_loads_in_another_process(run, tmp_path, capsys):
     folder, options = run
-    words = ["--weights", weights] if weights else []
-    assert cli.main(["export", str(folder), str(tmp_path / "out"), *words]) == 0
+    assert cli.main(["export", str(folder), str(tmp_path / "out")]) == 0
     assert "local-dir:" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     config, tensors = ((tmp_path / "out" / name).stat().st_mode for name in ("config.json", "model.safetensors"))
     assert tensors == config
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["vitgraft"]["weights"] == (weights or "ema")
+    assert config["vitgraft"]["weights"] == "ema"
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert "patch_embed.proj.weight" in file.keys()  # noqa: SIM118  no mapping
     done = subprocess.run(
@@ -88,11 +89,19 @@ def test_run_loads_in_another_process(run, tmp_path, weights, capsys):
     assert seen["labels"] == options["class_names"]
     for name, value in options["data_config"].items():
         assert seen["config"][name] == value, name
-    expected = open_model(folder, weights or "ema").model
+    expected = open_model(folder, "ema").model
     images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), expected(images))
     assert open_model(tmp_path / "out").class_names == ("ant", "bee", "cat")
+
+
+@one_run
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_the_weights_of_an_export(run, tmp_path, weights):
+    assert hub.export_run(run[0], tmp_path / "out", weights).weights == weights
+    exported, expected = open_model(tmp_path / "out").model, open_model(run[0], weights).model
+    assert torch.equal(exported.head.weight, expected.head.weight)
 
 
 def test_export_of_a_model_by_name(tmp_path, capsys):
@@ -101,12 +110,14 @@ def test_export_of_a_model_by_name(tmp_path, capsys):
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 5
 
 
+@one_run
 def test_run_as_onnx(run, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     assert cli.main(["export", str(run[0]), str(tmp_path / "a.onnx"), "--weights", "raw"]) == 0
     assert "raw weights of" in capsys.readouterr().out
 
 
+@one_run
 def test_what_is_refused(run, tmp_path, capsys):
     folder, _ = run
     for words, message in (

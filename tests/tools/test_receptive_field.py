@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import vitgraft
-from vitgraft.tools.receptive_field import effective_receptive_field, erf_area
+from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 WINDOW = {"backbone_attention": "window", "window_size": 2}
 
@@ -21,16 +21,21 @@ def _images() -> torch.Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+def field_of(model, module, images) -> torch.Tensor:
+    (field,) = effective_receptive_fields(model, [module], images)
+    return field
+
+
 def test_windows_reach_their_window_full_attention_and_grafts_the_whole_image():
     full, windows = _vit(), vitgraft.graft(_vit(), blocks=(), **WINDOW)
     grafted = vitgraft.graft(_vit(), **WINDOW)
-    field = effective_receptive_field(windows, windows.blocks[1], _images())
+    field = field_of(windows, windows.blocks[1], _images())
     # the centre token (4, 4) of 8 x 8 lies in the window of tokens 4 and 5, pixels 16 to 23
     assert field[16:24, 16:24].min() > 0
     field[16:24, 16:24] = 0
     assert field.max() == 0
     for model in (full, grafted):
-        assert effective_receptive_field(model, model.blocks[1], _images()).min() > 0
+        assert field_of(model, model.blocks[1], _images()).min() > 0
 
 
 def test_convolution_reaches_its_kernel_and_the_largest_value_is_one():
@@ -43,7 +48,7 @@ def test_convolution_reaches_its_kernel_and_the_largest_value_is_one():
             return self.last(self.conv(x).permute(0, 2, 3, 1))  # (B, H, W, C)
 
     net = Net()
-    field = effective_receptive_field(net, net.last, torch.randn(3, 3, 12, 10))
+    field = field_of(net, net.last, torch.randn(3, 3, 12, 10))
     assert field.shape == (12, 10) and field.max() == 1
     inside = torch.zeros(12, 10, dtype=torch.bool)
     inside[4:9, 3:8] = True  # 5 x 5 about the centre (6, 5)
@@ -54,7 +59,7 @@ def test_convolution_reaches_its_kernel_and_the_largest_value_is_one():
 
 def test_model_and_images_are_left_as_they_were():
     model, images = _vit().train(), _images()
-    effective_receptive_field(model, model.blocks[0], images)
+    field_of(model, model.blocks[0], images)
     assert model.training and not images.requires_grad
     assert all(p.grad is None for p in model.parameters())
     assert not model.blocks[0]._forward_hooks
@@ -63,7 +68,7 @@ def test_model_and_images_are_left_as_they_were():
 def test_works_under_no_grad():
     model = _vit()
     with torch.no_grad():
-        assert effective_receptive_field(model, model.blocks[0], _images()).max() == 1
+        assert field_of(model, model.blocks[0], _images()).max() == 1
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_works_under_no_grad():
 def test_modules_without_a_grid_are_refused(pick, message):
     model = _vit(class_token=True, global_pool="token")
     with pytest.raises(ValueError, match=message):
-        effective_receptive_field(model, pick(model), _images())
+        field_of(model, pick(model), _images())
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vitgraft.errors import CommandError, TrainingError, VitgraftError
-from vitgraft.terminal import show, write
+from vitgraft.terminal import console, write
 
 FORMATS = ("terminal", "markdown", "json")
 
@@ -26,7 +26,7 @@ def make_parser(prog: str, text: str):
         prog=prog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=text,
-        epilog=f"{prog} COMMAND --help says more and shows examples.",
+        epilog=f"{prog} COMMAND --help shows more, and examples.",
     )
     return parser, parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
@@ -72,8 +72,11 @@ def print_as(args: argparse.Namespace, terminal: Callable, markdown: Callable, v
     """Writes the results of a command in the format that is set, to the terminal or to the file."""
     suffixes = {".md": "markdown", ".json": "json"}
     chosen = args.format or (suffixes.get(args.output.suffix, "terminal") if args.output else "terminal")
-    if chosen == "terminal":
-        show(args.output, terminal)
+    if chosen == "terminal" and args.output:
+        with args.output.open("w", encoding="utf-8") as file:
+            terminal(console(file=file, width=120))
+    elif chosen == "terminal":
+        terminal(console())
     elif chosen == "markdown":
         write(args.output, markdown())
     else:

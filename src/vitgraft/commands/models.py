@@ -194,8 +194,8 @@ def _export(args: argparse.Namespace) -> int:
         options = {**spec.options, **({"img_size": args.img_size} if args.img_size else {})}
         options = {name: value for name, value in options.items() if name not in ("num_classes", "checkpoint_path")}
         name, arguments = hub.architecture_of(spec.name, options)
-        said = f"of {args.checkpoint}" if args.checkpoint else "random"
-        done = hub.export_hub(model, args.output, name, arguments, model_preprocessing(model), (), said)
+        weights = f"of {args.checkpoint}" if args.checkpoint else "random"
+        done = hub.export_hub(model, args.output, name, arguments, model_preprocessing(model), weights=weights)
     print(f"{done.path}: {done.architecture}, {done.num_classes} classes, weights: {done.weights}; loads as\n"
           f'  import timm, vitgraft\n  timm.create_model("local-dir:{done.path}", pretrained=True)')  # fmt: skip
     return 0

@@ -1,4 +1,4 @@
-"""What metrics and reports of all tasks share: the interface of the report writer, and helpers."""
+"""The base of the metrics and reports of all tasks: the interface of the report writer, and helpers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 from vitgraft.atomic import atomic_write
 from vitgraft.metrics.base import Report, most_confused, percent
 from vitgraft.metrics.figures import save_figure
-from vitgraft.terminal import print_whole
+from vitgraft.terminal import markdown_table, print_table
 
-__all__ = ["print_report", "unused_stem", "write_report"]
+__all__ = ["print_report", "write_report"]
 
 SHOWN_CLASSES = 20  # more classes than these: the weakest 10 in the terminal
 SHOWN_NAMES = 20  # of absent classes
@@ -71,7 +70,8 @@ def write_report(
         **report.files(),
     }
     for name, text in texts.items():
-        replace_text(folder / name, text)
+        with atomic_write(folder / name) as file:
+            file.write(text)
     figures = report.figures(class_names, title)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
@@ -105,16 +105,12 @@ def print_report(console: Any, report: Report, class_names: Sequence[str], title
 
 
 def _print_table(console: Any, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    print_table(console, headings, rows, _left(headings), title=title)
 
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in headings:
-        table.add_column(name, justify="left" if name in LEFT else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    print_whole(console, table)
+
+def _left(headings: Sequence[str]) -> set[int]:
+    """The columns of text, which are flush left."""
+    return {number for number, heading in enumerate(headings) if heading in LEFT}
 
 
 def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any], title: str) -> str:
@@ -130,9 +126,7 @@ def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any
 
 
 def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---" if name in LEFT else "---:" for name in headings]]
-    lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(headings, rows, _left(headings)).rstrip("\n")
 
 
 def _class_table(report: Report, rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -177,26 +171,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
-
-
-def unused_stem(name: str, used: set[str]) -> str:
-    """A file name without ending for what is written about image file `name`; images of several folders and endings
-    may share one, and some systems do not tell A from a.
-
-    Args:
-        name: The image's path.
-        used: Names given so far, to which this one is added.
-    """
-    plain = stem = os.path.splitext(os.path.basename(name))[0]
-    number = 1
-    while stem.casefold() in used:
-        number += 1
-        stem = f"{plain}_{number}"
-    used.add(stem.casefold())
-    return stem
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(text)

@@ -1,4 +1,4 @@
-"""What the three predictors share: a model with all that its predictions need, usable without Lightning."""
+"""The base of the three predictors: a model with all that its predictions need, usable without Lightning."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +129,7 @@ class Predictor:
     # what is written and shown
 
     def metadata(self) -> dict[str, Any]:
-        """What a file of predictions says about the model."""
+        """The model as a file of predictions describes it."""
         return {"model": self.source, "weights": self.weights, "preprocessing": asdict(self.preprocessing)}
 
     def columns(self) -> list[str]:
@@ -185,6 +185,7 @@ def class_names_of(hyper_parameters: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(hyper_parameters.get("class_names") or map("class {}".format, range(hyper_parameters["num_classes"])))
 
 
-def short_name(name: str) -> str:
-    """A class name that lists synonyms, as ImageNet's and ADE20K's do: the first of them."""
-    return name.split(",")[0].strip() or name
+def short_name(name: str, longest: int | None = None) -> str:
+    """The first of the synonyms that a class name of ImageNet or ADE20K lists, cut to `longest` characters."""
+    name = name.split(",")[0].strip() or name
+    return name if longest is None or len(name) <= longest else name[: longest - 1] + "…"

@@ -18,7 +18,7 @@ __all__ = ["Classifier"]
 
 @dataclass
 class Classifier(Predictor):
-    """A classifier; see `Predictor`. `predict` returns float32 (C,) probabilities for each image.
+    """A `Predictor` of classes: `predict` returns float32 (C,) probabilities for each image.
 
     Attributes:
         model: Images (B, 3, H, W) -> logits (B, C).
@@ -66,7 +66,7 @@ class Classifier(Predictor):
         return [(int(i), self.class_names[i], float(one.result[i])) for i in order]
 
     def metadata(self) -> dict[str, Any]:
-        """What a file of predictions says about the model."""
+        """The model as a file of predictions describes it."""
         return {**super().metadata(), "top": min(self.top, len(self.class_names))}
 
     def columns(self) -> list[str]:

@@ -22,7 +22,7 @@ __all__ = ["Detector"]
 
 @dataclass
 class Detector(Predictor):
-    """A detector; see `Predictor`. `predict` returns, for each image, a dict of what was detected by descending score.
+    """A `Predictor` of objects: `predict` returns a dict for each image, by descending score.
 
     `boxes` float32 (N, 4), x0, y0, x1, y1 in pixels of the image, `scores` float32 (N,), `labels` int64 (N,), 1 to C,
     and `masks` bool (N, H, W) where the model has them. What is not finite is left out.

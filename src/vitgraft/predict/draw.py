@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from vitgraft.predict.base import short_name
+
 __all__ = ["draw_classes", "draw_detections", "overlay", "palette", "resized"]
 
 SHORTEST_SIDE = 480  # images are enlarged to this, or the names would be larger than the objects
@@ -105,7 +107,9 @@ def draw_classes(image: Image.Image, classes: np.ndarray, class_names: Sequence[
     colors = palette(len(class_names))
     pixels = np.bincount(classes.reshape(-1), minlength=len(class_names))
     order = [int(i) for i in np.argsort(-pixels[: len(class_names)], kind="stable") if pixels[i]]
-    rows = [(tuple(colors[i].tolist()), _shortened(class_names[i]), pixels[i]) for i in order[:MOST_CLASSES]]
+    rows = [
+        (tuple(colors[i].tolist()), short_name(class_names[i], LONGEST_NAME), pixels[i]) for i in order[:MOST_CLASSES]
+    ]
     if more := order[MOST_CLASSES:]:
         rows.append((None, f"{len(more)} more classes", pixels[more].sum()))
     if ignored := pixels[len(class_names) :].sum():
@@ -141,7 +145,7 @@ def draw_detections(
         drawn = overlay(drawn, _regions(masks, drawn.size), colors, alpha=0.45)
     if len(labels):
         # a single class is named beside the image
-        names = ["" if len(class_names) == 1 else _shortened(class_names[label - 1]) for label in labels]
+        names = ["" if len(class_names) == 1 else short_name(class_names[label - 1], LONGEST_NAME) for label in labels]
         texts = [f"{name} {score:.0%}".strip() for name, score in zip(names, scores, strict=True)]
         texts = [text if number < MOST_NAMED else None for number, text in enumerate(texts)]
         scale = [drawn.width / image.width, drawn.height / image.height] * 2
@@ -158,7 +162,7 @@ def draw_detections(
             fill_labels=True,
         )
         drawn = to_pil_image(pixels)
-    counts = Counter(_shortened(class_names[label - 1]) for label in labels).most_common()
+    counts = Counter(short_name(class_names[label - 1], LONGEST_NAME) for label in labels).most_common()
     rows = [(None, name, str(count)) for name, count in counts[:MOST_CLASSES]]
     if more := counts[MOST_CLASSES:]:
         rows.append((None, f"{len(more)} more classes", str(sum(count for _, count in more))))
@@ -211,12 +215,6 @@ def _font_file() -> str | None:
 
 def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
     return ImageFont.truetype(file, size) if (file := _font_file()) else ImageFont.load_default(size)
-
-
-def _shortened(name: str) -> str:
-    """ADE20K's names list synonyms: the first of them, cut where it is still too long."""
-    name = name.split(",")[0].strip() or name
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _percent(fraction: float) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,12 @@ from vitgraft.data.decode import decode_image
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.open import open_files
 from vitgraft.errors import CommandError, ImageError
-from vitgraft.metrics.report_writer import unused_stem
 from vitgraft.predict.base import Prediction, Predictor
 from vitgraft.predict.load import PREDICTORS, open_model
 from vitgraft.predict.writers import WRITERS, HtmlWriter
-from vitgraft.terminal import Progress, console, print_whole
+from vitgraft.terminal import Progress, console, print_table
 
-__all__ = ["predictions", "run"]
+__all__ = ["predictions", "run", "unused_stem"]
 
 SHOWN = 40  # rows in the terminal
 ERRORS_SHOWN = 20
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     done = len(source) - len(errors)
     files = [*args.output, *([args.html] if args.html else []), *([args.pictures] if args.pictures and done else [])]
     if not files:
-        _show(shown)
+        print_table(console(), ("image", "size", "prediction"), shown, (0, 1, 2))
     usual = predictor.summary(counts) if done else ""
     print(f"{done} image{'' if done == 1 else 's'} predicted by {predictor.source}{': ' + usual if usual else ''}")
     for path in files:
@@ -173,17 +173,21 @@ def run(args: argparse.Namespace) -> int:
     return 0 if done else 1
 
 
-def _show(rows: list[tuple[str, str, str]]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+def unused_stem(name: str, used: set[str]) -> str:
+    """A file name without ending for what is written about image file `name`; images of several folders and endings
+    may share one, and some systems take A and a for one name.
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for heading in ("image", "size", "prediction"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    print_whole(console(), table)
+    Args:
+        name: The image's path.
+        used: Names given so far, to which this one is added.
+    """
+    plain = stem = Path(name).stem
+    number = 1
+    while stem.casefold() in used:
+        number += 1
+        stem = f"{plain}_{number}"
+    used.add(stem.casefold())
+    return stem
 
 
 def _reason(error: Exception) -> str:

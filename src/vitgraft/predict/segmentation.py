@@ -31,7 +31,7 @@ VALUES_OF_MODEL = 64  # of a pixel, at least: UperNet on Swin-T takes 1.9 kB for
 
 @dataclass
 class Segmenter(Predictor):
-    """A segmenter; see `Predictor`. `predict` returns the class of each pixel, uint8 (H, W): 0 to C - 1, 255: none.
+    """A `Predictor` of label maps: `predict` returns the class of each pixel, uint8 (H, W): 0 to C - 1, 255: none.
 
     Attributes:
         model: Images (B, 3, H, W) -> logits (B, C, H, W).
@@ -66,8 +66,9 @@ class Segmenter(Predictor):
     def of_run(cls, hyper_parameters: Mapping[str, Any]) -> Self:
         """The segmenter of a run's options, inferred as in its evaluation; its weights are loaded afterwards."""
         h = hyper_parameters
-        names = {"head_channels": "channels", "pool_scales": "pool_scales", "dropout": "dropout"}
-        options = {own: h[name] for name, own in (names | {"aux_channels": "aux_channels"}).items() if name in h}
+        options = {name: h[name] for name in ("pool_scales", "dropout", "aux_channels") if name in h}
+        if "head_channels" in h:
+            options["channels"] = h["head_channels"]
         if h.get("aux_weight", 1) <= 0:
             options["aux_channels"] = None
         backbone = feature_backbone(build_backbone(h["model"], h.get("model_kwargs"), h.get("graft")))
@@ -119,7 +120,7 @@ class Segmenter(Predictor):
         return resize_labels(found, size).cpu().numpy()
 
     def metadata(self) -> dict[str, Any]:
-        """What a file of predictions says about the model and its inference."""
+        """The model and its inference as a file of predictions describes them."""
         inference = {name: getattr(self, name) for name in ("window", "stride", "scales", "flip")}
         return {**super().metadata(), "inference": inference}
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from vitgraft.errors import CommandError
 from vitgraft.machine import cpu_peak_bytes, describe, matmul_rate, synchronize, timed
 from vitgraft.models.spec import ModelSpec, input_size_of
+from vitgraft.terminal import print_table
 from vitgraft.tools.count import count_macs, count_params
-from vitgraft.tools.table import print_table
 from vitgraft.weights.create import create_at
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

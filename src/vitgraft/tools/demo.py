@@ -2,11 +2,12 @@
 
 Full attention, windows only, and windows with grafts: the question of the paper's section 3.1, at a size that a laptop
 trains in minutes. Small digits of one class lie on the left of a scene and of another on the right; the large digit in
-the middle, 0 or 1, says which side is the label.
+the middle, 0 or 1, selects the side of the label.
 """
 
 import json
 import logging
+import statistics
 import time
 import warnings
 from dataclasses import asdict
@@ -19,11 +20,10 @@ from torch import nn
 from vitgraft.data.digits import DigitScenes
 from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import graft
-from vitgraft.machine import describe
-from vitgraft.terminal import console
+from vitgraft.machine import describe, timed
+from vitgraft.terminal import console, print_table
 from vitgraft.tools.count import count_macs, count_params
 from vitgraft.tools.demo_page import HEADINGS, DemoOptions, DemoResult, write_demo_report
-from vitgraft.tools.table import print_table
 
 __all__ = ["MODELS", "DemoOptions", "DemoResult", "build_model", "run_demo"]
 
@@ -66,11 +66,10 @@ def _throughput(models: dict[str, nn.Module], images: torch.Tensor, rounds: int 
     with torch.inference_mode():
         for number in range(rounds + 1):
             for kind, model in models.items():
-                start = time.perf_counter()
-                model(images)
+                taken = timed(lambda: model(images), 1, images.device)  # noqa: B023
                 if number:  # the first round warms up
-                    seconds[kind].append(time.perf_counter() - start)
-    return {kind: len(images) / sorted(times)[len(times) // 2] for kind, times in seconds.items()}
+                    seconds[kind].append(taken)
+    return {kind: len(images) / statistics.median(times) for kind, times in seconds.items()}
 
 
 def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, options: DemoOptions) -> DemoResult:
@@ -175,7 +174,8 @@ def run_demo(
         results[kind].params = count_params(model)
         results[kind].macs = count_macs(model, (3, size, size))
         results[kind].images_per_second = speed[kind]
-    _print_table(out_console, results)
+    out_console.print("test scenes, equal steps", style="bold")
+    print_table(out_console, HEADINGS, [one.texts() for one in results.values()])
     record = {
         "what": "demo",
         "command": command or f"vitgraft demo --seed {options.seed}",
@@ -188,8 +188,3 @@ def run_demo(
         path = write_demo_report(out / "report.html", models, results, test, options, record)
         out_console.print(f"report: [bold]{path}[/bold] (opens from disk)")
     return results
-
-
-def _print_table(out: Any, results: dict[str, DemoResult]) -> None:
-    out.print("test scenes, equal steps", style="bold")
-    print_table(out, HEADINGS, [one.texts() for one in results.values()])

@@ -14,7 +14,7 @@ from torch import nn
 from vitgraft.data.digits import DigitScenes
 from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import grafts
-from vitgraft.tools.receptive_field import effective_receptive_field, erf_area
+from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,12 +92,12 @@ def _image(figure: "Figure", alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def _show(axis: Any, picture: Any, title: str, **options: Any) -> Any:
+def _show(axis: Any, image: Any, title: str, **options: Any) -> Any:
     """Draws an image without ticks."""
     axis.set_title(title, fontsize=options.pop("fontsize", 9))
     axis.set_xticks([])
     axis.set_yticks([])
-    return axis.imshow(picture, **options)
+    return axis.imshow(image, **options)
 
 
 def _smooth(curve: list[tuple[int, float]], window: int) -> tuple[list[int], list[float]]:
@@ -166,12 +166,14 @@ def _scales(model: nn.Module, image: torch.Tensor, scene: Any) -> str:
 
 
 def _receptive_fields(models: dict[str, nn.Module], images: torch.Tensor, block: int) -> tuple[str, dict[str, float]]:
-    fields = {kind: effective_receptive_field(model, model.blocks[block], images) for kind, model in models.items()}
+    fields = {
+        kind: effective_receptive_fields(model, [model.blocks[block]], images)[0] for kind, model in models.items()
+    }
     areas = {kind: erf_area(field) for kind, field in fields.items()}
     figure, (axes,) = _figure((11, 3.9), 1, len(fields))
     for axis, (kind, field) in zip(axes, fields.items(), strict=True):
-        picture, style = field.clamp_min(1e-4).log10().numpy(), {"cmap": "magma", "vmin": -4, "vmax": 0}
-        shown = _show(axis, picture, f"{kind}: covers {areas[kind]:.0%}", fontsize=10, **style)
+        image, style = field.clamp_min(1e-4).log10().numpy(), {"cmap": "magma", "vmin": -4, "vmax": 0}
+        shown = _show(axis, image, f"{kind}: covers {areas[kind]:.0%}", fontsize=10, **style)
     bar = figure.colorbar(shown, ax=axes, shrink=0.75, ticks=[-4, -3, -2, -1, 0])
     bar.ax.set_yticklabels(["0.0001", "0.001", "0.01", "0.1", "1"])
     bar.set_label("|gradient|, largest = 1", fontsize=9)
@@ -219,7 +221,7 @@ def write_demo_report(
 <h1>Windows, full attention, and a graft</h1>
 <p>Three small vision transformers learned the same scenes of real handwritten digits for {options.steps} steps of
 {options.batch_size} scenes. Small digits of one class lie on the left and of another on the right. The large digit in
-the middle says which side counts: 0 the left, 1 the right; the label is the digit of that side. A window of
+the middle selects the side that counts: 0 the left, 1 the right; the label is the digit of that side. A window of
 {options.window_size} x {options.window_size} tokens sees the small digits or a part of the large one, not both: a
 model of windows only can name the two candidates, and guess.</p>
 {_table(results)}

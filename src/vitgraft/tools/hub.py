@@ -33,19 +33,16 @@ class HubExport:
         architecture: timm's name of the model.
         weights: "raw", "ema", or what else they are.
         num_classes: Of the classifier.
-        difference: Largest difference of an output between the model and its export as timm loads it; 0.0, or the
-            export would have failed.
     """
 
     path: Path
     architecture: str
     weights: str
     num_classes: int
-    difference: float
 
 
 def export_run(source: str | Path, folder: str | Path, weights: str | None = None) -> HubExport:
-    """Exports a run with its class names, input size, colours and crop.
+    """Exports a run with its class names and preprocessing.
 
     Args:
         source: The run's folder (its best.ckpt, else last.ckpt) or one of its checkpoints.
@@ -113,11 +110,11 @@ def export_hub(
         save_for_hf(model, new, model_config=config, model_args=dict(arguments), safe_serialization=True)
         # safetensors makes its file for the owner alone; others may read it as they may the one beside it
         shutil.copymode(new / "config.json", new / "model.safetensors")
-        difference = _compare(model, new, preprocessing)
+        _compare(model, new, preprocessing)
         if folder.exists():
             folder.rmdir()
         shutil.move(new, folder)
-    return HubExport(folder, architecture, weights, model.num_classes, difference)
+    return HubExport(folder, architecture, weights, model.num_classes)
 
 
 def _config(
@@ -139,7 +136,8 @@ def _config(
     }
 
 
-def _compare(model: nn.Module, folder: Path, preprocessing: Preprocessing) -> float:
+def _compare(model: nn.Module, folder: Path, preprocessing: Preprocessing) -> None:
+    """Raises `CheckpointError` where what timm loads from the export is not the same model."""
     try:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except Exception as error:
@@ -154,4 +152,3 @@ def _compare(model: nn.Module, folder: Path, preprocessing: Preprocessing) -> fl
             f"the model that timm loads from the export differs: outputs by {difference:.1e}. Was the model made with "
             "options that are not in its recipe?"
         )
-    return difference

@@ -5,31 +5,26 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-__all__ = ["effective_receptive_field", "effective_receptive_fields", "erf_area"]
-
-
-def effective_receptive_field(model: nn.Module, module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Mean size of the gradient of the centre token of `module`'s output with respect to the input.
-
-    Args:
-        model: Runs on `images`.
-        module: A block or stage inside it whose output is (B, N, C) tokens of a square grid without prefix tokens, or a
-            (B, H, W, C) grid.
-        images: (B, 3, H, W).
-
-    Returns:
-        (H, W), not negative, largest value 1: |gradient| summed over channels, averaged over the images.
-
-    Raises:
-        ValueError: The module's output has no such layout, or it does not run.
-    """
-    return effective_receptive_fields(model, [module], images)[0]
+__all__ = ["effective_receptive_fields", "erf_area"]
 
 
 def effective_receptive_fields(
     model: nn.Module, modules: Sequence[nn.Module], images: torch.Tensor
 ) -> list[torch.Tensor]:
-    """`effective_receptive_field` of several modules, from one run of the model."""
+    """Mean size of the gradient of the centre token of each module's output with respect to the input.
+
+    Args:
+        model: Runs on `images`, once.
+        modules: Blocks or stages inside it whose output is (B, N, C) tokens of a square grid without prefix tokens, or
+            a (B, H, W, C) grid.
+        images: (B, 3, H, W).
+
+    Returns:
+        Of each module (H, W), not negative, largest value 1: |gradient| summed over channels, averaged over the images.
+
+    Raises:
+        ValueError: A module's output has no such layout, or it does not run.
+    """
     outputs: dict[nn.Module, torch.Tensor] = {}
     handles = [module.register_forward_hook(lambda m, _args, output: outputs.update({m: output})) for module in modules]
     training = model.training

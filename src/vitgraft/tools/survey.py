@@ -16,10 +16,10 @@ from torch import nn
 from vitgraft.errors import CommandError
 from vitgraft.grafting import graft, grafts
 from vitgraft.grafting.trace import find_targets, output_tensors
+from vitgraft.terminal import markdown_table, print_table
 from vitgraft.tools.survey_models import LIBRARIES, SmallModel, known_families
-from vitgraft.tools.table import markdown_table, print_table
 
-__all__ = ["FamilyResult", "check_names", "family_of", "print_terminal", "survey", "to_markdown", "try_model"]
+__all__ = ["FamilyResult", "check_names", "print_terminal", "survey", "to_markdown", "try_model"]
 
 NOT_INSTALLED = "the library is not installed"
 
@@ -45,14 +45,6 @@ class FamilyResult:
     def outcome(self) -> str:
         """In words."""
         return "grafted" if self.ok else f"no: {self.reason}"
-
-
-def family_of(model: nn.Module) -> str:
-    """timm's file of the model's class or of its nearest base class there; "" for a model from elsewhere."""
-    for cls in type(model).__mro__:
-        if cls.__module__.startswith("timm.models."):
-            return cls.__module__.rsplit(".", 1)[-1]
-    return ""
 
 
 def _output(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
@@ -171,5 +163,5 @@ def print_terminal(results: Sequence[FamilyResult], console) -> None:
         (one.library, one.family, one.model, count, one.outcome) for one, count in zip(results, counts, strict=True)
     ]
     dim = {number: "dim" for number, one in enumerate(results) if not one.ok}
-    print_table(console, ("library", "file", "tried with", "grafts", "result"), rows, 5, dim, {4: 60})
+    print_table(console, ("library", "file", "tried with", "grafts", "result"), rows, range(5), dim, {4: 60})
     console.print(f"{sum(one.ok for one in results)} of {len(results)} families grafted", highlight=False)

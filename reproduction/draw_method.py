@@ -1,4 +1,4 @@
-"""Draws docs/pictures/method.png: the tensors of one graft in stage 1 of Swin-T. Run: python docs/draw_method.py"""
+"""`python -m reproduction.draw_method`: docs/pictures/method.png, the tensors of one graft in stage 1 of Swin-T."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def main() -> None:
     ax.set_ylim(-1.2, 7.4)
     ax.set_aspect("equal")
     ax.axis("off")
-    out = Path(__file__).parent / "pictures" / "method.png"
+    out = Path(__file__).parents[1] / "docs" / "pictures" / "method.png"
     fig.savefig(out, bbox_inches="tight", facecolor="white")
     print(out)
 

@@ -3,28 +3,28 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vitgraft.tools.table import markdown_table, print_table
+from vitgraft.terminal import markdown_table, print_table
 
-__all__ = ["Sheet", "footnotes", "print_sheet", "to_markdown"]
+__all__ = ["TextTable", "footnotes", "print_text_table", "to_markdown"]
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table of texts.
+class TextTable:
+    """A table of texts with a title and notes.
 
     Attributes:
         title: Above it.
         headings: Of its columns; a heading may have two lines.
         rows: As many cells each.
         notes: Under it.
-        odd: Numbers of the rows to point at.
+        marked: Numbers of the rows to point at.
     """
 
     title: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
-    odd: frozenset[int] = field(default_factory=frozenset)
+    marked: frozenset[int] = field(default_factory=frozenset)
 
 
 def footnotes(notes: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -38,20 +38,20 @@ def footnotes(notes: Iterable[str]) -> tuple[list[str], list[str]]:
     return marks, [f"[{number}] {note}" for number, note in enumerate(numbered, 1)]
 
 
-def to_markdown(sheet: Sheet) -> str:
+def to_markdown(table: TextTable) -> str:
     """Heading, table and notes; the first cell of rows to point at is bold."""
     rows = [
-        [f"**{first}**" if number in sheet.odd else first, *others]
-        for number, (first, *others) in enumerate(sheet.rows)
+        [f"**{first}**" if number in table.marked else first, *others]
+        for number, (first, *others) in enumerate(table.rows)
     ]
-    notes = "\n".join(f"{note}  " for note in sheet.notes)
-    return f"## {sheet.title}\n\n{markdown_table(sheet.headings, rows)}\n{notes}".rstrip() + "\n"
+    notes = "\n".join(f"{note}  " for note in table.notes)
+    return f"## {table.title}\n\n{markdown_table(table.headings, rows)}\n{notes}".rstrip() + "\n"
 
 
-def print_sheet(sheet: Sheet, console) -> None:
+def print_text_table(table: TextTable, console) -> None:
     """Prints it through rich; rows to point at are yellow."""
-    console.print(sheet.title, style="bold", highlight=False, soft_wrap=True)
-    print_table(console, sheet.headings, sheet.rows, styles=dict.fromkeys(sheet.odd, "yellow"))
-    for note in sheet.notes:
+    console.print(table.title, style="bold", highlight=False, soft_wrap=True)
+    print_table(console, table.headings, table.rows, styles=dict.fromkeys(table.marked, "yellow"))
+    for note in table.notes:
         console.print(note, style="dim", highlight=False, soft_wrap=True, markup=False)
     console.print()

@@ -1,8 +1,8 @@
 """Draws images, labels and predictions with their legend beside each other, for the documentation.
 
-python docs/draw_segmentation.py RUN ROOT docs/pictures/segmentation.png --split validation --images 5 40 80
+python -m reproduction.draw_segmentation RUN ROOT docs/pictures/segmentation.png --split validation --images 5 40 80
 
-ROOT is a set in ADE20K's layout; without it ("-") the scenes of digits are drawn.
+ROOT is a dataset in ADE20K's layout; without it ("-") the scenes of digits are drawn.
 """
 
 import argparse
@@ -35,20 +35,20 @@ def draw(args: argparse.Namespace) -> None:
         parts = [shown, overlay(shown, labels, palette(len(names))), draw_classes(image, predicted, names)]
         height = max(part.height for part in parts)  # of a legend that is longer than the image
         rows.append(Image.fromarray(np.hstack([part.crop((0, 0, part.width, height)) for part in parts])))
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
-        sheet.paste(row, (0, top))
+        canvas.paste(row, (0, top))
         top += row.height
-    sheet.save(args.picture, optimize=True)
-    print(f"{args.picture}: {sheet.width} x {sheet.height}")
+    canvas.save(args.output, optimize=True)
+    print(f"{args.output}: {canvas.width} x {canvas.height}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run, or its checkpoint")
     parser.add_argument("root", help='folder or tar, or "-"')
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("output", type=Path)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--images", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", choices=("raw", "ema"))

@@ -1,6 +1,6 @@
 """Draws docs/pictures/evaluation.png: a small ViT learns scikit-learn's digits, and is evaluated.
 
-python docs/draw_evaluation.py        (a minute on one CPU core)
+python -m reproduction.draw_evaluation        (a minute on one CPU core)
 """
 
 import tempfile
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from vitgraft.cli import main
 
-PICTURE = Path(__file__).parent / "pictures" / "evaluation.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "pictures" / "evaluation.png"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = """\
 model:
@@ -38,7 +38,7 @@ def write_digits(root: Path) -> None:
 
 
 def draw() -> None:
-    """Trains, evaluates, and puts the two pictures of the evaluation side by side."""
+    """Trains, evaluates, and puts the two figures of the evaluation side by side."""
     with tempfile.TemporaryDirectory() as scratch:
         root, out = Path(scratch, "digits"), Path(scratch, "run")
         write_digits(root)
@@ -51,7 +51,7 @@ def draw() -> None:
     both = Image.new("RGB", (sum(half.width for half in halves) + 20, height), "white")
     both.paste(halves[0], (0, (height - halves[0].height) // 2))
     both.paste(halves[1], (halves[0].width + 20, (height - halves[1].height) // 2))
-    both.quantize(64, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    both.quantize(64, dither=Image.Dither.NONE).save(FIGURE, optimize=True)
 
 
 if __name__ == "__main__":
