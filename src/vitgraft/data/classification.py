@@ -10,6 +10,7 @@ from pydantic import Field
 
 from vitgraft.data.base import DataModule
 from vitgraft.data.images import ImageDataset
+from vitgraft.data.layout import instead_of
 from vitgraft.data.loader import Loader
 from vitgraft.data.options import Positive, Sizes, limits_of
 from vitgraft.data.readers.base import ImageSource
@@ -153,6 +154,8 @@ class ImageData(DataModule):
         if self.root is None and not own_path:
             raise DataError("data.root: name the folder, tar or shards with the images")
         where, inside = (given, None) if own_path else (self.root, given)
+        if self.format is None and (instead := instead_of("images", where, self.cache_dir)):
+            raise DataError(f"{where}: {instead}; data.format=folder takes the class folders in it")
         source = open_source(where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb)
         if self.num_classes is not None and len(source.class_names) != self.num_classes:
             raise DataError(
