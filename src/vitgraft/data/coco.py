@@ -272,7 +272,8 @@ def open_coco(
         there = ", ".join([name for name in files.names if name.endswith(".json")][:6]) or "no json file"
         instead = instead_of("coco", files)
         raise DataError(
-            f"{files.root}: no annotations of {split!r} (looked for {looked}); there is {there}{instead and '. '}{instead}"
+            f"{files.root}: no annotations of {split!r} (looked for {looked}); there is {there}"
+            f"{instead and '; '}{instead}"
         )
     values = read_json(files, name)
     for kind in ENTRIES:
