@@ -217,11 +217,8 @@ def test_wrong_options_are_told_at_once():
     assert ImageData.problems({"batch_size": 1}) == []
 
 
-def test_the_models_preprocessing_is_taken(folder):
-    import timm
-
-    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, embed_dim=12)
-    data = ImageData(folder, crop_pct=1.0)
-    data.use_model(model)
-    assert data.preprocessing.input_size == (48, 48) and data.preprocessing.mean == (0.5, 0.5, 0.5)
-    assert data.preprocessing.crop_pct == 1.0 and data.preprocessing.interpolation == "bicubic"
+def test_the_models_preprocessing_is_taken(folder, monkeypatch):
+    config = {"input_size": [3, 48, 48], "mean": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic", "other": 1}
+    monkeypatch.setattr(ImageData, "model_config", config)
+    taken = ImageData(folder, crop_pct=1.0).preprocessing
+    assert (taken.input_size, taken.mean, taken.crop_pct, taken.interpolation) == ((48, 48), (0.5,) * 3, 1.0, "bicubic")
