@@ -52,9 +52,9 @@ class ImageError(VitgraftError, ValueError):
 class RecipeError(VitgraftError, ValueError):
     """A recipe that cannot be run as it stands; the message lists all of its errors."""
 
-    def __init__(self, problems: "str | list[str]"):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+    def __init__(self, errors: "str | list[str]"):
+        self.errors = [errors] if isinstance(errors, str) else list(errors)
+        super().__init__("\n".join(self.errors))
 
 
 class RunFolderError(VitgraftError, ValueError):

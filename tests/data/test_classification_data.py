@@ -210,11 +210,11 @@ def test_wrong_options_are_told_at_once():
         "format": "zip",
         "crop_pct": 1.5,
     }
-    problems = ImageData.problems(values)
-    assert {problem.split("=")[0] for problem in problems} == set(values) and len(problems) == len(values)
+    errors = ImageData.option_errors(values)
+    assert {error.split("=")[0] for error in errors} == set(values) and len(errors) == len(values)
     with pytest.raises(ValueError, match=r"batch_size=0: .*workers=-1"):
         ImageData(**values)
-    assert ImageData.problems({"batch_size": 1}) == []
+    assert ImageData.option_errors({"batch_size": 1}) == []
 
 
 def test_the_models_preprocessing_is_taken(folder, monkeypatch):

@@ -89,8 +89,8 @@ def test_records_say_what_ran_and_evaluations_what_they_measured(capsys, recipe,
     capsys.readouterr()
     assert main(["test", "--ckpt_path", str(out / "best.ckpt"), "--data.root", str(class_folders)]) == 0
     assert "this measures the validation set, 'val'" in capsys.readouterr().out
-    facts = json.loads((out / "test" / "metrics.json").read_text())
-    assert facts["split"] == "val"
+    metadata = json.loads((out / "test" / "metrics.json").read_text())
+    assert metadata["split"] == "val"
 
     fewer = tmp_path / "fewer"
     shutil.copytree(class_folders / "val", fewer / "val")

@@ -9,10 +9,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from vitgraft.data.loader import Loader, Samples
-from vitgraft.data.options import errors_in
 from vitgraft.data.readers.base import Source
 from vitgraft.data.sampling import EvalOrder, TrainOrder
 from vitgraft.errors import DataError, MissingExtraError
+from vitgraft.options import value_errors
 
 try:
     import pytorch_lightning as pl
@@ -83,13 +83,14 @@ class DataModule(pl.LightningDataModule):
         self._loaders: list[Loader] = []
 
     @classmethod
-    def problems(cls, values: dict[str, Any]) -> list[str]:
+    def option_errors(cls, values: dict[str, Any]) -> list[str]:
         """Errors of options, one line each, without looking at any file.
 
         Args:
             values: Options by name; those left out are not judged.
         """
-        return errors_in(values, cls.LIMITS)
+        given = {name: kind for name, kind in cls.LIMITS.items() if values.get(name) is not None}
+        return [line for name, kind in given.items() for line in value_errors(name, values[name], kind)]
 
     @classmethod
     def check_options(cls, values: dict[str, Any]) -> None:
@@ -98,7 +99,7 @@ class DataModule(pl.LightningDataModule):
         Raises:
             ValueError: All of them at once.
         """
-        if errors := cls.problems(values):
+        if errors := cls.option_errors(values):
             raise ValueError("data: " + "; ".join(errors))
 
     @classmethod
@@ -107,7 +108,7 @@ class DataModule(pl.LightningDataModule):
         return {}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Metadata of the data for an evaluation's report, beside the dataset's name."""
         return {}
 

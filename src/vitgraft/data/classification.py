@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import Field
 
@@ -11,13 +11,13 @@ from vitgraft.data.base import DataModule
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.layout import instead_of
 from vitgraft.data.loader import Loader
-from vitgraft.data.options import Positive, Sizes, limits_of
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import FORMATS, check_same_classes, open_files, open_source
 from vitgraft.data.readers.tar import is_tar
 from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vitgraft.errors import DataError
+from vitgraft.options import Positive, Sizes
 
 # three draws of a sample: facebookresearch/deit samplers.py
 REPEATS = 3
@@ -60,7 +60,7 @@ class ImageData(DataModule):
 
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
-        **limits_of(Augmentation),
+        **get_type_hints(Augmentation, include_extras=True),
         "input_size": Sizes,
         "format": Literal[FORMATS],
         "crop_pct": Annotated[float, Field(gt=0, le=1)],

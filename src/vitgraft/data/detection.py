@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from vitgraft.data.detection_transforms import (
     eval_transform,
     train_transform,
 )
+from vitgraft.data.digits import SceneSize
 from vitgraft.data.loader import Samples
-from vitgraft.data.options import SceneSize, limits_of
 from vitgraft.errors import DataError
 
 __all__ = ["DetectionBatch", "DetectionData", "DetectionSamples"]
@@ -136,7 +136,7 @@ class DetectionData(DataModule):
 
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
-        **limits_of(DetectionAugmentation),
+        **get_type_hints(DetectionAugmentation, include_extras=True),
         **dict.fromkeys(("min_side", "max_images", "short_side", "max_size", "scenes", "val_scenes"), PositiveInt),
         "scene_size": SceneSize,
     }
@@ -183,8 +183,8 @@ class DetectionData(DataModule):
         self.scene_size = scene_size
 
     @classmethod
-    def problems(cls, values: dict[str, Any]) -> list[str]:
-        errors = super().problems(values)
+    def option_errors(cls, values: dict[str, Any]) -> list[str]:
+        errors = super().option_errors(values)
         short_side, max_size = values.get("short_side", 800), values.get("max_size", 1333)
         if max_size < short_side:
             errors.append(f"max_size={max_size}: at least short_side={short_side}")
@@ -198,7 +198,7 @@ class DetectionData(DataModule):
         return dict(zip(("short_side", "max_size"), sizes, strict=True)) | {"augmentation": "single"} if sizes else {}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         digits = {"val_scenes": self.scenes["val"], "scene_size": self.scene_size} if self.root is None else {}
         return {"max_images": self.max_images, **digits}
 

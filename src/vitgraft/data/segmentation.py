@@ -6,7 +6,7 @@ Needs the `train` extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vitgraft.data.base import DataModule
-from vitgraft.data.digits import scene_config
+from vitgraft.data.digits import SceneSize, scene_config
 from vitgraft.data.label_maps import LabelRule, check_histogram
 from vitgraft.data.loader import Samples
-from vitgraft.data.options import SceneSize, Sizes, limits_of
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.segmentation_transforms import (
@@ -29,6 +28,7 @@ from vitgraft.data.segmentation_transforms import (
 )
 from vitgraft.data.semantic import DigitScenePixels, SemanticSource, open_semantic, read_class_names
 from vitgraft.errors import DataError
+from vitgraft.options import Sizes
 
 __all__ = ["SegmentationBatch", "SegmentationData", "SegmentationSamples"]
 
@@ -119,7 +119,7 @@ class SegmentationData(DataModule):
 
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
-        **limits_of(SegmentationAugmentation),
+        **get_type_hints(SegmentationAugmentation, include_extras=True),
         **dict.fromkeys(("short_side", "long_side", "scenes", "val_scenes"), PositiveInt),
         "crop_size": Sizes,
         "scene_size": SceneSize,
@@ -167,8 +167,8 @@ class SegmentationData(DataModule):
         self._names: tuple[str, ...] | None = None
 
     @classmethod
-    def problems(cls, values: dict[str, Any]) -> list[str]:
-        errors = super().problems(values)
+    def option_errors(cls, values: dict[str, Any]) -> list[str]:
+        errors = super().option_errors(values)
         pairs = {name: values[name] for name in ("train", "val", "test") if isinstance(values.get(name), list | tuple)}
         for name, folders in pairs.items():
             if len(folders) != 2:
@@ -194,7 +194,7 @@ class SegmentationData(DataModule):
         return {name: data_config[name] for name in names if name in data_config}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"val_scenes": self.scenes["val"], "scene_size": self.scene_config.size} if self.is_digits else {}
 
     def smoke(self, num_classes: int | None = None) -> None:

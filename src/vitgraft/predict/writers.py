@@ -184,8 +184,8 @@ class HtmlWriter(Writer):
         )
 
     def end(self) -> None:
-        facts = self.predictor.metadata()
-        weights = {"ema": ", averaged weights", "raw": ", weights as trained"}.get(facts["weights"], "")
+        metadata = self.predictor.metadata()
+        weights = {"ema": ", averaged weights", "raw": ", weights as trained"}.get(metadata["weights"], "")
         notes = [f"{self.total:,} images in {len(self.counts)} classes"]
         if self.total > len(self.cards):
             notes.append(f"only the first {len(self.cards):,} are shown")
@@ -204,7 +204,7 @@ class HtmlWriter(Writer):
             PAGE.format(
                 style=STYLE,
                 script=SCRIPT,
-                origin=html.escape(facts["model"]) + weights,
+                origin=html.escape(metadata["model"]) + weights,
                 notes="; ".join(notes),
                 options=options,
                 cards="".join(self.cards),

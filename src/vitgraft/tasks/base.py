@@ -14,8 +14,9 @@ from torch import nn
 
 from vitgraft.errors import MissingExtraError, RecipeError, VitgraftError
 from vitgraft.grafting import train_grafts_only
-from vitgraft.randomness import derive, seed_all
-from vitgraft.tasks._options import (
+from vitgraft.metrics.base import Report
+from vitgraft.metrics.report_writer import print_report, write_report
+from vitgraft.options import (
     BelowOne,
     Count,
     GraftOptions,
@@ -25,8 +26,9 @@ from vitgraft.tasks._options import (
     Optimizer,
     Positive,
     WholeNumber,
-    option_errors,
+    type_errors,
 )
+from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._sharding import shard
 from vitgraft.tasks.optim import Schedule, make_optimizer, scale_learning_rates
 from vitgraft.weights.create import data_config_of, is_graft_name
@@ -47,7 +49,7 @@ class Task(pl.LightningModule):
     number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
     Subclasses define `try_build`, `build`, `make_metric`, `training_step` (which begins with `before_step`),
-    `evaluate`, the names of the metrics that they log, `write_report` and `print_report`.
+    `evaluate`, and the names of the metrics that they log.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module.
@@ -130,9 +132,8 @@ class Task(pl.LightningModule):
         super().__init__()
         ready = isinstance(model, nn.Module)
         self.save_hyperparameters(ignore=["model"] if ready else [])  # those of the task itself among them
-        problems = self.problems(dict(self.hparams))
-        if problems:
-            raise RecipeError([f"model.{problem}" for problem in problems])
+        if errors := self.option_errors(dict(self.hparams)):
+            raise RecipeError([f"model.{error}" for error in errors])
         self.model: nn.Module | None = None
         self._schedule: Any = None
         self.averaged_model: nn.Module | None = None  # set by AveragedWeights, past nn.Module's list of children
@@ -142,9 +143,9 @@ class Task(pl.LightningModule):
             self.take(model)
 
     @classmethod
-    def problems(cls, values: Mapping[str, Any]) -> list[str]:
+    def option_errors(cls, values: Mapping[str, Any]) -> list[str]:
         """All errors of these options, one line each: those of single options, by their types, and conflicts."""
-        found = option_errors(cls, values)
+        found = type_errors(cls, values)
         wrong = {re.split(r"[.\[:=]", line)[0] for line in found}
         return found + cls.conflicts({name: value for name, value in values.items() if name not in wrong})
 
@@ -163,7 +164,7 @@ class Task(pl.LightningModule):
         return found
 
     @classmethod
-    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
+    def build_errors(cls, values: Mapping[str, Any]) -> list[str]:
         """Why no model can be built from options without errors; tried without making a tensor."""
         if not isinstance(values.get("model"), str) or ":" in values["model"]:
             return []
@@ -194,24 +195,6 @@ class Task(pl.LightningModule):
 
     def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> None:
         """Counts one batch of a validation or a test."""
-        raise NotImplementedError
-
-    def write_report(
-        self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """Writes the files of an evaluation, and returns them.
-
-        Args:
-            folder: Made where it is missing.
-            report: Of the metric.
-            title: What was evaluated.
-            facts: Metadata for metrics.json.
-            unreadable: "name: reason" of the images that could not be counted.
-        """
-        raise NotImplementedError
-
-    def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
-        """Shows an evaluation in the terminal; `unreadable` images are left out of it."""
         raise NotImplementedError
 
     # model
@@ -398,6 +381,24 @@ class Task(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """As validation, under `test/`."""
         self._log_evaluation("test")
+
+    def write_report(
+        self, folder: Path, report: Report, title: str, metadata: dict[str, Any], unreadable: Sequence[str]
+    ) -> list[Path]:
+        """Writes the files of an evaluation, and returns them.
+
+        Args:
+            folder: Made where it is missing.
+            report: Of the metric.
+            title: What was evaluated.
+            metadata: What was evaluated (checkpoint, data ...), for metrics.json.
+            unreadable: "name: reason" of the images that could not be counted.
+        """
+        return write_report(folder, report, self.class_names, title, metadata, unreadable)
+
+    def print_report(self, console: Any, report: Report, title: str, unreadable: int) -> None:
+        """Shows an evaluation in the terminal; `unreadable` images are left out of it."""
+        print_report(console, report, self.class_names, title, unreadable)
 
     def _log_evaluation(self, stage: str) -> None:
         for weights in self.evaluated_models():

@@ -4,7 +4,6 @@ This module needs the `train` extra and is imported by what trains, never by `im
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,10 +12,9 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import nn
 
 from vitgraft.errors import RecipeError
-from vitgraft.metrics.classification import ClassificationMetrics, ClassificationReport
-from vitgraft.metrics.report_writer import print_report, write_report
+from vitgraft.metrics.classification import ClassificationMetrics
+from vitgraft.options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks._options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_model
 
@@ -137,16 +135,6 @@ class Classification(Task):
         images, labels = batch[0], batch[1]
         if len(labels):
             metric.update(model(images), labels)
-
-    def write_report(
-        self, folder: Path, report: ClassificationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """See `vitgraft.metrics.report_writer.write_report`."""
-        return write_report(folder, report, self.class_names, title, facts, unreadable)
-
-    def print_report(self, console: Any, report: ClassificationReport, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.report_writer.print_report`."""
-        print_report(console, report, self.class_names, title, unreadable)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Probabilities (B, num_classes)."""

@@ -4,8 +4,7 @@ This module needs the `train` extra, and the `detection` extra from the first ev
 trains, never by `import vitgraft`.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +14,8 @@ from typing_extensions import TypedDict
 
 from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
+from vitgraft.options import Count, Fraction, Model, Positive, WholeNumber
 from vitgraft.tasks._initial_weights import load_initial_weights, new_parts
-from vitgraft.tasks._options import Count, Fraction, Model, Positive, WholeNumber
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
 
@@ -134,20 +133,6 @@ class Detection(Task):
         if len(batch.images):
             sizes = [target["orig_size"] for target in batch.targets]
             metric.update(model(list(batch.images), sizes=sizes), list(batch.targets))
-
-    def write_report(
-        self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """See `vitgraft.metrics.report_writer.write_report`."""
-        from vitgraft.metrics.report_writer import write_report
-
-        return write_report(folder, report, self.class_names, title, facts, unreadable)
-
-    def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.report_writer.print_report`."""
-        from vitgraft.metrics.report_writer import print_report
-
-        print_report(console, report, self.class_names, title, unreadable)
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, torch.Tensor]]:
         """Detections of each image, in the pixels of its file."""

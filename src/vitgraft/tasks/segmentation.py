@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
-from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.metrics.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
 from vitgraft.models.feature_pyramid import feature_backbone
-from vitgraft.models.sliding_window import infer, window_problems
+from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
+from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks._options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
 
@@ -93,7 +92,7 @@ class Segmentation(Task):
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
         """As `Task.conflicts`; a stride fits its window, and layers are not counted."""
-        found = window_problems(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
+        found = window_errors(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
         if values.get("layer_decay") is not None:
             found.append("layer_decay: UperNet has no layers to count; give null")
         return super().conflicts(values) + found
@@ -174,9 +173,9 @@ class Segmentation(Task):
         return [self.probabilities(self.model, image[None])[0] for image in batch[0]]
 
     def write_report(
-        self, folder: Path, report: SegmentationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
+        self, folder: Path, report: SegmentationReport, title: str, metadata: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.metrics.report_writer.write_report`; the metadata has the options of the inference.
+        """As `Task.write_report`; the metadata has the options of the inference.
 
         Sliding windows go to FOLDER_sliding, several scales or flips to FOLDER_multi_scale, beside the
         plain evaluation's files.
@@ -186,9 +185,5 @@ class Segmentation(Task):
         folder = folder.with_name("_".join([folder.name, *parts]))
         title = ", ".join([title, *(part.replace("_", " ") for part in parts)])
         how = {name: self.hparams[name] for name in ("window", "stride", "scales", "flip")}
-        facts = {**facts, "inference": {**how, "scales": list(how["scales"])}}
-        return write_report(folder, report, self.class_names, title, facts, unreadable)
-
-    def print_report(self, console: Any, report: SegmentationReport, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.report_writer.print_report`."""
-        print_report(console, report, self.class_names, title, unreadable)
+        metadata = {**metadata, "inference": {**how, "scales": list(how["scales"])}}
+        return super().write_report(folder, report, title, metadata, unreadable)

@@ -33,7 +33,7 @@ from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
-from vitgraft.training.check_recipe import MODULES, find_problems, resolve, with_class_paths
+from vitgraft.training.check_recipe import MODULES, recipe_errors, resolve, with_class_paths
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 
 __all__ = ["COMMANDS", "default_callbacks", "main"]
@@ -226,7 +226,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"vitgraft {command}: stopped: {error}", file=sys.stderr)
         return 1
     except VitgraftError as error:
-        lines = getattr(error, "problems", [str(error)])
+        lines = getattr(error, "errors", [str(error)])
         head = f"vitgraft {command}: error: "
         more = f"{len(lines)} things are wrong:\n  " if len(lines) > 1 else ""
         print(head + more + "\n  ".join(lines), file=sys.stderr)
@@ -282,12 +282,12 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
         recipe, over = merge(recipe, SMOKE), {**over, "out": scratch}
     recipe = merge(recipe, over)
     default = {"data": default_data(recipe.get("model"))}
-    problems = find_problems(recipe, TOP, default, PARTS)
+    errors = recipe_errors(recipe, TOP, default, PARTS)
     if "model" not in recipe:
         need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
-        problems.insert(0, f"no model: give {need}")
-    if problems:
-        raise RecipeError(problems)
+        errors.insert(0, f"no model: give {need}")
+    if errors:
+        raise RecipeError(errors)
     recipe = with_class_paths(recipe, default)
     recipe.update({key: with_init_args(recipe[key]) for key in ("model", "data")})
     if command != "fit" or arguments.smoke:

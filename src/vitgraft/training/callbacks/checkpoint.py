@@ -21,7 +21,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.errors import RunFolderError, TrainingError
-from vitgraft.tasks._options import WholeNumber
+from vitgraft.options import WholeNumber
 from vitgraft.terminal import note, warn
 from vitgraft.training.callbacks.progress import update_follows
 from vitgraft.weights import files as checkpoint_files

@@ -8,7 +8,7 @@ import torch
 from pydantic import validate_call
 
 from vitgraft.errors import TrainingError
-from vitgraft.tasks._options import WholeNumber
+from vitgraft.options import WholeNumber
 from vitgraft.terminal import warn
 
 __all__ = ["Guards", "advice_on_memory", "is_out_of_memory"]
