@@ -62,8 +62,8 @@ class RunFolderError(VitgraftError, ValueError):
 
 
 class TrainingError(VitgraftError, RuntimeError):
-    """A run that cannot continue: loss not finite, unreadable images, memory or disk full; the message says more."""
+    """A run that cannot continue: loss not finite, unreadable images, memory or disk full; details in the message."""
 
 
 class CommandError(VitgraftError, ValueError):
-    """A request that the command line cannot fulfil; the message says what would work."""
+    """A request that the command line cannot fulfil; the message names what would work."""

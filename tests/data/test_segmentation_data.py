@@ -97,7 +97,7 @@ def test_the_check_at_the_start(tmp_path, capsys):
         ({"root": "x"}, "reduce_zero_label: set true"),
         ({"train": ["a", "b"]}, "reduce_zero_label: set true"),
         ({"train": ["a"]}, "two folders"),
-        ({"crop_size": 0}, "crop_size=0: .*greater than 0"),
+        ({"crop_size": 0}, "crop_size=0: .*greater than"),
         ({"num_classes": 3, "class_names": ["a"]}, "1 class_names are given"),
         ({"num_classes": 3, "ignore_index": 1}, "is the value of a class"),
         ({"scene_size": 30}, "scene_size=30"),

@@ -1,4 +1,4 @@
-"""What all tasks share: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights.
+"""The base of all tasks: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights.
 
 This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
 """
@@ -146,12 +146,12 @@ class Task(pl.LightningModule):
     def option_errors(cls, values: Mapping[str, Any]) -> list[str]:
         """All errors of these options, one line each: those of single options, by their types, and conflicts."""
         found = type_errors(cls, values)
-        wrong = {re.split(r"[.\[:=]", line)[0] for line in found}
-        return found + cls.conflicts({name: value for name, value in values.items() if name not in wrong})
+        bad = {re.split(r"[.\[:=]", line)[0] for line in found}
+        return found + cls.conflicts({name: value for name, value in values.items() if name not in bad})
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
-        """What is wrong with options together that are fine one by one."""
+        """Errors of options together that are valid one by one."""
         found = []
         if values.get("decay_vectors") and values.get("layer_decay") is not None:
             found.append("decay_vectors: not together with layer_decay, whose groups leave vectors out")
@@ -279,9 +279,9 @@ class Task(pl.LightningModule):
                 "give num_classes: null to take those of the data"
             )
         if h.class_names and list(h.class_names) != list(names):
-            wrong = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
+            differing = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
             raise RecipeError(
-                f"the model was trained for other classes than those of the data, or in another order: {wrong[:5]} "
+                f"the model was trained for other classes than those of the data, or in another order: {differing[:5]} "
                 "(model / data)"
             )
         h.class_names = list(names)
@@ -361,7 +361,7 @@ class Task(pl.LightningModule):
         return {"raw": self.model} | ({} if averaged is None else {"ema": averaged})
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets what was counted before, for instance in the sanity check."""
+        """Resets the metrics, for instance in the sanity check."""
         for metric in self.metrics.values():
             metric.reset()
         self.reports: dict[str, Any] = {}

@@ -102,11 +102,11 @@ class Detection(Task):
         masks = h.masks is None or h.masks
         detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
         features = detector.backbone.features
-        say = rank_zero_only(print)  # self.print needs a trainer
+        show = rank_zero_only(print)  # self.print needs a trainer
         if h.checkpoint_path:
-            say(load_initial_weights(detector, features, h.checkpoint_path))
+            show(load_initial_weights(detector, features, h.checkpoint_path))
         elif h.pretrained:
-            say(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
+            show(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
         return detector
 
     def backbone_of(self, model: nn.Module) -> nn.Module:

@@ -163,7 +163,7 @@ class Segmentation(Task):
             metric.update(predicted_classes(self.probabilities(model, image[None], tuple(label.shape)))[0], label)
 
     def probabilities(self, model: nn.Module, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, 3, H, W) to (B, K, h, w), inferred as the options say; `size` (h, w), None: the images' own."""
+        """(B, 3, H, W) to (B, K, h, w), inferred as the options are set; `size` (h, w), None: the images' own."""
         h = self.hparams
         return infer(model, images, h.window, h.stride, h.scales, h.flip, size)
 

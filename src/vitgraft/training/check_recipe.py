@@ -88,9 +88,9 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
     options = {**inner, **options}
     found = _options(key, options, cls)
     if hasattr(cls, "option_errors"):  # the class's own check of values of the right type
-        wrong = {re.split(r"[.\[:= ]", line.removeprefix(f"{key}."))[0] for line in found}
-        fine = {name: option for name, option in options.items() if name not in wrong}
-        found += [f"{key}.{error}" for error in cls.option_errors(fine)]
+        bad = {re.split(r"[.\[:= ]", line.removeprefix(f"{key}."))[0] for line in found}
+        valid = {name: option for name, option in options.items() if name not in bad}
+        found += [f"{key}.{error}" for error in cls.option_errors(valid)]
     if hasattr(cls, "build_errors") and not found:
         found += [f"{key}.{error}" for error in cls.build_errors(options)]
     return found
@@ -135,7 +135,7 @@ def _is_class(value: Any) -> bool:
 
 
 def _parse(option: str, value: Any, cls: type, others: set[str]) -> list[str]:
-    """What jsonargparse finds wrong with one option of a class."""
+    """Jsonargparse's errors of one option of a class."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=others)
     name = option.rpartition(".")[2]

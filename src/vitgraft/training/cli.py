@@ -193,10 +193,10 @@ def with_data_of_run(recipe: dict[str, Any], checkpoint: str) -> dict[str, Any]:
             return {**recipe, "data": with_init_args(section)}
     data = resolve(default_data(recipe["model"]), pl.LightningDataModule)
     sizes = data.options_of(recipe["model"]["init_args"].get("data_config") or {})
-    said = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    known = ", ".join(f"{name} {value}" for name, value in sizes.items())
     print(
         f"no run.json beside {checkpoint}: of the data options only the image sizes are known "
-        f"({said or 'none'}), under those of the command line"
+        f"({known or 'none'}), under those of the command line"
     )
     return {**recipe, "data": {"class_path": f"{data.__module__}.{data.__name__}", "init_args": sizes}}
 
@@ -227,9 +227,8 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except VitgraftError as error:
         lines = getattr(error, "errors", [str(error)])
-        head = f"vitgraft {command}: error: "
-        more = f"{len(lines)} things are wrong:\n  " if len(lines) > 1 else ""
-        print(head + more + "\n  ".join(lines), file=sys.stderr)
+        head = "error: " if len(lines) == 1 else f"{len(lines)} errors:\n  "
+        print(f"vitgraft {command}: {head}" + "\n  ".join(lines), file=sys.stderr)
         return 2
     except Exception as error:
         if not is_out_of_memory(error):
@@ -316,14 +315,14 @@ def _print_summary(cli: VitgraftCLI) -> None:
     if not trainer.is_global_zero:
         return
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("lr")}
-    reached = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+    values = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
     if cli.is_smoke:
-        print(f"smoke: {trainer.global_step} steps, {reached}; nothing was written")
+        print(f"smoke: {trainer.global_step} steps, {values}; nothing was written")
         return
     done = f"{cli.subcommand}: "
     if cli.subcommand == "fit":
         done += f"{trainer.current_epoch} epochs, {trainer.global_step} updates, "
-    print(done + reached)
+    print(done + values)
     out = Path(cli._get(cli.config, "out"))
     if cli.subcommand == "fit" and out.is_dir():
         print(f"written to {out}: {', '.join(sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()))}")

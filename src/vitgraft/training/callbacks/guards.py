@@ -146,18 +146,18 @@ class Guards(pl.Callback):
             samples = self._suspects or self._samples(trainer)
             value = float(self._loss)
             kind = "the gradient" if math.isfinite(value) and not self._suspects else f"the loss ({value})"
-            said = f"{where}: {kind} is not finite, the update is skipped. Samples: {_some(samples)}"
-            warn(said)
+            message = f"{where}: {kind} is not finite, the update is skipped. Samples: {_some(samples)}"
+            warn(message)
         else:
-            said = f"{where}: the loss of another process is not finite, the update is skipped"
+            message = f"{where}: the loss of another process is not finite, the update is skipped"
         if self.skipped > self.max_skipped:
             raise TrainingError(
-                f"{said}.\nThat is update {self.skipped} of this epoch to be skipped, more than "
+                f"{message}.\nThat is update {self.skipped} of this epoch to be skipped, more than "
                 f"max_skipped={self.max_skipped}. {ADVICE}"
             )
         if self.in_a_row > min(self.max_skipped, IN_A_ROW):
             raise TrainingError(
-                f"{said}.\nThat is update {self.in_a_row} in a row to be skipped, more than "
+                f"{message}.\nThat is update {self.in_a_row} in a row to be skipped, more than "
                 f"{min(self.max_skipped, IN_A_ROW)}: the run has diverged. {ADVICE}"
             )
 
