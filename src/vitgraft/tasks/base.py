@@ -36,10 +36,14 @@ from vitgraft.weights.official import check_names_and_shapes
 
 try:
     import pytorch_lightning as pl
+    from pytorch_lightning.utilities import rank_zero_only
 except ImportError as error:
     raise MissingExtraError("pytorch-lightning", "train") from error
 
-__all__ = ["Task"]
+__all__ = ["Task", "print_once"]
+
+print_once = rank_zero_only(print)
+"""Prints in the first process, also before there is a trainer, which `Task.print` needs."""
 
 
 class Task(pl.LightningModule):
@@ -210,9 +214,7 @@ class Task(pl.LightningModule):
         model = self.build()
         backbone = self.backbone_of(model)
         if h.train_grafts_only:
-            from pytorch_lightning.utilities import rank_zero_only
-
-            rank_zero_only(print)(train_grafts_only(model))
+            print_once(train_grafts_only(model))
         if h.grad_checkpointing:
             backbone.set_grad_checkpointing()
         self.take(model)
@@ -233,10 +235,7 @@ class Task(pl.LightningModule):
     def take(self, model: nn.Module) -> None:
         """Makes a model the task's own; tasks with losses by the options extend it."""
         self.model = model
-        self.make_metrics()
-
-    def make_metrics(self) -> None:
-        """Makes what validation and test measure: one metric each for the raw and the averaged weights."""
+        # one each for the raw and the averaged weights
         self.metrics = nn.ModuleDict({weights: self.make_metric() for weights in ("raw", "ema")})
 
     @property

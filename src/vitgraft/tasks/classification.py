@@ -15,7 +15,7 @@ from vitgraft.errors import RecipeError
 from vitgraft.metrics.classification import ClassificationMetrics
 from vitgraft.options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Task, print_once
 from vitgraft.weights.create import build_model
 
 __all__ = ["Classification"]
@@ -74,13 +74,11 @@ class Classification(Task):
 
     def build(self) -> nn.Module:
         """The named timm model, grafted, with the recipe's initial weights; reports what was loaded."""
-        from pytorch_lightning.utilities import rank_zero_only
-
         h = self.hparams
         pretrained = h.pretrained and not h.checkpoint_path
         model = build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained)
         if h.checkpoint_path:
-            rank_zero_only(print)(load_initial_weights(model, None, h.checkpoint_path))
+            print_once(load_initial_weights(model, None, h.checkpoint_path))
         return model
 
     def take(self, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.options import Count, Fraction, Model, Positive, WholeNumber
 from vitgraft.tasks._initial_weights import load_initial_weights, new_parts
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Task, print_once
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detection"]
@@ -95,18 +95,15 @@ class Detection(Task):
 
     def build(self) -> nn.Module:
         """The detector around the named backbone, with the recipe's initial weights; reports what was loaded."""
-        from pytorch_lightning.utilities import rank_zero_only
-
         h = self.hparams
         backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained and not h.checkpoint_path)
         masks = h.masks is None or h.masks
         detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
         features = detector.backbone.features
-        show = rank_zero_only(print)  # self.print needs a trainer
         if h.checkpoint_path:
-            show(load_initial_weights(detector, features, h.checkpoint_path))
+            print_once(load_initial_weights(detector, features, h.checkpoint_path))
         elif h.pretrained:
-            show(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
+            print_once(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
         return detector
 
     def backbone_of(self, model: nn.Module) -> nn.Module:

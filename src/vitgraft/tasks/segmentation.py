@@ -19,7 +19,7 @@ from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Task, print_once
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["IGNORE", "Segmentation", "pixel_loss"]
@@ -106,8 +106,6 @@ class Segmentation(Task):
 
     def build(self) -> nn.Module:
         """UperNet on the named timm model, with the recipe's initial weights; reports what was loaded."""
-        from pytorch_lightning.utilities import rank_zero_only
-
         h = self.hparams
         pretrained = h.pretrained and not h.checkpoint_path
         backbone = feature_backbone(build_backbone(h.model, h.model_kwargs, h.graft, pretrained))
@@ -120,7 +118,7 @@ class Segmentation(Task):
             h.aux_channels if h.aux_weight > 0 else None,
         )
         if h.checkpoint_path:
-            rank_zero_only(print)(load_initial_weights(model, backbone, h.checkpoint_path))
+            print_once(load_initial_weights(model, backbone, h.checkpoint_path))
         return model
 
     def backbone_of(self, model: nn.Module) -> nn.Module:

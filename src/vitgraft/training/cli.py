@@ -36,7 +36,7 @@ from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
 from vitgraft.training.check_recipe import MODULES, recipe_errors, resolve, with_class_paths
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 
-__all__ = ["COMMANDS", "default_callbacks", "main"]
+__all__ = ["COMMANDS", "main"]
 
 COMMANDS = ("fit", "validate", "test")
 WEIGHTS = Literal["raw", "ema"] | None
@@ -49,7 +49,6 @@ TOP = {
     "ckpt_path": str | None,
     "weights": WEIGHTS,
     "verbose": bool,
-    "return_predictions": bool,
     "weights_only": bool | None,
 }
 
@@ -74,19 +73,6 @@ SMOKE = {
         "log_every_n_steps": 1,
     },
 }
-
-
-def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
-    """The callbacks of every run, beside those of the recipe.
-
-    Args:
-        command: fit, validate or test.
-        config: The parsed configuration of the command.
-    """
-    if command == "fit":
-        return [EpochLoss()]
-    parts = [ChosenWeights(config.weights)]
-    return [*parts, EvaluationFiles()] if command in ("validate", "test") else parts
 
 
 class VitgraftCLI(LightningCLI):
@@ -141,7 +127,8 @@ class VitgraftCLI(LightningCLI):
             kwargs["logger"] = False
         if self.subcommand != "fit" or self.is_smoke:
             self.save_config_callback = None
-        self.trainer_defaults = {"callbacks": default_callbacks(self.subcommand, self.config[self.subcommand])}
+        evaluation = [ChosenWeights(self._get(self.config, "weights")), EvaluationFiles()]
+        self.trainer_defaults = {"callbacks": [EpochLoss()] if self.subcommand == "fit" else evaluation}
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[Any]:
@@ -157,8 +144,7 @@ class VitgraftCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.is_smoke:
             self.datamodule.smoke(self.model.hparams.get("num_classes"))
-            keep = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
-            self.trainer.callbacks = keep
+            self.trainer.callbacks = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
