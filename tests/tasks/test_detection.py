@@ -171,7 +171,7 @@ def test_a_classifiers_weights_go_into_the_backbone(tmp_path):
     assert "backbone.features (" in text  # the pyramid
 
 
-def test_weights_of_another_image_size_are_resized_and_said_so(tmp_path):
+def test_weights_of_another_image_size_are_resized_and_reported(tmp_path):
     torch.save(classifier(img_size=96).state_dict(), tmp_path / "larger.pth")
     model = detector()
     assert "pos_embed: (1, 145, 16) -> (1, 65, 16)" in loaded(model, tmp_path / "larger.pth")

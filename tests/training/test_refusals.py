@@ -50,7 +50,7 @@ def test_a_refused_fit_writes_nothing(capsys, recipe, class_folders, tmp_path, w
     assert not out.exists() and not out.parent.exists()
 
 
-def test_ranges_of_all_sections_are_told_at_once(capsys, recipe, tmp_path):
+def test_range_errors_of_all_sections_at_once(capsys, recipe, tmp_path):
     words = ["--trainer.strategy", "dpp", "--ema.decay", 3, "--guards.max_skipped", -3, "--model.lr", -1]
     err = refused(capsys, "fit", "--config", recipe, "--out", tmp_path / "run", *words)
     assert "4 errors" in err

@@ -323,7 +323,7 @@ def test_what_does_not_fit_changes_nothing(change, words):
     check()
 
 
-def test_error_says_what_the_file_looks_like():
+def test_error_describes_what_the_file_looks_like():
     with pytest.raises(
         CheckpointError, match=r"looks like a CSWin: \d+ tensors under 'model', a classifier of 7 class"
     ):
