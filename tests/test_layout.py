@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-UTILITIES = "vitgraft: errors, config, randomness, machine, terminal, atomic"
+UTILITIES = "vitgraft: errors, config, randomness, machine, terminal, atomic, options"
 # from the bottom to the top
 ROOMS = (
     UTILITIES,

@@ -52,9 +52,9 @@ class ImageError(VitgraftError, ValueError):
 class RecipeError(VitgraftError, ValueError):
     """A recipe that cannot be run as it stands; the message lists all of its errors."""
 
-    def __init__(self, problems: "str | list[str]"):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+    def __init__(self, errors: "str | list[str]"):
+        self.errors = [errors] if isinstance(errors, str) else list(errors)
+        super().__init__("\n".join(self.errors))
 
 
 class RunFolderError(VitgraftError, ValueError):
@@ -62,8 +62,8 @@ class RunFolderError(VitgraftError, ValueError):
 
 
 class TrainingError(VitgraftError, RuntimeError):
-    """A run that cannot continue: loss not finite, unreadable images, memory or disk full; the message says more."""
+    """A run that cannot continue: loss not finite, unreadable images, memory or disk full; details in the message."""
 
 
 class CommandError(VitgraftError, ValueError):
-    """A request that the command line cannot fulfil; the message says what would work."""
+    """A request that the command line cannot fulfil; the message names what would work."""

@@ -210,18 +210,15 @@ def test_wrong_options_are_told_at_once():
         "format": "zip",
         "crop_pct": 1.5,
     }
-    problems = ImageData.problems(values)
-    assert {problem.split("=")[0] for problem in problems} == set(values) and len(problems) == len(values)
+    errors = ImageData.option_errors(values)
+    assert {error.split("=")[0] for error in errors} == set(values) and len(errors) == len(values)
     with pytest.raises(ValueError, match=r"batch_size=0: .*workers=-1"):
         ImageData(**values)
-    assert ImageData.problems({"batch_size": 1}) == []
+    assert ImageData.option_errors({"batch_size": 1}) == []
 
 
-def test_the_models_preprocessing_is_taken(folder):
-    import timm
-
-    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=1, embed_dim=12)
-    data = ImageData(folder, crop_pct=1.0)
-    data.use_model(model)
-    assert data.preprocessing.input_size == (48, 48) and data.preprocessing.mean == (0.5, 0.5, 0.5)
-    assert data.preprocessing.crop_pct == 1.0 and data.preprocessing.interpolation == "bicubic"
+def test_the_models_preprocessing_is_taken(folder, monkeypatch):
+    config = {"input_size": [3, 48, 48], "mean": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic", "other": 1}
+    monkeypatch.setattr(ImageData, "model_config", config)
+    taken = ImageData(folder, crop_pct=1.0).preprocessing
+    assert (taken.input_size, taken.mean, taken.crop_pct, taken.interpolation) == ((48, 48), (0.5,) * 3, 1.0, "bicubic")

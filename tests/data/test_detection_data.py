@@ -186,7 +186,7 @@ def test_all_wrong_options_at_once():
     with pytest.raises(ValueError) as caught:
         DetectionData(augmentation="big", hflip=2, short_sides=[], crop_sides=(9, 3), max_size=10, scene_size=30)
     for words in (
-        "augmentation='big': Input should be 'multiscale'",
+        "augmentation='big': should be 'multiscale'",
         "hflip=2",
         "short_sides=[]",
         "crop_sides=(9, 3)",

@@ -160,7 +160,7 @@ def test_schedule_ends_where_the_run_ends(accumulate):
 def test_all_ranges_at_once():
     with pytest.raises(RecipeError) as caught:
         _task(lr=-1.0, mixup=-0.1, smoothing=1.0, opt="adamv", betas=(0.9, 1.0), sched="cosin", warmup_epochs=-1)
-    assert len(caught.value.problems) == 7
+    assert len(caught.value.errors) == 7
     assert "model.lr=-1.0: should be greater than 0" in str(caught.value)
 
 

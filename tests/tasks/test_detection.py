@@ -105,21 +105,21 @@ def test_a_batch_of_unreadable_images_is_left_out():
     assert metric.report().numbers()["num_images"] == 0
 
 
-def test_problems_are_named_all_at_once():
+def test_errors_are_named_all_at_once():
     with pytest.raises(RecipeError) as error:
         Detection("vit_tiny_patch16_224", detector={"fpn_chanels": 8, "proposals": 100, "finest": 0, "detections": 0})
     for text in ("fpn_channels", "proposals=100: should be a list", "finest=0", "detections=0"):
         assert text in str(error.value)
-    assert Detection.build_problems({"model": "graft_swin_tiny_patch4_window7_224"}) == []
-    (problem,) = Detection.build_problems({"model": "levit_128s"})
-    assert "4, 8, 16 and 32" in problem
+    assert Detection.build_errors({"model": "graft_swin_tiny_patch4_window7_224"}) == []
+    (error,) = Detection.build_errors({"model": "levit_128s"})
+    assert "4, 8, 16 and 32" in error
 
 
 def test_every_option_of_the_detector_has_a_type():
     own = {name for name in inspect.signature(MaskRCNN).parameters if name not in ("model", "num_classes", "masks")}
     assert set(DetectorOptions.__annotations__) == own
     defaults = {name: inspect.signature(MaskRCNN).parameters[name].default for name in own}
-    assert Detection.problems({"detector": defaults}) == []
+    assert Detection.option_errors({"detector": defaults}) == []
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_classifiers_weights_go_into_the_backbone(tmp_path):
     assert "backbone.features (" in text  # the pyramid
 
 
-def test_weights_of_another_image_size_are_resized_and_said_so(tmp_path):
+def test_weights_of_another_image_size_are_resized_and_reported(tmp_path):
     torch.save(classifier(img_size=96).state_dict(), tmp_path / "larger.pth")
     model = detector()
     assert "pos_embed: (1, 145, 16) -> (1, 65, 16)" in loaded(model, tmp_path / "larger.pth")

@@ -10,7 +10,7 @@ from vitgraft.data.segmentation import SegmentationBatch, SegmentationData
 from vitgraft.errors import CheckpointError, RecipeError
 from vitgraft.metrics.segmentation import SegmentationMetrics
 from vitgraft.tasks.segmentation import Segmentation, pixel_loss
-from vitgraft.training.check_recipe import find_problems
+from vitgraft.training.check_recipe import recipe_errors
 
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4, "img_size": 64}
 SMALL = {
@@ -134,11 +134,11 @@ def test_recipes_are_checked_without_building():
         "model": {"class_path": "Segmentation", "init_args": {"model": "resnet18", "head_chanels": 3}},
         "data": data,
     }
-    text = "\n".join(find_problems(recipe, {}, {}, {}))
+    text = "\n".join(recipe_errors(recipe, {}, {}, {}))
     assert "head_chanels" in text and "head_channels" in text
-    assert Segmentation.build_problems({"model": "graft_swin_tiny_patch4_window7_224"}) == []
-    (problem,) = Segmentation.build_problems({"model": "volo_d1_224"})
-    assert problem.startswith("model:")
+    assert Segmentation.build_errors({"model": "graft_swin_tiny_patch4_window7_224"}) == []
+    (error,) = Segmentation.build_errors({"model": "volo_d1_224"})
+    assert error.startswith("model:")
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_recipes_are_checked_without_building():
     [("vit_tiny_patch16_224", "dynamic_img_size: true"), ("swin_tiny_patch4_window7_224", "graft_swin")],
 )
 def test_a_backbone_of_one_size_is_refused(name, hint):
-    (problem,) = Segmentation.build_problems({"model": name})
-    assert "224 x 224 pixels only" in problem and hint in problem
+    (error,) = Segmentation.build_errors({"model": name})
+    assert "224 x 224 pixels only" in error and hint in error
 
 
 def test_one_image_a_step_is_refused(tmp_path):

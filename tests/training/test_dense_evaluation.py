@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import pytorch_lightning as pl
 
-from vitgraft.training.check_recipe import find_problems, resolve
+from vitgraft.training.check_recipe import recipe_errors, resolve
 from vitgraft.training.cli import with_data_of_run
 
 DETECTION = "vitgraft.tasks.detection.Detection"
@@ -27,8 +27,8 @@ def test_the_data_options_are_those_of_the_run(tmp_path, capsys):
 
 def test_a_set_without_a_label_rule_is_one_plain_line():
     data = {"class_path": "vitgraft.data.segmentation.SegmentationData", "init_args": {"root": "somewhere"}}
-    (problem,) = find_problems({"data": data}, {}, {})
-    assert problem.startswith("data.reduce_zero_label: set true")
+    (error,) = recipe_errors({"data": data}, {}, {})
+    assert error.startswith("data.reduce_zero_label: set true")
 
 
 SIZES = [

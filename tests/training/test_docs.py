@@ -27,9 +27,9 @@ class _Parsed(cli.VitgraftCLI):
 
 
 def _parse(recipe: dict):
-    problems = cli.find_problems(recipe, cli.TOP, {"data": cli.DATA})
-    if problems:
-        raise RecipeError(problems)
+    errors = cli.recipe_errors(recipe, cli.TOP, {"data": cli.DATA})
+    if errors:
+        raise RecipeError(errors)
     recipe = cli.with_class_paths(recipe, {"data": cli.DATA})
     return _Parsed(["fit", "--config", json.dumps(recipe)]).config.fit
 

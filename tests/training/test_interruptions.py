@@ -98,7 +98,7 @@ def test_read_only_folder_before_training(capsys, words, tmp_path):
     assert code == 2 and "can't be written" in err
 
 
-def test_out_of_memory_says_what_to_try(capsys, words, tmp_path, monkeypatch):
+def test_out_of_memory_names_what_to_try(capsys, words, tmp_path, monkeypatch):
     from vitgraft.tasks.classification import Classification
 
     def full(self, batch, batch_idx):

@@ -79,5 +79,5 @@ def test_arguments():
 def test_wrong_arguments_all_at_once():
     with pytest.raises(RecipeError) as caught:
         parse_arguments(["recipe.yaml", "--model.lr", "--data.root"])
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.errors) == 3
     assert "'recipe.yaml'" in str(caught.value) and "--data.root: a value is missing" in str(caught.value)

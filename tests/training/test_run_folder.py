@@ -115,7 +115,7 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
         check_writable(tmp_path / "x")
 
 
-def test_resume_says_where_it_goes_on_or_that_all_is_done(run, capsys):
+def test_resume_reports_the_step_or_that_the_run_is_finished(run, capsys):
     begin(run, RECIPE, resume=True)
     assert capsys.readouterr().out == f"resuming from {run / 'last.ckpt'} (epoch 0, step 10)\n"
     for processed, words in ((2, "resuming from"), (3, "already finished:")):
@@ -125,7 +125,7 @@ def test_resume_says_where_it_goes_on_or_that_all_is_done(run, capsys):
         assert capsys.readouterr().out == f"{words} {run / 'last.ckpt'} (epoch 2, step 30)\n"
 
 
-def test_only_the_first_process_says_it(run, capsys, monkeypatch):
+def test_only_the_first_process_reports_it(run, capsys, monkeypatch):
     monkeypatch.setattr("vitgraft.training.run_folder.rank_zero_only.rank", 1)
     assert begin(run, RECIPE, resume=True) == run / "last.ckpt"
     assert capsys.readouterr().out == ""

@@ -121,7 +121,7 @@ def test_all_mistakes_at_once_and_nothing_written(capsys, recipe, tmp_path, monk
     words = ["--trainer.max_epoch", 3, "--data.batch_size", "x", "--model.graft", "{levles: 1}", "--outt", "a"]
     code, out, err = run(capsys, "fit", "--config", recipe, *words)
     assert code == 2 and out == "" and "Traceback" not in err
-    assert "7 things are wrong" in err
+    assert "7 errors" in err
     for message in (
         "model.lr=-1: should be greater than 0",
         "model.mixup='lots': should be a valid number",

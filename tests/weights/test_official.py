@@ -1,5 +1,6 @@
 import argparse
 import copy
+import json
 import re
 
 import pytest
@@ -66,7 +67,7 @@ def test_swin_authors_names():
 
 
 def test_official_tiny_conformance_names_reach_timm_swin():
-    meta = __import__("json").loads(shared("conformance", "swin_tiny_dense_512.json").read_text())
+    meta = json.loads(shared("conformance", "swin_tiny_dense_512.json").read_text())
     state = {name: torch.randn(shape) for name, shape, dtype in meta["state_dict"] if dtype.startswith("float")}
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0)
     with pytest.raises(CheckpointError, match=r"DenseFeatures"):
@@ -186,17 +187,13 @@ def test_the_authors_swin_goes_into_features_only():
     options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
     source = timm.create_model("swin_tiny_patch4_window7_224", **options)
     features = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, **options)
-    authors = {}
-    for name, value in source.state_dict().items():
-        name = re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name)
-        authors[name.replace("head.fc.", "head.")] = value
-    report = load_official(features, {"model": authors})
+    report = load_official(features, {"model": as_authors(source)})
     assert not report.missing and not report.unexpected
     own = features.state_dict()
     assert torch.equal(own["layers_1.downsample.reduction.weight"], source.layers[1].downsample.reduction.weight)
 
 
-def test_averaged_weights_are_preferred_and_said():
+def test_averaged_weights_are_preferred_and_reported():
     raw, ema = cswin(1), cswin(2)
     content = {
         "state_dict": raw.state_dict(),
@@ -326,7 +323,7 @@ def test_what_does_not_fit_changes_nothing(change, words):
     check()
 
 
-def test_error_says_what_the_file_looks_like():
+def test_error_describes_what_the_file_looks_like():
     with pytest.raises(
         CheckpointError, match=r"looks like a CSWin: \d+ tensors under 'model', a classifier of 7 class"
     ):
@@ -335,21 +332,28 @@ def test_error_says_what_the_file_looks_like():
         load_official(cswin(), as_authors(swin()))
 
 
+def renamed(state, *pairs):
+    for old, new in pairs:
+        state = {re.sub(old, new, name): value for name, value in state.items()}
+    return state
+
+
 def as_mmdet(state):
     """Names of mmdetection's own Swin."""
-    for old, new in (
+    return renamed(
+        state,
         (r"^layers\.", "stages."),
         (r"\.attn\.", ".attn.w_msa."),
         (r"\.mlp\.fc1", ".ffn.layers.0.0"),
         (r"\.mlp\.fc2", ".ffn.layers.1"),
         (r"^patch_embed\.proj", "patch_embed.projection"),
-    ):
-        state = {re.sub(old, new, name): value for name, value in state.items()}
-    return {f"backbone.{name}": value for name, value in state.items()}
+        (r"^", "backbone."),
+    )
 
 
 def as_transformers(state):
-    for old, new in (
+    return renamed(
+        state,
         (r"^layers\.", "swin.encoder.layers."),
         (r"\.attn\.", ".attention.self."),
         (r"\.mlp\.fc1", ".intermediate.dense"),
@@ -357,19 +361,13 @@ def as_transformers(state):
         (r"\.norm1\.", ".layernorm_before."),
         (r"\.norm2\.", ".layernorm_after."),
         (r"^patch_embed\.proj", "swin.embeddings.patch_embeddings.projection"),
-    ):
-        state = {re.sub(old, new, name): value for name, value in state.items()}
-    return state
+    )
 
 
 def as_adapter(state):
-    adapter = {f"base_model.model.{name}": value for name, value in state.items() if not name.endswith("qkv.weight")}
-    for name in state:
-        if name.endswith("qkv.weight"):
-            base = f"base_model.model.{name.removesuffix('weight')}"
-            adapter[f"{base}base_layer.weight"] = state[name]
-            adapter[f"{base}lora_A.default.weight"] = torch.zeros(2, 16)
-    return adapter
+    pairs = (r"^", "base_model.model."), (r"qkv\.weight", "qkv.base_layer.weight")
+    lora = {name: torch.zeros(2, 16) for name in state if name.endswith("qkv.weight")}
+    return renamed(state, *pairs) | renamed(lora, pairs[0], ("qkv", "qkv.lora_A.default"))
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -433,7 +431,10 @@ def test_grafts_of_blocks_that_the_model_leaves_out_are_named_with_the_option():
         return vitgraft.graft(model, window_size=2, **options)
 
     stored = grafted(blocks=(1, 2, 3)).state_dict()
-    with pytest.warns(UserWarning, match=r"blocks=\(1, 2, 3\)"), pytest.raises(CheckpointError, match=r"blocks=\(...\)"):
+    with (
+        pytest.warns(UserWarning, match=r"blocks=\(1, 2, 3\)"),
+        pytest.raises(CheckpointError, match=r"blocks=\(...\)"),
+    ):
         vitgraft.load_official(grafted(), stored)
     assert not vitgraft.load_official(grafted(blocks=(1, 2, 3)), stored).missing
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from vitgraft.data.loader import Loader, Samples
-from vitgraft.data.options import errors_in
 from vitgraft.data.readers.base import Source
 from vitgraft.data.sampling import EvalOrder, TrainOrder
 from vitgraft.errors import DataError, MissingExtraError
+from vitgraft.options import value_errors
 
 try:
     import pytorch_lightning as pl
@@ -26,18 +26,21 @@ class DataModule(pl.LightningDataModule):
     """Loaders whose batches are functions of (seed, epoch, step): the number of workers changes nothing, a resumed
     run continues at the batch where it stopped, and an evaluation has every sample once over all processes.
 
-    Subclasses define `open`, `samples` and `check_pair`.
+    Subclasses define `open`, `samples`, `check_pair` and `make_preprocessing`.
 
     Args:
+        root: Where the dataset is.
+        train: Split to train on.
+        val: Split to validate on.
+        test: Split for `test`; None is the validation split.
+        mean: Per channel, 0 to 1; None is the model's own.
+        std: Per channel, 0 to 1; None is the model's own.
         batch_size: Images per step of each process.
         eval_batch_size: Images per step of each process in evaluation; None is `batch_size`.
         workers: Loader processes of each process; they change nothing in the batches.
-        seed: Order and augmentation are functions of it.
+        seed: Order and augmentation are functions of it; also which digit scenes are trained on.
+        cache_dir: Folder for unpacked tars, indices and downloaded shards; None is ~/.cache/vitgraft.
         smoke: Generated images instead of the real ones.
-        options: The subclass's own options, for the check.
-
-    Raises:
-        ValueError: Options that are not possible, all at once.
     """
 
     # what options may be, beyond their types
@@ -53,37 +56,51 @@ class DataModule(pl.LightningDataModule):
 
     def __init__(
         self,
+        root: str | None = None,
+        train: str | list[str] = "train",
+        val: str | list[str] = "val",
+        test: str | list[str] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         workers: int = 4,
         seed: int = 0,
+        cache_dir: str | None = None,
         smoke: bool = False,
-        options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        loading = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "workers": workers, "seed": seed}
-        given = {name: value for name, value in (options or {}).items() if name not in ("self", "__class__")}
-        if errors := self.problems(given | loading):
-            raise ValueError("data: " + "; ".join(errors))
+        self.root, self.cache_dir = root, cache_dir
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.workers, self.seed = workers, seed
         self.is_smoke = smoke
-        self.num_classes: int | None = given.get("num_classes")
-        test, val = given.get("test"), given.get("val")
-        self.splits = {"train": given.get("train"), "val": val, "test": test or val}
+        self.model_options = {"mean": mean, "std": std}
+        self.num_classes: int | None = None
+        self.splits = {"train": train, "val": val, "test": test or val}
         self.has_test = test is not None
         self._sources: dict[str, Source] = {}
         self._preprocessing: Any = None
         self._loaders: list[Loader] = []
 
     @classmethod
-    def problems(cls, values: dict[str, Any]) -> list[str]:
+    def option_errors(cls, values: dict[str, Any]) -> list[str]:
         """Errors of options, one line each, without looking at any file.
 
         Args:
             values: Options by name; those left out are not judged.
         """
-        return errors_in(values, cls.LIMITS)
+        given = {name: kind for name, kind in cls.LIMITS.items() if values.get(name) is not None}
+        return [line for name, kind in given.items() for line in value_errors(name, values[name], kind)]
+
+    @classmethod
+    def check_options(cls, values: dict[str, Any]) -> None:
+        """Refuses options that are not possible.
+
+        Raises:
+            ValueError: All of them at once.
+        """
+        if errors := cls.option_errors(values):
+            raise ValueError("data: " + "; ".join(errors))
 
     @classmethod
     def options_of(cls, data_config: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +108,7 @@ class DataModule(pl.LightningDataModule):
         return {}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Metadata of the data for an evaluation's report, beside the dataset's name."""
         return {}
 
@@ -122,7 +139,27 @@ class DataModule(pl.LightningDataModule):
         """
         raise NotImplementedError
 
+    def make_preprocessing(self) -> Any:
+        """How images are prepared, by the options and `of_model`."""
+        raise NotImplementedError
+
     # datasets
+
+    @property
+    def preprocessing(self) -> Any:
+        """How images are prepared; known once the trainer has a model, or all of it was given."""
+        if self._preprocessing is None:
+            self._preprocessing = self.make_preprocessing()
+        return self._preprocessing
+
+    def of_model(self, *names: str) -> dict[str, Any]:
+        """Values of the model's data_config, and of the options of these names that were given instead.
+
+        The model itself is built after the data is set up, since it may take its number of classes from here.
+        """
+        own = {name: self.model_config[name] for name in names if name in self.model_config}
+        given = {name: value for name, value in self.model_options.items() if value is not None}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in (own | given).items()}
 
     def source(self, split: str) -> Source:
         """The images of a split; opened once.
@@ -169,7 +206,7 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = min(self.batch_size, 4), min(self.eval_batch_size, 4)
         self.workers = 0
         self.num_classes = num_classes or self.num_classes
-        self._sources = {}
+        self._sources, self._preprocessing = {}, None
 
     @property
     def model_config(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Examined, Finding, Options, Report, SetReport
-from vitgraft.data.layout import layout_of
+from vitgraft.data.layout import layouts_of
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.open import check_same_classes, open_source
 from vitgraft.errors import DataError
@@ -63,8 +63,9 @@ class ImageCheck(Check):
 
 def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], list[Finding]]:
     """All splits of the datasets at some paths; what can't be opened is a finding."""
-    layouts = {layout_of(path) for path in paths} if options.format is None else {options.format}
-    layout = layouts.pop() if len(layouts) == 1 else "images"
+    layouts = {path: [options.format] if options.format else list(layouts_of(path)) for path in paths}
+    layout = next((found[0] for found in layouts.values() if found), "images")
+    findings = [_passed_over(path, found, layout) for path, found in layouts.items() if {*found} - {layout}]
     if layout == "coco":
         from vitgraft.data.check_coco import open_path  # needs the extra `detection`
     elif layout == "semantic":
@@ -73,7 +74,14 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
         open_path = _open_images
     opened: list[Check | Finding] = [one for path in paths for one in open_path(path, options)]
     checks = [one for one in opened if isinstance(one, Check)]
-    return checks, [one for one in opened if isinstance(one, Finding)]
+    return checks, findings + [one for one in opened if isinstance(one, Finding)]
+
+
+def _passed_over(path: str, found: list[str], layout: str) -> Finding:
+    """Says which of the layouts of a path is not looked at."""
+    others = ", ".join(name for name in found if name != layout)
+    level = "warning" if layout in found else "error"
+    return Finding(level, "layout", path, f"checked as {layout}, passed over: {others}; --data-format names another")
 
 
 def _open_images(path: str, options: Options) -> Iterator[Check | Finding]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-import torch
 from pydantic import Field
 
 from vitgraft.data.base import DataModule
 from vitgraft.data.images import ImageDataset
+from vitgraft.data.layout import instead_of
 from vitgraft.data.loader import Loader
-from vitgraft.data.options import Positive, Sizes, limits_of
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import FORMATS, check_same_classes, open_files, open_source
 from vitgraft.data.readers.tar import is_tar
-from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, model_preprocessing, train_transform
+from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vitgraft.errors import DataError
+from vitgraft.options import Positive, Sizes
 
 # three draws of a sample: facebookresearch/deit samplers.py
 REPEATS = 3
@@ -35,13 +35,7 @@ class ImageData(DataModule):
         format: "folder", "tar", "shards", "imagenet-val" or "huggingface"; None infers it.
         num_classes: How many classes there must be; None takes those of the data.
         class_names: Names of the labels, for shards that carry numbers only.
-        batch_size: Images per step of each process.
-        eval_batch_size: Images per step of each process in evaluation; None is `batch_size`.
-        workers: Loader processes of each process; they change nothing in the batches.
-        seed: Order and augmentation are functions of it.
         input_size: Side of the square images, or (height, width), in pixels; None is the model's own.
-        mean: Per channel, 0 to 1; None is the model's own.
-        std: Per channel, 0 to 1; None is the model's own.
         interpolation: Of the resize in evaluation; None is the model's own.
         crop_pct: Fraction of the resized side that evaluation keeps; None is the model's own.
         scale: Smallest and largest fraction of the area that the random crop takes.
@@ -57,9 +51,8 @@ class ImageData(DataModule):
         recount: Most regions that are erased.
         repeated_aug: DeiT's repeated augmentation, three draws of a sample in a row.
         cache: Keep decoded images in memory; for small datasets of small images.
-        cache_dir: Folder for unpacked tars, indices and downloaded shards; None is ~/.cache/vitgraft.
-        cache_gb: Limit of downloaded shards there.
-        smoke: Generated images instead of the real ones.
+        cache_gb: Limit of downloaded shards in `cache_dir`.
+        common: Options of every data module.
 
     Raises:
         ValueError: Options that are not possible, all at once.
@@ -67,7 +60,7 @@ class ImageData(DataModule):
 
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
-        **limits_of(Augmentation),
+        **get_type_hints(Augmentation, include_extras=True),
         "input_size": Sizes,
         "format": Literal[FORMATS],
         "crop_pct": Annotated[float, Field(gt=0, le=1)],
@@ -84,13 +77,7 @@ class ImageData(DataModule):
         format: str | None = None,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        workers: int = 4,
-        seed: int = 0,
         input_size: int | tuple[int, int] | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
         interpolation: str | None = None,
         crop_pct: float | None = None,
         scale: tuple[float, float] = (0.08, 1.0),
@@ -106,38 +93,28 @@ class ImageData(DataModule):
         recount: int = 1,
         repeated_aug: bool = False,
         cache: bool = False,
-        cache_dir: str | None = None,
         cache_gb: float = 64.0,
-        smoke: bool = False,
+        **common,
     ):
-        given = dict(locals())
-        super().__init__(batch_size, eval_batch_size, workers, seed, smoke, given)
-        self.root, self.format, self.predict, self.given_names = root, format, predict, class_names
+        given = locals() | common
+        self.check_options(given)
+        super().__init__(root=root, train=train, val=val, test=test, **common)
+        self.num_classes, self.given_names = num_classes, class_names
+        self.format, self.predict = format, predict
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
-        self.model_options = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+        self.model_options |= {"interpolation": interpolation, "crop_pct": crop_pct}
         self.augmentation = Augmentation(**{field.name: given[field.name] for field in fields(Augmentation)})
         self.repeats = REPEATS if repeated_aug else 1
-        self.cache, self.cache_dir, self.cache_gb = cache, cache_dir, cache_gb
+        self.cache, self.cache_gb = cache, cache_gb
 
     def smoke(self, num_classes: int | None = None) -> None:
         super().smoke(num_classes)
         self.cache = False
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What the model expects of its images; known once the trainer has a model, or all of it was given."""
-        if self._preprocessing is None:
-            given = {name: value for name, value in self.model_options.items() if value is not None}
-            # the model itself is built after the data is set up, it may take its number of classes from here
-            names = {field.name for field in fields(Preprocessing)}
-            own = {name: value for name, value in self.model_config.items() if name in names}
-            size = self.input_size or self.model_config.get("input_size", (224, 224))[-2:]
-            self._preprocessing = Preprocessing(**own | given | {"input_size": tuple(size)})
-        return self._preprocessing
-
-    def use_model(self, model: torch.nn.Module) -> None:
-        """Takes from a timm model what was not given: input size, mean, std, interpolation, crop."""
-        self._preprocessing = model_preprocessing(model, self.input_size, **self.model_options)
+    def make_preprocessing(self) -> Preprocessing:
+        size = self.input_size or self.model_config.get("input_size", (224, 224))[-2:]
+        own = self.of_model(*(field.name for field in fields(Preprocessing)))
+        return Preprocessing(**own | {"input_size": tuple(size)})
 
     def open(self, split: str) -> ImageSource:
         if split == "predict":
@@ -153,6 +130,8 @@ class ImageData(DataModule):
         if self.root is None and not own_path:
             raise DataError("data.root: name the folder, tar or shards with the images")
         where, inside = (given, None) if own_path else (self.root, given)
+        if self.format is None and (instead := instead_of("images", where, self.cache_dir)):
+            raise DataError(f"{where}: {instead}; data.format=folder takes the class folders in it")
         source = open_source(where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb)
         if self.num_classes is not None and len(source.class_names) != self.num_classes:
             raise DataError(

@@ -16,21 +16,14 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from vitgraft.data.decode import decode_annotated
 from vitgraft.data.detection_targets import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
+from vitgraft.data.layout import instead_of, json_names
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json"]
 
-# where a split's json and its images are looked for below the root; {} is the name of the split
-JSONS = (
-    "annotations/instances_{}.json",
-    "annotations/instances_{}2017.json",
-    "annotations/{}.json",
-    "{}.json",
-    "{}/_annotations.coco.json",
-    "{}/annotations.json",
-)
+# where the images of a split are looked for below the root; {} is the name of the split
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
 
 Text = Annotated[StrictStr, Field(min_length=1)]
@@ -272,12 +265,15 @@ def open_coco(
         DataError: Nothing there, or it can't be used; the message names what was looked for.
     """
     files = Files(root, cache_dir)
-    tried = [split] if split.endswith(".json") else [pattern.format(split) for pattern in JSONS]
+    tried = json_names(split)
     name = next((name for name in tried if files.has(name)), None)
     if name is None:
+        looked = ", ".join(tried[:4])
         there = ", ".join([name for name in files.names if name.endswith(".json")][:6]) or "no json file"
+        instead = instead_of("coco", files)
         raise DataError(
-            f"{files.root}: no annotations of {split!r} (looked for {', '.join(tried[:4])}); there is {there}"
+            f"{files.root}: no annotations of {split!r} (looked for {looked}); there is {there}"
+            f"{instead and '; '}{instead}"
         )
     values = read_json(files, name)
     for kind in ENTRIES:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from vitgraft.data.detection_transforms import (
     eval_transform,
     train_transform,
 )
+from vitgraft.data.digits import SceneSize
 from vitgraft.data.loader import Samples
-from vitgraft.data.options import SceneSize, limits_of
 from vitgraft.errors import DataError
 
 __all__ = ["DetectionBatch", "DetectionData", "DetectionSamples"]
@@ -116,9 +116,6 @@ class DetectionData(DataModule):
         max_images: Only so many images of each split, the first ones: for trials, and to see that a model can overfit
             a handful of images.
         batch_size: Images per step of each process.
-        eval_batch_size: Images per step of each process in evaluation; None is `batch_size`.
-        workers: Loader processes of each process; they change nothing in the batches.
-        seed: Order and augmentation are functions of it; also which digit scenes it trains on.
         augmentation: "multiscale" (as DETR and Swin), "single" (one size) or "native" (sizes stay); None is "native"
             for digit scenes and "single" for a dataset.
         short_side: Short side in evaluation and of "single", pixels.
@@ -128,13 +125,10 @@ class DetectionData(DataModule):
         crop_sides: Least and largest side of that crop.
         hflip: Probability of a horizontal flip; None is 0.5, and 0 for digit scenes, as mirrored digits are none.
         vflip: Probability of a vertical flip.
-        mean: Per channel, 0 to 1; None is the model's own.
-        std: Per channel, 0 to 1; None is the model's own.
         scenes: Number of digit scenes for training.
         val_scenes: Number of digit scenes for validation, of other digits.
         scene_size: Side of a scene, pixels.
-        cache_dir: Folder for unpacked tars; None is ~/.cache/vitgraft.
-        smoke: Digit scenes instead of the real images.
+        common: Options of every data module; `smoke` takes digit scenes.
 
     Raises:
         ValueError: Options that are not possible, all at once.
@@ -142,7 +136,7 @@ class DetectionData(DataModule):
 
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
-        **limits_of(DetectionAugmentation),
+        **get_type_hints(DetectionAugmentation, include_extras=True),
         **dict.fromkeys(("min_side", "max_images", "short_side", "max_size", "scenes", "val_scenes"), PositiveInt),
         "scene_size": SceneSize,
     }
@@ -161,9 +155,6 @@ class DetectionData(DataModule):
         min_side: int = 32,
         max_images: int | None = None,
         batch_size: int = 2,
-        eval_batch_size: int | None = None,
-        workers: int = 4,
-        seed: int = 0,
         augmentation: Literal["multiscale", "single", "native"] | None = None,
         short_side: int = 800,
         max_size: int = 1333,
@@ -172,17 +163,14 @@ class DetectionData(DataModule):
         crop_sides: tuple[int, int] = (384, 600),
         hflip: float | None = None,
         vflip: float = 0.0,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
         scenes: int = 4000,
         val_scenes: int = 500,
         scene_size: int = 96,
-        cache_dir: str | None = None,
-        smoke: bool = False,
+        **common,
     ):
-        given = dict(locals())
-        super().__init__(batch_size, eval_batch_size, workers, seed, smoke, given)
-        self.root, self.cache_dir = root, cache_dir
+        given = locals() | common
+        self.check_options(given)
+        super().__init__(root=root, train=train, val=val, test=test, batch_size=batch_size, **common)
         self.folders = {"train": train_images, "val": val_images, "test": test_images if test else val_images}
         self.masks, self.keep_empty, self.min_side, self.max_images = masks, keep_empty, min_side, max_images
         for name, digits, files in (("augmentation", "native", "single"), ("hflip", 0.0, 0.5)):
@@ -191,13 +179,12 @@ class DetectionData(DataModule):
         names = [field.name for field in fields(DetectionAugmentation)]
         self.augmentation = DetectionAugmentation(**{name: given[name] for name in names})
         self.size = (short_side, max_size)
-        self.model_options = {"mean": mean, "std": std}
         self.scenes = {"train": scenes, "val": val_scenes, "test": val_scenes}
         self.scene_size = scene_size
 
     @classmethod
-    def problems(cls, values: dict[str, Any]) -> list[str]:
-        errors = super().problems(values)
+    def option_errors(cls, values: dict[str, Any]) -> list[str]:
+        errors = super().option_errors(values)
         short_side, max_size = values.get("short_side", 800), values.get("max_size", 1333)
         if max_size < short_side:
             errors.append(f"max_size={max_size}: at least short_side={short_side}")
@@ -211,13 +198,9 @@ class DetectionData(DataModule):
         return dict(zip(("short_side", "max_size"), sizes, strict=True)) | {"augmentation": "single"} if sizes else {}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         digits = {"val_scenes": self.scenes["val"], "scene_size": self.scene_size} if self.root is None else {}
         return {"max_images": self.max_images, **digits}
-
-    def smoke(self, num_classes: int | None = None) -> None:
-        super().smoke(num_classes)
-        self._preprocessing = None
 
     @property
     def is_generated(self) -> bool:
@@ -243,16 +226,10 @@ class DetectionData(DataModule):
         """Whether training has masks."""
         return self._any_source().has_masks if self.masks is None else self.masks
 
-    @property
-    def preprocessing(self) -> DetectionPreprocessing:
-        """How images are prepared; mean and std are the model's where they were not given."""
-        if self._preprocessing is None:
-            own = {name: tuple(self.model_config[name]) for name in ("mean", "std") if name in self.model_config}
-            given = {name: tuple(value) for name, value in self.model_options.items() if value is not None}
-            native = self.is_smoke or self.augmentation.augmentation == "native"
-            size = (self.scene_size,) * 2 if self.root is None and native else self.size
-            self._preprocessing = DetectionPreprocessing(size, **own | given, native=native)
-        return self._preprocessing
+    def make_preprocessing(self) -> DetectionPreprocessing:
+        native = self.is_smoke or self.augmentation.augmentation == "native"
+        size = (self.scene_size,) * 2 if self.root is None and native else self.size
+        return DetectionPreprocessing(size, **self.of_model("mean", "std"), native=native)
 
     def open(self, split: str) -> ObjectSource:
         digits = "train" if split == "train" else "test"

@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vitgraft.data.options import Fraction
+from vitgraft.options import Fraction
 
 __all__ = ["DetectionAugmentation", "DetectionPreprocessing", "eval_transform", "resized_size", "train_transform"]
 

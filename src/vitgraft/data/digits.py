@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import AfterValidator
 from torch.utils.data import Dataset
 
 from vitgraft.data.readers.base import Source
@@ -234,6 +235,14 @@ def scene_config(size: int) -> SceneConfig:
     usual = SceneConfig()
     large, small = (tuple(side * size // usual.size for side in sides) for sides in (usual.large, usual.small))
     return SceneConfig(size, large, small)
+
+
+def _scene_size(size: int) -> int:
+    scene_config(size)
+    return size
+
+
+SceneSize = Annotated[int, AfterValidator(_scene_size)]
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -6,7 +6,7 @@ Needs the `train` extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vitgraft.data.base import DataModule
-from vitgraft.data.digits import scene_config
+from vitgraft.data.digits import SceneSize, scene_config
 from vitgraft.data.label_maps import LabelRule, check_histogram
 from vitgraft.data.loader import Samples
-from vitgraft.data.options import SceneSize, Sizes, limits_of
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.segmentation_transforms import (
@@ -29,6 +28,7 @@ from vitgraft.data.segmentation_transforms import (
 )
 from vitgraft.data.semantic import DigitScenePixels, SemanticSource, open_semantic, read_class_names
 from vitgraft.errors import DataError
+from vitgraft.options import Sizes
 
 __all__ = ["SegmentationBatch", "SegmentationData", "SegmentationSamples"]
 
@@ -99,15 +99,11 @@ class SegmentationData(DataModule):
         label_suffix: Of label files, behind the name that they share with their images.
         batch_size: Images per step of each process.
         eval_batch_size: Images at a time in evaluation.
-        workers: Loader processes of each process; they change nothing in the batches.
-        seed: Order and augmentation are functions of it; also which digit scenes it trains on.
         crop_size: Side of the square training crops, or (height, width), in pixels; None is the model's input size.
         short_side: Images are resized so that the shorter side has so many pixels (training: times a random factor);
             None: they keep their size.
         long_side: Unless the longer side would have more than this.
         antialias: Whether shrinking averages pixels.
-        mean: Per channel, 0 to 1; None is the model's own.
-        std: Per channel, 0 to 1; None is the model's own.
         scale: Smallest and largest factor on the evaluation's size.
         cat_max_ratio: Largest fraction of the labelled pixels of a crop that one class may have; 1: any crop will do.
         hflip: Probability of a horizontal flip.
@@ -115,8 +111,7 @@ class SegmentationData(DataModule):
         scenes: Digit scenes to train on.
         val_scenes: Digit scenes to validate and test on, made of other scans.
         scene_size: Side of a scene, pixels.
-        cache_dir: Folder for unpacked tars; None is ~/.cache/vitgraft.
-        smoke: Digit scenes instead of the real images.
+        common: Options of every data module; `smoke` takes digit scenes.
 
     Raises:
         ValueError: Options that are not possible, all at once.
@@ -124,7 +119,7 @@ class SegmentationData(DataModule):
 
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
-        **limits_of(SegmentationAugmentation),
+        **get_type_hints(SegmentationAugmentation, include_extras=True),
         **dict.fromkeys(("short_side", "long_side", "scenes", "val_scenes"), PositiveInt),
         "crop_size": Sizes,
         "scene_size": SceneSize,
@@ -144,14 +139,10 @@ class SegmentationData(DataModule):
         label_suffix: str = "",
         batch_size: int = 16,
         eval_batch_size: int = 1,
-        workers: int = 4,
-        seed: int = 0,
         crop_size: int | tuple[int, int] | None = None,
         short_side: int | None = None,
         long_side: int | None = None,
         antialias: bool = True,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
         scale: tuple[float, float] = (0.5, 2.0),
         cat_max_ratio: float = 0.75,
         hflip: float = 0.5,
@@ -159,17 +150,16 @@ class SegmentationData(DataModule):
         scenes: int = 4000,
         val_scenes: int = 500,
         scene_size: int = 64,
-        cache_dir: str | None = None,
-        smoke: bool = False,
+        **common,
     ):
-        given = dict(locals())
-        super().__init__(batch_size, eval_batch_size, workers, seed, smoke, given)
-        self.root, self.cache_dir, self.given_names = root, cache_dir, class_names
+        self.check_options(locals() | common)
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        super().__init__(root=root, train=train, val=val, test=test, **sizes, **common)
+        self.num_classes, self.given_names = num_classes, class_names
         self.reduce_zero_label, self.ignore_index = reduce_zero_label, ignore_index
         self.suffixes = (image_suffix, label_suffix)
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         self.resizing = {"short_side": short_side, "long_side": long_side, "antialias": antialias}
-        self.model_options = {name: tuple(value) for name, value in (("mean", mean), ("std", std)) if value is not None}
         self.augmentation = SegmentationAugmentation(tuple(scale), cat_max_ratio, hflip, photometric)
         self.scenes = {"train": scenes, "val": val_scenes, "test": val_scenes}
         self.scene_config = scene_config(scene_size)
@@ -177,8 +167,8 @@ class SegmentationData(DataModule):
         self._names: tuple[str, ...] | None = None
 
     @classmethod
-    def problems(cls, values: dict[str, Any]) -> list[str]:
-        errors = super().problems(values)
+    def option_errors(cls, values: dict[str, Any]) -> list[str]:
+        errors = super().option_errors(values)
         pairs = {name: values[name] for name in ("train", "val", "test") if isinstance(values.get(name), list | tuple)}
         for name, folders in pairs.items():
             if len(folders) != 2:
@@ -204,7 +194,7 @@ class SegmentationData(DataModule):
         return {name: data_config[name] for name in names if name in data_config}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"val_scenes": self.scenes["val"], "scene_size": self.scene_config.size} if self.is_digits else {}
 
     def smoke(self, num_classes: int | None = None) -> None:
@@ -258,15 +248,9 @@ class SegmentationData(DataModule):
             self._files = Files(self.root, self.cache_dir)
         return self._files
 
-    @property
-    def preprocessing(self) -> SegmentationPreprocessing:
-        """What the model expects of its images; known once the trainer has a model, or all of it was given."""
-        if self._preprocessing is None:
-            own = {name: tuple(self.model_config[name]) for name in ("mean", "std") if name in self.model_config}
-            size = self.crop_size or self.model_config.get("input_size", (224, 224))[-2:]
-            options = own | self.model_options | self.resizing
-            self._preprocessing = SegmentationPreprocessing(**options, input_size=tuple(size))
-        return self._preprocessing
+    def make_preprocessing(self) -> SegmentationPreprocessing:
+        size = self.crop_size or self.model_config.get("input_size", (224, 224))[-2:]
+        return SegmentationPreprocessing(**self.of_model("mean", "std"), **self.resizing, input_size=tuple(size))
 
     def open(self, split: str) -> Source:
         # runs of all seeds are measured on the same scenes

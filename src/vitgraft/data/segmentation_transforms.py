@@ -27,7 +27,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from vitgraft.data.label_maps import IGNORE
-from vitgraft.data.options import Fraction, Range
+from vitgraft.options import Fraction, Range
 
 __all__ = [
     "EvalTransform",

@@ -24,7 +24,7 @@ from PIL import Image
 from vitgraft.data.decode import decode_annotated
 from vitgraft.data.digits import DigitScenes, SceneConfig
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
-from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
+from vitgraft.data.layout import ANNOTATIONS, IMAGES, instead_of, layout_start
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.data.readers.tar import is_tar
@@ -177,9 +177,11 @@ def find_pairs(
             folders = (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
             if not files.images(folders[0]):
                 there = ", ".join(files.folders(f"{start}{IMAGES}")) or ", ".join(files.folders()) or "nothing"
+                instead = instead_of("semantic", files)
                 raise DataError(
                     f"{files.root}: no images in {folders[0]}; there is {there}. Wanted: {IMAGES}/{split}/NAME.jpg and "
                     f"{ANNOTATIONS}/{split}/NAME.png, or two folders, [IMAGES, LABELS], instead of {split!r}"
+                    f"{instead and '; '}{instead}"
                 )
     else:
         places, folders = tuple(Files(Path(path or "") / folder, cache_dir) for folder in split), ("", "")

@@ -18,8 +18,8 @@ from timm.data.transforms import MaybeToTensor
 from torch import nn
 from torchvision import transforms
 
-from vitgraft.data.options import Fraction, Range
 from vitgraft.models.spec import input_size_of
+from vitgraft.options import Fraction, Range
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MULTI_SCALE", "infer", "infer_rows", "window_problems", "window_starts"]
+__all__ = ["MULTI_SCALE", "infer", "infer_rows", "window_errors", "window_starts"]
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The authors' scales of a multi-scale test."""
@@ -60,7 +60,7 @@ def infer(
     return total.div_(len(scales) * (2 if flip else 1))
 
 
-def window_problems(window: int | None, stride: int | None, scales: Sequence[float]) -> list[str]:
+def window_errors(window: int | None, stride: int | None, scales: Sequence[float]) -> list[str]:
     """The errors in these options of `infer`, one line each."""
     errors = []
     if window is not None and window < 1:
@@ -75,7 +75,7 @@ def window_problems(window: int | None, stride: int | None, scales: Sequence[flo
 
 
 def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> None:
-    if errors := window_problems(window, stride, scales):
+    if errors := window_errors(window, stride, scales):
         raise ValueError("; ".join(errors))
 
 

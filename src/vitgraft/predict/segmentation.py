@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vitgraft.data.segmentation_transforms import EvalTransform, SegmentationPreprocessing, resize_labels
 from vitgraft.models.feature_pyramid import feature_backbone
-from vitgraft.models.sliding_window import infer, infer_rows, window_problems
+from vitgraft.models.sliding_window import infer, infer_rows, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options, short_name
 from vitgraft.predict.draw import draw_classes
@@ -57,7 +57,7 @@ class Segmenter(Predictor):
     memory_hint: ClassVar = "--window N predicts it in windows"
 
     def __post_init__(self) -> None:
-        if wrong := window_problems(self.window, self.stride, self.scales):
+        if wrong := window_errors(self.window, self.stride, self.scales):
             raise ValueError("; ".join(wrong))
         if self.full_size:
             self.preprocessing = replace(self.preprocessing, short_side=None, long_side=None)

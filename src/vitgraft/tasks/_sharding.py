@@ -12,7 +12,7 @@ __all__ = ["shard"]
 def shard(model: nn.Module, device_mesh: Any) -> None:
     """Applies `fully_shard` to each block and to the rest of the model, over the mesh's data-parallel dimension.
 
-    A block is gathered while it runs. The graft goes with its block, whose feed-forward network it shares.
+    A block is gathered while it runs. The graft goes with its block, whose feed-forward network it uses too.
 
     Args:
         device_mesh: That of Lightning's ModelParallelStrategy: dimensions "data_parallel" and "tensor_parallel".

@@ -1,4 +1,4 @@
-"""What all tasks share: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights.
+"""The base of all tasks: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights.
 
 This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
 """
@@ -14,8 +14,9 @@ from torch import nn
 
 from vitgraft.errors import MissingExtraError, RecipeError, VitgraftError
 from vitgraft.grafting import train_grafts_only
-from vitgraft.randomness import derive, seed_all
-from vitgraft.tasks._options import (
+from vitgraft.metrics.base import Report
+from vitgraft.metrics.report_writer import print_report, write_report
+from vitgraft.options import (
     BelowOne,
     Count,
     GraftOptions,
@@ -25,8 +26,9 @@ from vitgraft.tasks._options import (
     Optimizer,
     Positive,
     WholeNumber,
-    option_errors,
+    type_errors,
 )
+from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._sharding import shard
 from vitgraft.tasks.optim import Schedule, make_optimizer, scale_learning_rates
 from vitgraft.weights.create import data_config_of, is_graft_name
@@ -34,10 +36,14 @@ from vitgraft.weights.official import check_names_and_shapes
 
 try:
     import pytorch_lightning as pl
+    from pytorch_lightning.utilities import rank_zero_only
 except ImportError as error:
     raise MissingExtraError("pytorch-lightning", "train") from error
 
-__all__ = ["Task"]
+__all__ = ["Task", "print_once"]
+
+print_once = rank_zero_only(print)
+"""Prints in the first process, also before there is a trainer, which `Task.print` needs."""
 
 
 class Task(pl.LightningModule):
@@ -47,7 +53,7 @@ class Task(pl.LightningModule):
     number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
     Subclasses define `try_build`, `build`, `make_metric`, `training_step` (which begins with `before_step`),
-    `evaluate`, the names of the metrics that they log, `write_report` and `print_report`.
+    `evaluate`, and the names of the metrics that they log.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module.
@@ -130,9 +136,8 @@ class Task(pl.LightningModule):
         super().__init__()
         ready = isinstance(model, nn.Module)
         self.save_hyperparameters(ignore=["model"] if ready else [])  # those of the task itself among them
-        problems = self.problems(dict(self.hparams))
-        if problems:
-            raise RecipeError([f"model.{problem}" for problem in problems])
+        if errors := self.option_errors(dict(self.hparams)):
+            raise RecipeError([f"model.{error}" for error in errors])
         self.model: nn.Module | None = None
         self._schedule: Any = None
         self.averaged_model: nn.Module | None = None  # set by AveragedWeights, past nn.Module's list of children
@@ -142,15 +147,15 @@ class Task(pl.LightningModule):
             self.take(model)
 
     @classmethod
-    def problems(cls, values: Mapping[str, Any]) -> list[str]:
+    def option_errors(cls, values: Mapping[str, Any]) -> list[str]:
         """All errors of these options, one line each: those of single options, by their types, and conflicts."""
-        found = option_errors(cls, values)
-        wrong = {re.split(r"[.\[:=]", line)[0] for line in found}
-        return found + cls.conflicts({name: value for name, value in values.items() if name not in wrong})
+        found = type_errors(cls, values)
+        bad = {re.split(r"[.\[:=]", line)[0] for line in found}
+        return found + cls.conflicts({name: value for name, value in values.items() if name not in bad})
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
-        """What is wrong with options together that are fine one by one."""
+        """Errors of options together that are valid one by one."""
         found = []
         if values.get("decay_vectors") and values.get("layer_decay") is not None:
             found.append("decay_vectors: not together with layer_decay, whose groups leave vectors out")
@@ -163,7 +168,7 @@ class Task(pl.LightningModule):
         return found
 
     @classmethod
-    def build_problems(cls, values: Mapping[str, Any]) -> list[str]:
+    def build_errors(cls, values: Mapping[str, Any]) -> list[str]:
         """Why no model can be built from options without errors; tried without making a tensor."""
         if not isinstance(values.get("model"), str) or ":" in values["model"]:
             return []
@@ -196,24 +201,6 @@ class Task(pl.LightningModule):
         """Counts one batch of a validation or a test."""
         raise NotImplementedError
 
-    def write_report(
-        self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """Writes the files of an evaluation, and returns them.
-
-        Args:
-            folder: Made where it is missing.
-            report: Of the metric.
-            title: What was evaluated.
-            facts: Metadata for metrics.json.
-            unreadable: "name: reason" of the images that could not be counted.
-        """
-        raise NotImplementedError
-
-    def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
-        """Shows an evaluation in the terminal; `unreadable` images are left out of it."""
-        raise NotImplementedError
-
     # model
 
     def configure_model(self) -> None:
@@ -227,9 +214,7 @@ class Task(pl.LightningModule):
         model = self.build()
         backbone = self.backbone_of(model)
         if h.train_grafts_only:
-            from pytorch_lightning.utilities import rank_zero_only
-
-            rank_zero_only(print)(train_grafts_only(model))
+            print_once(train_grafts_only(model))
         if h.grad_checkpointing:
             backbone.set_grad_checkpointing()
         self.take(model)
@@ -250,10 +235,7 @@ class Task(pl.LightningModule):
     def take(self, model: nn.Module) -> None:
         """Makes a model the task's own; tasks with losses by the options extend it."""
         self.model = model
-        self.make_metrics()
-
-    def make_metrics(self) -> None:
-        """Makes what validation and test measure: one metric each for the raw and the averaged weights."""
+        # one each for the raw and the averaged weights
         self.metrics = nn.ModuleDict({weights: self.make_metric() for weights in ("raw", "ema")})
 
     @property
@@ -296,9 +278,9 @@ class Task(pl.LightningModule):
                 "give num_classes: null to take those of the data"
             )
         if h.class_names and list(h.class_names) != list(names):
-            wrong = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
+            differing = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
             raise RecipeError(
-                f"the model was trained for other classes than those of the data, or in another order: {wrong[:5]} "
+                f"the model was trained for other classes than those of the data, or in another order: {differing[:5]} "
                 "(model / data)"
             )
         h.class_names = list(names)
@@ -378,7 +360,7 @@ class Task(pl.LightningModule):
         return {"raw": self.model} | ({} if averaged is None else {"ema": averaged})
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets what was counted before, for instance in the sanity check."""
+        """Resets the metrics, for instance in the sanity check."""
         for metric in self.metrics.values():
             metric.reset()
         self.reports: dict[str, Any] = {}
@@ -398,6 +380,24 @@ class Task(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """As validation, under `test/`."""
         self._log_evaluation("test")
+
+    def write_report(
+        self, folder: Path, report: Report, title: str, metadata: dict[str, Any], unreadable: Sequence[str]
+    ) -> list[Path]:
+        """Writes the files of an evaluation, and returns them.
+
+        Args:
+            folder: Made where it is missing.
+            report: Of the metric.
+            title: What was evaluated.
+            metadata: What was evaluated (checkpoint, data ...), for metrics.json.
+            unreadable: "name: reason" of the images that could not be counted.
+        """
+        return write_report(folder, report, self.class_names, title, metadata, unreadable)
+
+    def print_report(self, console: Any, report: Report, title: str, unreadable: int) -> None:
+        """Shows an evaluation in the terminal; `unreadable` images are left out of it."""
+        print_report(console, report, self.class_names, title, unreadable)
 
     def _log_evaluation(self, stage: str) -> None:
         for weights in self.evaluated_models():

@@ -4,7 +4,6 @@ This module needs the `train` extra and is imported by what trains, never by `im
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,11 +12,10 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import nn
 
 from vitgraft.errors import RecipeError
-from vitgraft.metrics.classification import ClassificationMetrics, ClassificationReport
-from vitgraft.metrics.report_writer import print_report, write_report
+from vitgraft.metrics.classification import ClassificationMetrics
+from vitgraft.options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks._options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Task, print_once
 from vitgraft.weights.create import build_model
 
 __all__ = ["Classification"]
@@ -76,13 +74,11 @@ class Classification(Task):
 
     def build(self) -> nn.Module:
         """The named timm model, grafted, with the recipe's initial weights; reports what was loaded."""
-        from pytorch_lightning.utilities import rank_zero_only
-
         h = self.hparams
         pretrained = h.pretrained and not h.checkpoint_path
         model = build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained)
         if h.checkpoint_path:
-            rank_zero_only(print)(load_initial_weights(model, None, h.checkpoint_path))
+            print_once(load_initial_weights(model, None, h.checkpoint_path))
         return model
 
     def take(self, model: nn.Module) -> None:
@@ -137,16 +133,6 @@ class Classification(Task):
         images, labels = batch[0], batch[1]
         if len(labels):
             metric.update(model(images), labels)
-
-    def write_report(
-        self, folder: Path, report: ClassificationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """See `vitgraft.metrics.report_writer.write_report`."""
-        return write_report(folder, report, self.class_names, title, facts, unreadable)
-
-    def print_report(self, console: Any, report: ClassificationReport, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.report_writer.print_report`."""
-        print_report(console, report, self.class_names, title, unreadable)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Probabilities (B, num_classes)."""

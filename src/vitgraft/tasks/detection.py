@@ -4,8 +4,7 @@ This module needs the `train` extra, and the `detection` extra from the first ev
 trains, never by `import vitgraft`.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +14,9 @@ from typing_extensions import TypedDict
 
 from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
+from vitgraft.options import Count, Fraction, Model, Positive, WholeNumber
 from vitgraft.tasks._initial_weights import load_initial_weights, new_parts
-from vitgraft.tasks._options import Count, Fraction, Model, Positive, WholeNumber
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Task, print_once
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detection"]
@@ -96,18 +95,15 @@ class Detection(Task):
 
     def build(self) -> nn.Module:
         """The detector around the named backbone, with the recipe's initial weights; reports what was loaded."""
-        from pytorch_lightning.utilities import rank_zero_only
-
         h = self.hparams
         backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained and not h.checkpoint_path)
         masks = h.masks is None or h.masks
         detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
         features = detector.backbone.features
-        say = rank_zero_only(print)  # self.print needs a trainer
         if h.checkpoint_path:
-            say(load_initial_weights(detector, features, h.checkpoint_path))
+            print_once(load_initial_weights(detector, features, h.checkpoint_path))
         elif h.pretrained:
-            say(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
+            print_once(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
         return detector
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
@@ -134,20 +130,6 @@ class Detection(Task):
         if len(batch.images):
             sizes = [target["orig_size"] for target in batch.targets]
             metric.update(model(list(batch.images), sizes=sizes), list(batch.targets))
-
-    def write_report(
-        self, folder: Path, report: Any, title: str, facts: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """See `vitgraft.metrics.report_writer.write_report`."""
-        from vitgraft.metrics.report_writer import write_report
-
-        return write_report(folder, report, self.class_names, title, facts, unreadable)
-
-    def print_report(self, console: Any, report: Any, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.report_writer.print_report`."""
-        from vitgraft.metrics.report_writer import print_report
-
-        print_report(console, report, self.class_names, title, unreadable)
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, torch.Tensor]]:
         """Detections of each image, in the pixels of its file."""

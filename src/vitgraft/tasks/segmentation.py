@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
-from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.metrics.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
 from vitgraft.models.feature_pyramid import feature_backbone
-from vitgraft.models.sliding_window import infer, window_problems
+from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
+from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks._options import BelowOne, Count, Limits, Model, NonNegative, Positive
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Task, print_once
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["IGNORE", "Segmentation", "pixel_loss"]
@@ -93,7 +92,7 @@ class Segmentation(Task):
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
         """As `Task.conflicts`; a stride fits its window, and layers are not counted."""
-        found = window_problems(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
+        found = window_errors(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
         if values.get("layer_decay") is not None:
             found.append("layer_decay: UperNet has no layers to count; give null")
         return super().conflicts(values) + found
@@ -107,8 +106,6 @@ class Segmentation(Task):
 
     def build(self) -> nn.Module:
         """UperNet on the named timm model, with the recipe's initial weights; reports what was loaded."""
-        from pytorch_lightning.utilities import rank_zero_only
-
         h = self.hparams
         pretrained = h.pretrained and not h.checkpoint_path
         backbone = feature_backbone(build_backbone(h.model, h.model_kwargs, h.graft, pretrained))
@@ -121,7 +118,7 @@ class Segmentation(Task):
             h.aux_channels if h.aux_weight > 0 else None,
         )
         if h.checkpoint_path:
-            rank_zero_only(print)(load_initial_weights(model, backbone, h.checkpoint_path))
+            print_once(load_initial_weights(model, backbone, h.checkpoint_path))
         return model
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
@@ -164,7 +161,7 @@ class Segmentation(Task):
             metric.update(predicted_classes(self.probabilities(model, image[None], tuple(label.shape)))[0], label)
 
     def probabilities(self, model: nn.Module, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, 3, H, W) to (B, K, h, w), inferred as the options say; `size` (h, w), None: the images' own."""
+        """(B, 3, H, W) to (B, K, h, w), inferred as the options are set; `size` (h, w), None: the images' own."""
         h = self.hparams
         return infer(model, images, h.window, h.stride, h.scales, h.flip, size)
 
@@ -174,9 +171,9 @@ class Segmentation(Task):
         return [self.probabilities(self.model, image[None])[0] for image in batch[0]]
 
     def write_report(
-        self, folder: Path, report: SegmentationReport, title: str, facts: dict[str, Any], unreadable: Sequence[str]
+        self, folder: Path, report: SegmentationReport, title: str, metadata: dict[str, Any], unreadable: Sequence[str]
     ) -> list[Path]:
-        """See `vitgraft.metrics.report_writer.write_report`; the metadata has the options of the inference.
+        """As `Task.write_report`; the metadata has the options of the inference.
 
         Sliding windows go to FOLDER_sliding, several scales or flips to FOLDER_multi_scale, beside the
         plain evaluation's files.
@@ -186,9 +183,5 @@ class Segmentation(Task):
         folder = folder.with_name("_".join([folder.name, *parts]))
         title = ", ".join([title, *(part.replace("_", " ") for part in parts)])
         how = {name: self.hparams[name] for name in ("window", "stride", "scales", "flip")}
-        facts = {**facts, "inference": {**how, "scales": list(how["scales"])}}
-        return write_report(folder, report, self.class_names, title, facts, unreadable)
-
-    def print_report(self, console: Any, report: SegmentationReport, title: str, unreadable: int) -> None:
-        """See `vitgraft.metrics.report_writer.print_report`."""
-        print_report(console, report, self.class_names, title, unreadable)
+        metadata = {**metadata, "inference": {**how, "scales": list(how["scales"])}}
+        return super().write_report(folder, report, title, metadata, unreadable)

@@ -13,10 +13,10 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.strategies import StrategyRegistry
 
 from vitgraft.errors import MissingExtraError
-from vitgraft.tasks._options import close, option_errors, parameters_of, value_errors
+from vitgraft.options import close, parameters_of, type_errors, value_errors
 from vitgraft.training.recipe import with_init_args
 
-__all__ = ["find_problems", "resolve", "with_class_paths"]
+__all__ = ["recipe_errors", "resolve", "with_class_paths"]
 
 KINDS = {"model": LightningModule, "data": LightningDataModule}
 # Modules of the classes that recipes name alone. Each is imported when it is named: a task may need an extra that the
@@ -31,7 +31,7 @@ MODULES = {
 }
 
 
-def find_problems(
+def recipe_errors(
     recipe: Mapping[str, Any],
     top: Mapping[str, type],
     default_classes: Mapping[str, str],
@@ -87,12 +87,12 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
         return [f"{key}.init_args: {inner!r} is not a mapping of options"]
     options = {**inner, **options}
     found = _options(key, options, cls)
-    if hasattr(cls, "problems"):  # the class's own check of values of the right type
-        wrong = {re.split(r"[.\[:= ]", line.removeprefix(f"{key}."))[0] for line in found}
-        fine = {name: option for name, option in options.items() if name not in wrong}
-        found += [f"{key}.{problem}" for problem in cls.problems(fine)]
-    if hasattr(cls, "build_problems") and not found:
-        found += [f"{key}.{problem}" for problem in cls.build_problems(options)]
+    if hasattr(cls, "option_errors"):  # the class's own check of values of the right type
+        bad = {re.split(r"[.\[:= ]", line.removeprefix(f"{key}."))[0] for line in found}
+        valid = {name: option for name, option in options.items() if name not in bad}
+        found += [f"{key}.{error}" for error in cls.option_errors(valid)]
+    if hasattr(cls, "build_errors") and not found:
+        found += [f"{key}.{error}" for error in cls.build_errors(options)]
     return found
 
 
@@ -123,7 +123,7 @@ def _options(key: str, options: Any, cls: type) -> list[str]:
         if name not in known:
             found.append(f"{key}.{name}: {cls.__name__} has no such option; {close(name, list(known))}")
         elif own and not _is_class(value):
-            found += [f"{key}.{line}" for line in option_errors(cls, {name: value})]
+            found += [f"{key}.{line}" for line in type_errors(cls, {name: value})]
         else:
             found += _parse(f"{key}.{name}", value, cls, set(known) - {name})
     required = [n for n, p in known.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
@@ -135,7 +135,7 @@ def _is_class(value: Any) -> bool:
 
 
 def _parse(option: str, value: Any, cls: type, others: set[str]) -> list[str]:
-    """What jsonargparse finds wrong with one option of a class."""
+    """Jsonargparse's errors of one option of a class."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True, skip=others)
     name = option.rpartition(".")[2]

@@ -33,10 +33,10 @@ from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
-from vitgraft.training.check_recipe import MODULES, find_problems, resolve, with_class_paths
+from vitgraft.training.check_recipe import MODULES, recipe_errors, resolve, with_class_paths
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 
-__all__ = ["COMMANDS", "default_callbacks", "main"]
+__all__ = ["COMMANDS", "main"]
 
 COMMANDS = ("fit", "validate", "test")
 WEIGHTS = Literal["raw", "ema"] | None
@@ -49,7 +49,6 @@ TOP = {
     "ckpt_path": str | None,
     "weights": WEIGHTS,
     "verbose": bool,
-    "return_predictions": bool,
     "weights_only": bool | None,
 }
 
@@ -74,19 +73,6 @@ SMOKE = {
         "log_every_n_steps": 1,
     },
 }
-
-
-def default_callbacks(command: str, config: Any) -> list[pl.Callback]:
-    """The callbacks of every run, beside those of the recipe.
-
-    Args:
-        command: fit, validate or test.
-        config: The parsed configuration of the command.
-    """
-    if command == "fit":
-        return [EpochLoss()]
-    parts = [ChosenWeights(config.weights)]
-    return [*parts, EvaluationFiles()] if command in ("validate", "test") else parts
 
 
 class VitgraftCLI(LightningCLI):
@@ -141,7 +127,8 @@ class VitgraftCLI(LightningCLI):
             kwargs["logger"] = False
         if self.subcommand != "fit" or self.is_smoke:
             self.save_config_callback = None
-        self.trainer_defaults = {"callbacks": default_callbacks(self.subcommand, self.config[self.subcommand])}
+        evaluation = [ChosenWeights(self._get(self.config, "weights")), EvaluationFiles()]
+        self.trainer_defaults = {"callbacks": [EpochLoss()] if self.subcommand == "fit" else evaluation}
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[Any]:
@@ -157,8 +144,7 @@ class VitgraftCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.is_smoke:
             self.datamodule.smoke(self.model.hparams.get("num_classes"))
-            keep = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
-            self.trainer.callbacks = keep
+            self.trainer.callbacks = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
@@ -193,10 +179,10 @@ def with_data_of_run(recipe: dict[str, Any], checkpoint: str) -> dict[str, Any]:
             return {**recipe, "data": with_init_args(section)}
     data = resolve(default_data(recipe["model"]), pl.LightningDataModule)
     sizes = data.options_of(recipe["model"]["init_args"].get("data_config") or {})
-    said = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    known = ", ".join(f"{name} {value}" for name, value in sizes.items())
     print(
         f"no run.json beside {checkpoint}: of the data options only the image sizes are known "
-        f"({said or 'none'}), under those of the command line"
+        f"({known or 'none'}), under those of the command line"
     )
     return {**recipe, "data": {"class_path": f"{data.__module__}.{data.__name__}", "init_args": sizes}}
 
@@ -226,10 +212,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"vitgraft {command}: stopped: {error}", file=sys.stderr)
         return 1
     except VitgraftError as error:
-        lines = getattr(error, "problems", [str(error)])
-        head = f"vitgraft {command}: error: "
-        more = f"{len(lines)} things are wrong:\n  " if len(lines) > 1 else ""
-        print(head + more + "\n  ".join(lines), file=sys.stderr)
+        lines = getattr(error, "errors", [str(error)])
+        head = "error: " if len(lines) == 1 else f"{len(lines)} errors:\n  "
+        print(f"vitgraft {command}: {head}" + "\n  ".join(lines), file=sys.stderr)
         return 2
     except Exception as error:
         if not is_out_of_memory(error):
@@ -282,12 +267,12 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
         recipe, over = merge(recipe, SMOKE), {**over, "out": scratch}
     recipe = merge(recipe, over)
     default = {"data": default_data(recipe.get("model"))}
-    problems = find_problems(recipe, TOP, default, PARTS)
+    errors = recipe_errors(recipe, TOP, default, PARTS)
     if "model" not in recipe:
         need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
-        problems.insert(0, f"no model: give {need}")
-    if problems:
-        raise RecipeError(problems)
+        errors.insert(0, f"no model: give {need}")
+    if errors:
+        raise RecipeError(errors)
     recipe = with_class_paths(recipe, default)
     recipe.update({key: with_init_args(recipe[key]) for key in ("model", "data")})
     if command != "fit" or arguments.smoke:
@@ -316,14 +301,14 @@ def _print_summary(cli: VitgraftCLI) -> None:
     if not trainer.is_global_zero:
         return
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("lr")}
-    reached = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+    values = ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
     if cli.is_smoke:
-        print(f"smoke: {trainer.global_step} steps, {reached}; nothing was written")
+        print(f"smoke: {trainer.global_step} steps, {values}; nothing was written")
         return
     done = f"{cli.subcommand}: "
     if cli.subcommand == "fit":
         done += f"{trainer.current_epoch} epochs, {trainer.global_step} updates, "
-    print(done + reached)
+    print(done + values)
     out = Path(cli._get(cli.config, "out"))
     if cli.subcommand == "fit" and out.is_dir():
         print(f"written to {out}: {', '.join(sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()))}")

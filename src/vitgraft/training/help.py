@@ -3,8 +3,8 @@
 _COMMON = """\
 options that most runs need (all of them: vitgraft {command} --help-all):
   --config FILE                 the recipe; given again, the later one wins
-  --data.root DIR               the images: DIR/train/CLASS/* and DIR/val/CLASS/*; for detection a COCO set, for
-                                segmentation ADE20K's layout; those two make scenes of digits where there is none
+  --data.root DIR               the images: DIR/train/CLASS/* and DIR/val/CLASS/*; for detection COCO's layout,
+                                for segmentation ADE20K's; those two make scenes of digits where there is none
   --data.batch_size N           images per process
   --model.OPTION VALUE          e.g. --model.lr 1e-3   (all: --model.help Classification,
                                 or Detection, or Segmentation)

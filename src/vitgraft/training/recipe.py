@@ -122,17 +122,17 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, 
     """
     arguments, rest = split_arguments(argv)
     values: dict[str, Any] = {}
-    problems = []
+    errors = []
     while rest:
         name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("-"):
-            problems.append(f"{name!r}: options begin with --")
+            errors.append(f"{name!r}: options begin with --")
         elif equals or (rest and not re.match(r"--[a-z]", rest[0])):
             _put(values, name.lstrip("-"), _value(text if equals else rest.pop(0)))
         else:
-            problems.append(f"{name}: a value is missing")
-    if problems:
-        raise RecipeError(problems)
+            errors.append(f"{name}: a value is missing")
+    if errors:
+        raise RecipeError(errors)
     return arguments, values
 
 
@@ -143,14 +143,14 @@ def read_recipes(paths: Sequence[str]) -> dict[str, Any]:
         RecipeError: With the errors of all files.
     """
     merged: dict[str, Any] = {}
-    problems: list[str] = []
+    errors: list[str] = []
     for path in paths:
         try:
             merged = merge(merged, read_recipe(path))
         except RecipeError as error:
-            problems += error.problems
-    if problems:
-        raise RecipeError(problems)
+            errors += error.errors
+    if errors:
+        raise RecipeError(errors)
     return merged
 
 

@@ -208,12 +208,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {old.get(key, absent)!r} then, {new.get(key, absent)!r} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, absent) != new.get(key, absent) and not _is_free(key)
+        if old.get(key, absent) != new.get(key, absent) and not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
     ]
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Checkpoints as the authors of the backbones published them, loaded into this package's models and timm's.
 
 `load_official` chooses a dictionary of the file (`_choose_weights`), takes off a prefix that all names share
-(`_strip_prefix`), gives the backbone's tensors the model's names (`_rename`), leaves out what rightly is not loaded
+(`_strip_prefix`), gives the backbone's tensors the model's names (`_rename`), leaves out what need not be loaded
 (`_skip`) and resizes tables (`_fit_shapes`). The model changes only when all of that fits.
 """
 
@@ -145,7 +145,7 @@ def check_names_and_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor]
 
 
 def short_reason(error: BaseException) -> str:
-    """An error's first line; of torch's on a state_dict, which says nothing, the first of those behind it."""
+    """An error's first line; of torch's on a state_dict, whose first line is the same for all, the next one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if lines[0].startswith("Error(s) in loading state_dict") and len(lines) > 1:
         more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
@@ -339,7 +339,7 @@ def _rename(source: TensorDict, own: TensorDict, model: nn.Module) -> TensorDict
 
 
 def _skip(renamed: TensorDict, own: TensorDict, model: nn.Module, levels: int, report: LoadReport) -> None:
-    """Takes out of `renamed` what rightly is not loaded, with the reason."""
+    """Takes out of `renamed` what need not be loaded, with the reason."""
     inner = model.backbone if isinstance(model, DenseFeatures) else model
     dense = any(name.startswith("backbone.") for name in own)
     headless = not any(name.startswith(HEADS) for name in own)
@@ -417,7 +417,7 @@ def _fit_shapes(
                 window = getattr(model.get_submodule(name.rpartition(".")[0]), "window_size", None)
                 try:
                     new = value if window is None else resize_rel_pos_bias_table(value, window, tuple(want))
-                except ValueError as error:  # of a window that is not square, whose sides the table does not tell
+                except ValueError as error:  # a window that is not square: the table does not hold its sides
                     note = f" ({error})"
             elif bare == "pos_embed" and value.ndim == 3 and value.shape[2] == want[2]:
                 new = _fit_pos_embed(value, inner, want[1])
@@ -485,7 +485,7 @@ def _misplaced(report: LoadReport, model: nn.Module, few: bool, new_classifier: 
 
 
 def _renamed_grafts(missing: Sequence[str], unexpected: Sequence[str], model: nn.Module) -> str:
-    """What to say where the grafts of a transformers model have blocks of other names, not numbers; "" elsewhere."""
+    """The error where the grafts of a transformers model have blocks of other names, not numbers; "" elsewhere."""
 
     def blocks(names: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(name.partition(".graft.")[0] for name in names if ".graft." in name))

@@ -49,6 +49,10 @@ class Files:
         """Whether there is such a file."""
         return (self.root / name).is_file() if self.index is None else name in self._places
 
+    def has_folder(self, name: str) -> bool:
+        """Whether there is such a folder."""
+        return (self.root / name).is_dir() if self.index is None else name in self._tree
+
     def read(self, name: str) -> bytes | None:
         """A file's content; None where there is no such file."""
         if not self.has(name):

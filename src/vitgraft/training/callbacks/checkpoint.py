@@ -21,7 +21,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.errors import RunFolderError, TrainingError
-from vitgraft.tasks._options import WholeNumber
+from vitgraft.options import WholeNumber
 from vitgraft.terminal import note, warn
 from vitgraft.training.callbacks.progress import update_follows
 from vitgraft.weights import files as checkpoint_files
@@ -41,13 +41,13 @@ class Interrupted(SystemExit):
 
 
 class VerifiedCheckpointIO(TorchCheckpointIO):
-    """How Lightning's strategies write and read checkpoints here: see `checkpoint_files`.
+    """How Lightning's strategies write and read checkpoints: whole or not at all, and verified.
 
     In the file, weights have the model's own names, so that timm loads it too: `model.` is taken off on saving and put
     back on loading, and what the task has beside the model is under `task_state`.
 
     Args:
-        plain_names: Whether they do. Not for strategies that read files themselves (FSDP).
+        plain_names: Whether weights have the model's own names. Not for strategies that read files themselves (FSDP).
     """
 
     def __init__(self, plain_names: bool = True) -> None:

@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from vitgraft.errors import CheckpointError, TrainingError
-from vitgraft.tasks._options import BelowOne, Positive
+from vitgraft.options import BelowOne, Positive
 from vitgraft.weights.files import EMA_KEY
 from vitgraft.weights.official import load_exactly
 

@@ -49,7 +49,7 @@ class EvaluationFiles(pl.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         unreadable = sorted(text for part in bad for text in part)
-        data = getattr(trainer.datamodule, "facts", {})
+        data = getattr(trainer.datamodule, "metadata", {})
         part = "_part" if limited(trainer, stage) or data.get("max_images") is not None else ""
         for weights, report in getattr(pl_module, "reports", {}).items():
             words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
@@ -57,7 +57,7 @@ class EvaluationFiles(pl.Callback):
             title += f"{trainer.ckpt_path or 'no checkpoint'}, {words}"
             folder = Path(trainer.default_root_dir) / (stage + ("_ema" if weights == "ema" else "") + part)
             pl_module.print_report(console(), report, title, len(unreadable))
-            facts = {
+            metadata = {
                 "stage": stage,
                 "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 "weights": weights,
@@ -73,8 +73,8 @@ class EvaluationFiles(pl.Callback):
                 "machine": describe(trainer.strategy.root_device),
             }
             if part:
-                facts["limited"] = "only a part of the dataset was measured"
-            written = pl_module.write_report(folder, report, stage, facts, unreadable)
+                metadata["limited"] = "only a part of the dataset was measured"
+            written = pl_module.write_report(folder, report, stage, metadata, unreadable)
             folder = written[0].parent if written else folder  # the task may choose one beside it
             print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 

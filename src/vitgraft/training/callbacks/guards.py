@@ -8,13 +8,14 @@ import torch
 from pydantic import validate_call
 
 from vitgraft.errors import TrainingError
-from vitgraft.tasks._options import WholeNumber
+from vitgraft.options import WholeNumber
 from vitgraft.terminal import warn
 
 __all__ = ["Guards", "advice_on_memory", "is_out_of_memory"]
 
 SHOWN = 8
 IN_A_ROW = 10  # skipped updates with none between them that was made: a run that has diverged
+COUNTS = ("skipped", "updates", "in_a_row", "unreadable")  # resumed with the run
 ADVICE = (
     "A lower learning rate, longer warm-up, gradient clipping (trainer.gradient_clip_val) or bf16-mixed instead of "
     "16-mixed may help"
@@ -47,13 +48,10 @@ class Guards(pl.Callback):
         self._suspects: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        counts = {"skipped": self.skipped, "updates": self.updates, "in_a_row": self.in_a_row}
-        return {**counts, "unreadable": self.unreadable}
+        return {name: getattr(self, name) for name in COUNTS}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skipped, self.unreadable = state_dict["skipped"], state_dict["unreadable"]
-        self.updates = state_dict.get("updates", 0)  # older checkpoints have neither
-        self.in_a_row = state_dict.get("in_a_row", 0)
+        vars(self).update(state_dict)  # older checkpoints have fewer counts
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.skipped = self.updates = 0
@@ -131,8 +129,7 @@ class Guards(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Adds to an error for want of memory what to try."""
         if is_out_of_memory(exception):
-            datamodule = trainer.datamodule
-            batch = getattr(datamodule, "batch_size", None) or _size(self._batch)
+            batch = getattr(trainer.datamodule, "batch_size", None) or _size(self._batch)
             exception.add_note(advice_on_memory(batch, trainer.accumulate_grad_batches))
 
     def _skip(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer, own: bool) -> None:
@@ -146,19 +143,19 @@ class Guards(pl.Callback):
             samples = self._suspects or self._samples(trainer)
             value = float(self._loss)
             kind = "the gradient" if math.isfinite(value) and not self._suspects else f"the loss ({value})"
-            said = f"{where}: {kind} is not finite, the update is skipped. Samples: {_some(samples)}"
-            warn(said)
+            message = f"{where}: {kind} is not finite, the update is skipped. Samples: {_some(samples)}"
+            warn(message)
         else:
-            said = f"{where}: the loss of another process is not finite, the update is skipped"
+            message = f"{where}: the loss of another process is not finite, the update is skipped"
         if self.skipped > self.max_skipped:
             raise TrainingError(
-                f"{said}.\nThat is update {self.skipped} of this epoch to be skipped, more than "
+                f"{message}.\nThat is update {self.skipped} of this epoch to be skipped, more than "
                 f"max_skipped={self.max_skipped}. {ADVICE}"
             )
-        if self.in_a_row > min(self.max_skipped, IN_A_ROW):
+        if self.in_a_row > (limit := min(self.max_skipped, IN_A_ROW)):
             raise TrainingError(
-                f"{said}.\nThat is update {self.in_a_row} in a row to be skipped, more than "
-                f"{min(self.max_skipped, IN_A_ROW)}: the run has diverged. {ADVICE}"
+                f"{message}.\nThat is update {self.in_a_row} in a row to be skipped, more than {limit}: the run has "
+                f"diverged. {ADVICE}"
             )
 
     def _agree(self, trainer: pl.Trainer, own: bool) -> tuple[bool, int]:
@@ -211,11 +208,11 @@ def advice_on_memory(batch_size: int | None, accumulate: int = 1) -> str:
             "out of memory with a batch of 1: try --model.grad_checkpointing true, --trainer.precision bf16-mixed, "
             "smaller images or a smaller model"
         )
-    smaller = max(1, batch_size // 2)
+    smaller = batch_size // 2
     smaller -= smaller % 8 if smaller > 8 else 0
     steps = math.ceil(batch_size * accumulate / smaller)
-    same = "the same" if smaller * steps == batch_size * accumulate else f"{smaller * steps} instead of "
-    total = same if same == "the same" else f"{same}{batch_size * accumulate}"
+    before, after = batch_size * accumulate, smaller * steps
+    total = "the same" if before == after else f"{after} instead of {before}"
     return (
         f"out of memory with a batch of {batch_size} images: try --data.batch_size {smaller} "
         f"--trainer.accumulate_grad_batches {steps} (images per update and process: {total}). "

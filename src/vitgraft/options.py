@@ -1,4 +1,4 @@
-"""Types of options with their ranges, for pydantic and jsonargparse, and all errors of some options at once."""
+"""Types of options with their ranges, for pydantic and jsonargparse, and all errors of given options at once."""
 
 import difflib
 import inspect
@@ -8,7 +8,16 @@ from functools import cache
 from typing import Annotated, Any, get_args, get_type_hints
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
-from pydantic import AfterValidator, AllowInfNan, ConfigDict, PydanticUserError, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    ConfigDict,
+    PydanticUserError,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 from torch import nn
 from typing_extensions import is_typeddict
 
@@ -16,7 +25,7 @@ from vitgraft.config import GraftConfig
 
 __all__ = [
     "BelowOne", "Count", "Fraction", "GraftOptions", "Limits", "Model", "ModelOptions", "NonNegative", "Optimizer",
-    "Positive", "WholeNumber", "close", "option_errors", "parameters_of", "value_errors",
+    "Positive", "Range", "Sizes", "WholeNumber", "close", "parameters_of", "type_errors", "value_errors",
 ]  # fmt: skip
 
 
@@ -53,6 +62,12 @@ def close(name: str, known: Sequence[str]) -> str:
     return f"did you mean {likely[0]!r}?" if likely else f"there are {', '.join(sorted(known))}"
 
 
+def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError("the smallest and the largest, such as [0.5, 2.0]")
+    return pair
+
+
 def _known_model(model: Any) -> Any:
     from timm import list_models
 
@@ -86,6 +101,9 @@ def _model_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+Range = Annotated[tuple[float, float], AfterValidator(_increasing)]
+# One size in pixels or (height, width)
+Sizes = Annotated[tuple[Count, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int) else value)]
 Model = Annotated[Any, Limits("timm's name of a model, or a torch.nn.Module", (AfterValidator(_known_model),))]
 Optimizer = Annotated[str, Limits("an optimizer of timm", (AfterValidator(_known_optimizer),))]
 GraftOptions = Annotated[dict[str, Any], Limits("options of GraftConfig", (AfterValidator(_graft_options),))]
@@ -109,7 +127,7 @@ def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
     return found
 
 
-def option_errors(cls: type, values: Mapping[str, Any]) -> list[str]:
+def type_errors(cls: type, values: Mapping[str, Any]) -> list[str]:
     """Errors of a class's options by their types, one line each, which names the option, its value and what would work.
 
     Args:
