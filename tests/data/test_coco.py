@@ -10,7 +10,8 @@ from datasets_on_disk import annotation, coco_values, disc, write_set
 from PIL import Image
 
 from vitgraft.data.coco import open_coco
-from vitgraft.data.detection_targets import DigitObjects, check_same_categories, to_target
+from vitgraft.data.detection_targets import DigitObjects, to_target
+from vitgraft.data.readers.base import check_same_classes
 from vitgraft.errors import DataError, ImageError
 
 
@@ -134,7 +135,7 @@ def test_categories_must_be_the_same(root, tmp_path):
     values["categories"] = [{"id": 3, "name": "nut"}, {"id": 7, "name": "screw"}]
     other = open_coco(write_set(tmp_path / "other", values), "train")
     with pytest.raises(DataError, match=r"only in .*set.*: 7 bolt; only in .*other.*: 7 screw"):
-        check_same_categories(open_coco(root, "train"), other)
+        check_same_classes(open_coco(root, "train"), other)
 
 
 def test_digit_scenes_as_objects():

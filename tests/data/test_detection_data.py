@@ -166,7 +166,7 @@ def test_sets_that_differ(root):
     values = coco_values()
     values["categories"] = [*values["categories"], {"id": 9, "name": "nail"}]
     write_set(root, values, "val")
-    with pytest.raises(DataError, match=r"different categories .2 and 3.*: 9 nail"):
+    with pytest.raises(DataError, match=r"different classes .2 and 3.*: 9 nail"):
         DetectionData(str(root)).setup("fit")
 
 

@@ -98,14 +98,14 @@ class CocoSource(ObjectSource):
     Args:
         values: The content of the json.
         files: The images, in the order of `values["images"]`.
-        shown: The dataset's name in messages.
+        where: The dataset's name in messages.
 
     Raises:
         DataError: The json uses an id twice; `vitgraft check-data` lists all errors.
     """
 
-    def __init__(self, values: dict[str, Any], files: ImageSource, shown: str):
-        self.files, self.shown = files, shown
+    def __init__(self, values: dict[str, Any], files: ImageSource, where: str):
+        self.files, self.where = files, where
         images, categories = values["images"], sorted(values["categories"], key=lambda one: one["id"])
         self.category_ids = tuple(one["id"] for one in categories)
         self.class_names = tuple(str(one["name"]) for one in categories)
@@ -113,7 +113,7 @@ class CocoSource(ObjectSource):
         self.sizes = np.array([(one["height"], one["width"]) for one in images], dtype=np.int64).reshape(-1, 2)
         for what, ids in (("image", self.ids.tolist()), ("category", self.category_ids)):
             if twice := [i for i, count in Counter(ids).items() if count > 1]:
-                raise DataError(f"{shown}: {what} ids that are there twice: {twice[:5]}; see vitgraft check-data")
+                raise DataError(f"{where}: {what} ids that are there twice: {twice[:5]}; see vitgraft check-data")
         place = {number: i for i, number in enumerate(self.ids.tolist())}
         kept: list[list[dict[str, Any]]] = [[] for _ in images]
         self.counts = np.zeros((len(images), 2), dtype=np.int64)  # objects to learn from, objects in all
@@ -123,18 +123,18 @@ class CocoSource(ObjectSource):
             if entry_errors("annotations", one):
                 skipped["with values of a wrong kind"] += 1
                 continue
-            where = place.get(one["image_id"])
-            if where is None or one["category_id"] not in known:
-                skipped["of an unknown image" if where is None else "of an unknown category"] += 1
+            number = place.get(one["image_id"])
+            if number is None or one["category_id"] not in known:
+                skipped["of an unknown image" if number is None else "of an unknown category"] += 1
                 continue
-            size = tuple(self.sizes[where].tolist())
+            size = tuple(self.sizes[number].tolist())
             good = usable(one) and is_inside(one["bbox"], size) and (not self.has_masks or _has_segmentation(one, size))
             if not good and not one.get("iscrowd"):
                 skipped["without a usable box or mask in the image"] += 1
             if not is_box(one["bbox"]):
                 continue
-            self.counts[where] += (good, 1)
-            kept[where].append({name: one[name] for name in _KEPT if one.get(name) is not None})
+            self.counts[number] += (good, 1)
+            kept[number].append({name: one[name] for name in _KEPT if one.get(name) is not None})
         packed = [pickle.dumps(annotations, protocol=5) for annotations in kept]
         self.ends = np.cumsum([len(part) for part in packed], dtype=np.int64)
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
@@ -164,9 +164,6 @@ class CocoSource(ObjectSource):
             raise ImageError(name, f"is {image.width} x {image.height}, its annotations are for {width} x {height}")
         return image, objects
 
-    def where(self) -> str:
-        return self.shown
-
     def to_learn(self, min_side: int = 32, keep_empty: bool = False) -> np.ndarray:
         """Indices of the images to train on, int64.
 
@@ -185,7 +182,7 @@ class CocoSource(ObjectSource):
         if not self.skipped:
             return ""
         parts = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
-        return f"{self.shown}: annotations that training leaves out: {parts} (vitgraft check-data lists them)"
+        return f"{self.where}: annotations that training leaves out: {parts} (vitgraft check-data lists them)"
 
 
 _KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")
