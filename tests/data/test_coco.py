@@ -77,6 +77,7 @@ def test_names_of_the_published_set(root):
         (lambda v: v["images"].append(dict(v["images"][0])), "image ids that are there twice: .10"),
         (lambda v: v["categories"].append({"id": 3, "name": "x"}), "category ids that are there twice: .3"),
         (lambda v: v["images"].clear(), "no images in it"),
+        (lambda v: v["images"].insert(0, 3), r"images\[0\] is no mapping but 3"),
     ],
 )
 def test_what_cannot_be_used(root, change, words):

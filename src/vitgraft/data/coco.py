@@ -21,7 +21,7 @@ from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json"]
+__all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json", "split_entries"]
 
 # where the images of a split are looked for below the root; {} is the name of the split
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
@@ -89,6 +89,19 @@ def entry_errors(kind: str, entry: Any) -> list[str]:
     return []
 
 
+def split_entries(values: dict[str, Any]) -> tuple[dict[str, list[Any]], list[tuple[str, int, list[str]]]]:
+    """The entries of a json that have all that is needed; of the others their kind, number and errors."""
+    whole: dict[str, list[Any]] = {kind: [] for kind in ENTRIES}
+    damaged = []
+    for kind in ENTRIES:
+        for number, one in enumerate(values[kind]):
+            if errors := entry_errors(kind, one):
+                damaged.append((kind, number, errors))
+            else:
+                whole[kind].append(one)
+    return whole, damaged
+
+
 class CocoSource(ObjectSource):
     """The images and objects of one COCO json.
 
@@ -96,15 +109,16 @@ class CocoSource(ObjectSource):
     take gigabytes in each worker process.
 
     Args:
-        values: The content of the json.
+        values: The content of the json, of which every entry has what is needed.
         files: The images, in the order of `values["images"]`.
         where: The dataset's name in messages.
+        damaged: Number of annotations that the json has beside them.
 
     Raises:
         DataError: The json uses an id twice; `vitgraft check-data` lists all errors.
     """
 
-    def __init__(self, values: dict[str, Any], files: ImageSource, where: str):
+    def __init__(self, values: dict[str, Any], files: ImageSource, where: str, damaged: int = 0):
         self.files, self.where = files, where
         images, categories = values["images"], sorted(values["categories"], key=lambda one: one["id"])
         self.category_ids = tuple(one["id"] for one in categories)
@@ -118,11 +132,8 @@ class CocoSource(ObjectSource):
         kept: list[list[dict[str, Any]]] = [[] for _ in images]
         self.counts = np.zeros((len(images), 2), dtype=np.int64)  # objects to learn from, objects in all
         self.has_masks = any(one.get("segmentation") for one in values["annotations"])
-        known, skipped = set(self.category_ids), Counter()
+        known, skipped = set(self.category_ids), Counter({"with values of a wrong kind": damaged} if damaged else {})
         for one in values["annotations"]:
-            if entry_errors("annotations", one):
-                skipped["with values of a wrong kind"] += 1
-                continue
             number = place.get(one["image_id"])
             if number is None or one["category_id"] not in known:
                 skipped["of an unknown image" if number is None else "of an unknown category"] += 1
@@ -273,13 +284,13 @@ def open_coco(
             f"{instead and '; '}{instead}"
         )
     values = read_json(files, name)
-    for kind in ENTRIES:
-        for number, one in enumerate(values[kind]):
-            # a damaged value makes an annotation unusable, which is counted where it is left out
-            needed = {"image_id", "category_id", "bbox"}
-            whole = kind == "annotations" and isinstance(one, dict) and one.keys() >= needed
-            if not whole and (errors := entry_errors(kind, one)):
-                raise DataError(
-                    f"{files.root}/{name}: {kind}[{number}] {' and '.join(errors)}; vitgraft check-data lists all"
-                )
-    return CocoSource(values, find_images(files, values, name, images), f"{files.root}/{name}")
+    whole, damaged = split_entries(values)
+    needed = {"image_id", "category_id", "bbox"}
+    for kind, number, errors in damaged:
+        entry = values[kind][number]
+        # a damaged value makes an annotation unusable, which is counted where it is left out
+        if kind != "annotations" or not isinstance(entry, dict) or not entry.keys() >= needed:
+            raise DataError(
+                f"{files.root}/{name}: {kind}[{number}] {' and '.join(errors)}; vitgraft check-data lists all"
+            )
+    return CocoSource(whole, find_images(files, whole, name, images), f"{files.root}/{name}", len(damaged))
