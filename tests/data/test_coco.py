@@ -10,7 +10,8 @@ from datasets_on_disk import annotation, coco_values, disc, write_set
 from PIL import Image
 
 from vitgraft.data.coco import open_coco
-from vitgraft.data.detection_targets import DigitObjects, check_same_categories, to_target
+from vitgraft.data.detection_targets import DigitObjects, to_target
+from vitgraft.data.readers.base import check_same_classes
 from vitgraft.errors import DataError, ImageError
 
 
@@ -76,6 +77,7 @@ def test_names_of_the_published_set(root):
         (lambda v: v["images"].append(dict(v["images"][0])), "image ids that are there twice: .10"),
         (lambda v: v["categories"].append({"id": 3, "name": "x"}), "category ids that are there twice: .3"),
         (lambda v: v["images"].clear(), "no images in it"),
+        (lambda v: v["images"].insert(0, 3), r"images\[0\] is no mapping but 3"),
     ],
 )
 def test_what_cannot_be_used(root, change, words):
@@ -134,7 +136,7 @@ def test_categories_must_be_the_same(root, tmp_path):
     values["categories"] = [{"id": 3, "name": "nut"}, {"id": 7, "name": "screw"}]
     other = open_coco(write_set(tmp_path / "other", values), "train")
     with pytest.raises(DataError, match=r"only in .*set.*: 7 bolt; only in .*other.*: 7 screw"):
-        check_same_categories(open_coco(root, "train"), other)
+        check_same_classes(open_coco(root, "train"), other)
 
 
 def test_digit_scenes_as_objects():

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from datasets_on_disk import add_bytes, image_bytes, write_folder, write_tar
 
-from vitgraft.data.readers.base import Names
-from vitgraft.data.readers.open import check_same_classes, open_files, open_source
+from vitgraft.data.readers.base import Names, check_same_classes
+from vitgraft.data.readers.open import open_files, open_source
 from vitgraft.errors import DataError, ImageError
 
 COUNTS = {"cat": 3, "dog": 2, "eel": 4}

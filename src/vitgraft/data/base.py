@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from vitgraft.data.loader import Loader, Samples
-from vitgraft.data.readers.base import Source
+from vitgraft.data.readers.base import Source, check_same_classes
 from vitgraft.data.sampling import EvalOrder, TrainOrder
 from vitgraft.errors import DataError, MissingExtraError
 from vitgraft.options import value_errors
@@ -26,7 +26,7 @@ class DataModule(pl.LightningDataModule):
     """Loaders whose batches are functions of (seed, epoch, step): the number of workers changes nothing, a resumed
     run continues at the batch where it stopped, and an evaluation has every sample once over all processes.
 
-    Subclasses define `open`, `samples`, `check_pair` and `make_preprocessing`.
+    Subclasses define `open`, `samples` and `make_preprocessing`.
 
     Args:
         root: Where the dataset is.
@@ -132,12 +132,12 @@ class DataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def check_pair(self, train: Source, val: Source) -> None:
-        """Training and validation must have the same classes.
+        """Checks that training and validation fit each other.
 
         Raises:
-            DataError: They differ.
+            DataError: They have different classes.
         """
-        raise NotImplementedError
+        check_same_classes(train, val)
 
     def make_preprocessing(self) -> Any:
         """How images are prepared, by the options and `of_model`."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Examined, Finding, Options, Report, SetReport
 from vitgraft.data.layout import layouts_of
-from vitgraft.data.readers.base import ImageSource
-from vitgraft.data.readers.open import check_same_classes, open_source
+from vitgraft.data.readers.base import ImageSource, check_same_classes
+from vitgraft.data.readers.open import open_source
 from vitgraft.errors import DataError
 
 __all__ = ["ImageCheck", "check", "open_checks"]
@@ -35,7 +35,7 @@ class ImageCheck(Check):
     """
 
     def __init__(self, source: ImageSource, imbalance: float = IMBALANCE):
-        super().__init__(source.where(), source)
+        super().__init__(source.where, source)
         self.imbalance = imbalance
 
     def report(self) -> SetReport:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitgraft.data.coco import ENTRIES, entry_errors, find_images, read_json
+from vitgraft.data.coco import ENTRIES, find_images, read_json, split_entries
 from vitgraft.data.detection_targets import check_segmentation, is_inside, rle_codec, to_rle
 from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
 from vitgraft.data.layout import find_jsons
@@ -67,14 +67,9 @@ def open_path(path: str, options: Options) -> Iterator[Check | Finding]:
         except DataError as error:
             yield Finding("error", "json", where, str(error))
             continue
-        kept: dict[str, list[Any]] = {kind: [] for kind in ENTRIES}
+        kept, damaged = split_entries(values)
         for kind in ENTRIES:
-            items = []
-            for number, one in enumerate(values[kind]):
-                if errors := entry_errors(kind, one):
-                    items.append(f"{kind}[{number}] {' and '.join(errors)}")
-                else:
-                    kept[kind].append(one)
+            items = [f"{kind}[{number}] {' and '.join(errors)}" for one, number, errors in damaged if one == kind]
             if items:
                 message = f"{len(items)} of {len(values[kind])} {kind} lack what is needed, or have it of a wrong kind"
                 yield Finding("error", "keys", where, message, items)

@@ -13,7 +13,7 @@ from vitgraft.data.layout import instead_of
 from vitgraft.data.loader import Loader
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.generated import GeneratedSource
-from vitgraft.data.readers.open import FORMATS, check_same_classes, open_files, open_source
+from vitgraft.data.readers.open import FORMATS, open_files, open_source
 from vitgraft.data.readers.tar import is_tar
 from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vitgraft.errors import DataError
@@ -135,7 +135,7 @@ class ImageData(DataModule):
         source = open_source(where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb)
         if self.num_classes is not None and len(source.class_names) != self.num_classes:
             raise DataError(
-                f"num_classes={self.num_classes}: {source.where()} has {len(source.class_names)} classes "
+                f"num_classes={self.num_classes}: {source.where} has {len(source.class_names)} classes "
                 f"({', '.join(source.class_names[:4])}, ...)"
             )
         return source
@@ -148,9 +148,6 @@ class ImageData(DataModule):
                     self.source(split)
                 except DataError:
                     continue  # what is needed is asked for in `setup`, and fails there
-
-    def check_pair(self, train: ImageSource, val: ImageSource) -> None:
-        check_same_classes(train, val)
 
     def samples(self, split: str, train: bool) -> ImageDataset:
         if train:

@@ -21,7 +21,7 @@ from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json"]
+__all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json", "split_entries"]
 
 # where the images of a split are looked for below the root; {} is the name of the split
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
@@ -89,6 +89,19 @@ def entry_errors(kind: str, entry: Any) -> list[str]:
     return []
 
 
+def split_entries(values: dict[str, Any]) -> tuple[dict[str, list[Any]], list[tuple[str, int, list[str]]]]:
+    """The entries of a json that have all that is needed; of the others their kind, number and errors."""
+    whole: dict[str, list[Any]] = {kind: [] for kind in ENTRIES}
+    damaged = []
+    for kind in ENTRIES:
+        for number, one in enumerate(values[kind]):
+            if errors := entry_errors(kind, one):
+                damaged.append((kind, number, errors))
+            else:
+                whole[kind].append(one)
+    return whole, damaged
+
+
 class CocoSource(ObjectSource):
     """The images and objects of one COCO json.
 
@@ -96,16 +109,17 @@ class CocoSource(ObjectSource):
     take gigabytes in each worker process.
 
     Args:
-        values: The content of the json.
+        values: The content of the json, of which every entry has what is needed.
         files: The images, in the order of `values["images"]`.
-        shown: The dataset's name in messages.
+        where: The dataset's name in messages.
+        damaged: Number of annotations that the json has beside them.
 
     Raises:
         DataError: The json uses an id twice; `vitgraft check-data` lists all errors.
     """
 
-    def __init__(self, values: dict[str, Any], files: ImageSource, shown: str):
-        self.files, self.shown = files, shown
+    def __init__(self, values: dict[str, Any], files: ImageSource, where: str, damaged: int = 0):
+        self.files, self.where = files, where
         images, categories = values["images"], sorted(values["categories"], key=lambda one: one["id"])
         self.category_ids = tuple(one["id"] for one in categories)
         self.class_names = tuple(str(one["name"]) for one in categories)
@@ -113,28 +127,25 @@ class CocoSource(ObjectSource):
         self.sizes = np.array([(one["height"], one["width"]) for one in images], dtype=np.int64).reshape(-1, 2)
         for what, ids in (("image", self.ids.tolist()), ("category", self.category_ids)):
             if twice := [i for i, count in Counter(ids).items() if count > 1]:
-                raise DataError(f"{shown}: {what} ids that are there twice: {twice[:5]}; see vitgraft check-data")
+                raise DataError(f"{where}: {what} ids that are there twice: {twice[:5]}; see vitgraft check-data")
         place = {number: i for i, number in enumerate(self.ids.tolist())}
         kept: list[list[dict[str, Any]]] = [[] for _ in images]
         self.counts = np.zeros((len(images), 2), dtype=np.int64)  # objects to learn from, objects in all
         self.has_masks = any(one.get("segmentation") for one in values["annotations"])
-        known, skipped = set(self.category_ids), Counter()
+        known, skipped = set(self.category_ids), Counter({"with values of a wrong kind": damaged} if damaged else {})
         for one in values["annotations"]:
-            if entry_errors("annotations", one):
-                skipped["with values of a wrong kind"] += 1
+            number = place.get(one["image_id"])
+            if number is None or one["category_id"] not in known:
+                skipped["of an unknown image" if number is None else "of an unknown category"] += 1
                 continue
-            where = place.get(one["image_id"])
-            if where is None or one["category_id"] not in known:
-                skipped["of an unknown image" if where is None else "of an unknown category"] += 1
-                continue
-            size = tuple(self.sizes[where].tolist())
+            size = tuple(self.sizes[number].tolist())
             good = usable(one) and is_inside(one["bbox"], size) and (not self.has_masks or _has_segmentation(one, size))
             if not good and not one.get("iscrowd"):
                 skipped["without a usable box or mask in the image"] += 1
             if not is_box(one["bbox"]):
                 continue
-            self.counts[where] += (good, 1)
-            kept[where].append({name: one[name] for name in _KEPT if one.get(name) is not None})
+            self.counts[number] += (good, 1)
+            kept[number].append({name: one[name] for name in _KEPT if one.get(name) is not None})
         packed = [pickle.dumps(annotations, protocol=5) for annotations in kept]
         self.ends = np.cumsum([len(part) for part in packed], dtype=np.int64)
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
@@ -164,9 +175,6 @@ class CocoSource(ObjectSource):
             raise ImageError(name, f"is {image.width} x {image.height}, its annotations are for {width} x {height}")
         return image, objects
 
-    def where(self) -> str:
-        return self.shown
-
     def to_learn(self, min_side: int = 32, keep_empty: bool = False) -> np.ndarray:
         """Indices of the images to train on, int64.
 
@@ -185,7 +193,7 @@ class CocoSource(ObjectSource):
         if not self.skipped:
             return ""
         parts = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
-        return f"{self.shown}: annotations that training leaves out: {parts} (vitgraft check-data lists them)"
+        return f"{self.where}: annotations that training leaves out: {parts} (vitgraft check-data lists them)"
 
 
 _KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")
@@ -276,13 +284,13 @@ def open_coco(
             f"{instead and '; '}{instead}"
         )
     values = read_json(files, name)
-    for kind in ENTRIES:
-        for number, one in enumerate(values[kind]):
-            # a damaged value makes an annotation unusable, which is counted where it is left out
-            needed = {"image_id", "category_id", "bbox"}
-            whole = kind == "annotations" and isinstance(one, dict) and one.keys() >= needed
-            if not whole and (errors := entry_errors(kind, one)):
-                raise DataError(
-                    f"{files.root}/{name}: {kind}[{number}] {' and '.join(errors)}; vitgraft check-data lists all"
-                )
-    return CocoSource(values, find_images(files, values, name, images), f"{files.root}/{name}")
+    whole, damaged = split_entries(values)
+    needed = {"image_id", "category_id", "bbox"}
+    for kind, number, errors in damaged:
+        entry = values[kind][number]
+        # a damaged value makes an annotation unusable, which is counted where it is left out
+        if kind != "annotations" or not isinstance(entry, dict) or not entry.keys() >= needed:
+            raise DataError(
+                f"{files.root}/{name}: {kind}[{number}] {' and '.join(errors)}; vitgraft check-data lists all"
+            )
+    return CocoSource(whole, find_images(files, whole, name, images), f"{files.root}/{name}", len(damaged))

@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 
 from vitgraft.data.base import DataModule
 from vitgraft.data.coco import CocoSource, open_coco
-from vitgraft.data.detection_targets import DigitObjects, Objects, ObjectSource, check_same_categories, to_target
+from vitgraft.data.detection_targets import DigitObjects, Objects, ObjectSource, to_target
 from vitgraft.data.detection_transforms import (
     DetectionAugmentation,
     DetectionPreprocessing,
@@ -268,7 +268,7 @@ class DetectionData(DataModule):
             keep = source.to_learn(self.min_side, True)
         if not len(keep):
             raise DataError(
-                f"{source.where()}: no image to train on: of {len(source)} none has sides of at least {self.min_side} "
+                f"{source.where}: no image to train on: of {len(source)} none has sides of at least {self.min_side} "
                 "pixels (min_side)"
             )
         return keep
@@ -277,7 +277,7 @@ class DetectionData(DataModule):
         return len(self.samples("train", True))
 
     def check_pair(self, train: ObjectSource, val: ObjectSource) -> None:
-        check_same_categories(train, val)
+        super().check_pair(train, val)
         self.samples("train", True)  # that there is something to learn from shows here
         if isinstance(train, CocoSource) and not train.counts[:, 0].any():
-            print(f"{train.where()}: none of {len(train)} images has an object: training on background alone")
+            print(f"{train.where}: none of {len(train)} images has an object: training on background alone")

@@ -17,14 +17,14 @@ from torchvision import tv_tensors
 
 from vitgraft.data.digits import NUM_DIGITS, DigitScenes, scene_config
 from vitgraft.data.readers.base import Source
-from vitgraft.errors import DataError, MissingExtraError
+from vitgraft.errors import MissingExtraError
 
 try:
     from faster_coco_eval.core import mask as rle_codec
 except ImportError as error:
     raise MissingExtraError("faster-coco-eval", "detection") from error
 
-__all__ = ["DigitObjects", "ObjectSource", "Objects", "check_same_categories", "encode_mask", "to_rle", "to_target"]
+__all__ = ["DigitObjects", "ObjectSource", "Objects", "encode_mask", "to_rle", "to_target"]
 
 
 class Objects:
@@ -55,6 +55,10 @@ class ObjectSource(Source):
 
     category_ids: tuple[int, ...]
     has_masks: bool
+
+    @property
+    def classes(self) -> list[str]:
+        return [f"{number} {name}" for number, name in zip(self.category_ids, self.class_names, strict=True)]
 
     def image_id(self, index: int) -> int:
         """The id of an image in results."""
@@ -248,19 +252,3 @@ def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
         stacked = np.stack(decoded) if decoded else np.zeros((0, height, width), dtype=np.uint8)
         target["masks"] = tv_tensors.Mask(torch.from_numpy(stacked))
     return target
-
-
-def check_same_categories(train: ObjectSource, val: ObjectSource) -> None:
-    """Two datasets must have the same categories under the same ids, or their labels mean different things.
-
-    Raises:
-        DataError: They don't; the message lists the differences.
-    """
-    one, other = (dict(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
-    if one == other:
-        return
-    lines = []
-    for source, own, theirs in ((train, one, other), (val, other, one)):
-        if only := [f"{i} {name}" for i, name in own.items() if theirs.get(i) != name]:
-            lines.append(f"only in {source.where()}: {', '.join(only[:8])}{' ...' if len(only) > 8 else ''}")
-    raise DataError(f"the datasets have different categories ({len(one)} and {len(other)}): " + "; ".join(lines))

@@ -280,7 +280,7 @@ class DigitScenes(Source, Dataset):
         if length < 1:
             raise ValueError(f"length={length}: give at least 1 scene")
         self.length, self.seed, self.split, self.config = length, seed, split, config or SceneConfig()
-        self.class_names = tuple(self.config.class_names)
+        self.class_names, self.where = tuple(self.config.class_names), f"digit scenes ({split})"
         digit_instances(split)  # an unknown split or a missing scikit-learn shows here, not in a worker
         scenes = [self.scene(index) for index in range(length)] if cache else []
         # uint8 (length, H, W, 3) and int64 (length,)
@@ -292,9 +292,6 @@ class DigitScenes(Source, Dataset):
 
     def name(self, index: int) -> str:
         return f"digits/{self.split}/{index}"
-
-    def where(self) -> str:
-        return f"digit scenes ({self.split})"
 
     def scene(self, index: int) -> Scene:
         """One scene with all its annotations."""

@@ -110,7 +110,7 @@ class PixelCache:
             self.ends[index] = end
             if end > limit:
                 raise ValueError(
-                    f"cache=True: the first {index + 1} of {len(source)} images of {source.where()} already take "
+                    f"cache=True: the first {index + 1} of {len(source)} images of {source.where} already take "
                     f"{end / 1e9:.1f} GB; caching is meant for small datasets, use cache=False"
                 )
         self.data = np.frombuffer(b"".join(pieces), dtype=np.uint8)

@@ -279,12 +279,9 @@ class SegmentationData(DataModule):
         for split in ("train", "val") if stage == "fit" else ({"validate": "val"}.get(stage, stage),):
             source = self.source(split)
             if isinstance(source, SemanticSource):
-                warnings = check_histogram(source.histogram(LOOKED_AT), source.where())
+                warnings = check_histogram(source.histogram(LOOKED_AT), source.where)
                 if self._process()[1] == 0:
                     print(*warnings, sep="\n", end="\n" if warnings else "")
-
-    def check_pair(self, train: Source, val: Source) -> None:
-        """Both have the classes of `class_names`."""
 
     def samples(self, split: str, train: bool) -> SegmentationSamples:
         if train:

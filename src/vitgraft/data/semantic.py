@@ -48,15 +48,13 @@ class SemanticSource(Source):
 
     def __init__(self, images: FileSource, labels: FileSource, rule: LabelRule, class_names: Sequence[str]):
         self.images, self.labels, self.rule, self.class_names = images, labels, rule, tuple(class_names)
+        self.where = images.where
 
     def __len__(self) -> int:
         return len(self.images)
 
     def name(self, index: int) -> str:
         return self.images.name(index)
-
-    def where(self) -> str:
-        return self.images.where()
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
         image, values = self.load_values(index)

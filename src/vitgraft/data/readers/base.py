@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_image
+from vitgraft.errors import DataError
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
@@ -25,19 +26,22 @@ class Source:
 
     Attributes:
         class_names: The name of each label.
+        where: The name of the source in messages.
     """
 
     class_names: tuple[str, ...]
+    where: str
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What must be the same in training and validation: the names, with their ids where labels count ids."""
+        return self.class_names
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def name(self, index: int) -> str:
         """The name of an image in messages: its path."""
-        raise NotImplementedError
-
-    def where(self) -> str:
-        """The name of the source in messages."""
         raise NotImplementedError
 
     def load(self, index: int) -> Any:
@@ -74,6 +78,24 @@ class ImageSource(Source):
 
     def load(self, index: int) -> Image.Image:
         return decode_image(self.read(index), self.name(index))
+
+
+def check_same_classes(train: Source, val: Source) -> None:
+    """Two datasets must have the same classes in the same order, or their labels mean different things.
+
+    Raises:
+        DataError: They don't; the message lists what one of them lacks.
+    """
+    if train.classes == val.classes:
+        return
+    lines = []
+    for one, other in ((train, val), (val, train)):
+        if only := [name for name in one.classes if name not in set(other.classes)]:
+            lines.append(f"only in {one.where}: {', '.join(only[:8])}{' ...' if len(only) > 8 else ''}")
+    if not lines:
+        lines = [f"the same classes in another order: {train.classes[:4]} ... and {val.classes[:4]} ..."]
+    numbers = f"{len(train.classes)} and {len(val.classes)}"
+    raise DataError(f"training and validation have different classes ({numbers}): " + "; ".join(lines))
 
 
 class Names:

@@ -126,7 +126,7 @@ class FileSource(ImageSource):
         labels: Sequence[int] | None = None,
         class_names: Sequence[str] = (),
     ):
-        self.root, self.names, self.class_names = str(files.root), Names(names), tuple(class_names)
+        self.where, self.names, self.class_names = str(files.root), Names(names), tuple(class_names)
         self.labels = np.full(len(names), -1) if labels is None else np.asarray(labels, dtype=np.int64)
         self.tar = None
         if files.index is not None:
@@ -135,7 +135,7 @@ class FileSource(ImageSource):
             self.offsets = np.where(places < 0, -1, files.index.offsets[places])
 
     def name(self, index: int) -> str:
-        return self.names[index] if self.root == "." else os.path.join(self.root, self.names[index])
+        return self.names[index] if self.where == "." else os.path.join(self.where, self.names[index])
 
     def read(self, index: int) -> bytes:
         try:
@@ -151,9 +151,6 @@ class FileSource(ImageSource):
         if len(data) < size:
             raise ImageError(self.name(index), f"the tar ends after {len(data)} of {size} bytes")
         return data
-
-    def where(self) -> str:
-        return self.root
 
 
 def open_class_folders(

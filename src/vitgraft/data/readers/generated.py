@@ -19,6 +19,8 @@ class GeneratedSource(ImageSource):
         seed: Which images.
     """
 
+    where = "generated images"
+
     def __init__(self, length: int, num_classes: int, size: tuple[int, int] = (64, 64), seed: int = 0):
         self.size, self.seed = size, seed
         self.labels = np.arange(length) % num_classes
@@ -35,6 +37,3 @@ class GeneratedSource(ImageSource):
         buffer = io.BytesIO()
         Image.fromarray(small).resize(self.size[::-1], Image.Resampling.BICUBIC).save(buffer, "JPEG")
         return buffer.getvalue()
-
-    def where(self) -> str:
-        return "generated images"

@@ -17,24 +17,24 @@ class HuggingFaceSource(ImageSource):
 
     Args:
         rows: A `datasets.Dataset`.
-        shown: Its name in messages.
+        where: Its name in messages.
 
     Raises:
         DataError: There is no image column or no class column, or more than one.
     """
 
-    def __init__(self, rows, shown: str):
+    def __init__(self, rows, where: str):
         import datasets
 
-        self.shown = shown
-        self.column = _only_column(rows, datasets.Image, shown, "image")
-        classes = _only_column(rows, datasets.ClassLabel, shown, "class label")
+        self.where = where
+        self.column = _only_column(rows, datasets.Image, where, "image")
+        classes = _only_column(rows, datasets.ClassLabel, where, "class label")
         self.class_names = tuple(rows.features[classes].names)
         self.labels = np.asarray(rows.with_format("numpy")[classes][:], dtype=np.int64)
         self.rows = rows.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
 
     def name(self, index: int) -> str:
-        return f"{self.shown}[{index}]"
+        return f"{self.where}[{index}]"
 
     def read(self, index: int) -> bytes:
         image = self.rows[index][self.column] or {}
@@ -46,9 +46,6 @@ class HuggingFaceSource(ImageSource):
             return Path(image["path"]).read_bytes()
         except OSError as error:
             raise ImageError(self.name(index), error.strerror or str(error)) from error
-
-    def where(self) -> str:
-        return self.shown
 
 
 def is_huggingface(root: str | Path) -> bool:

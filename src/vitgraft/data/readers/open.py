@@ -15,7 +15,7 @@ from vitgraft.data.readers.shards import expand_braces, is_shards, open_shards
 from vitgraft.data.readers.tar import TAR_SUFFIXES
 from vitgraft.errors import DataError
 
-__all__ = ["FORMATS", "check_same_classes", "open_files", "open_source"]
+__all__ = ["FORMATS", "open_files", "open_source"]
 
 FORMATS = ("folder", "tar", "shards", "imagenet-val", "huggingface")
 
@@ -80,23 +80,3 @@ def _find_split(root: Path, split: str) -> Path | list[str]:
     there = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
     looked = f"{', '.join(path.name for path in tried)}, {split}-NNN.tar"
     raise DataError(f"{root}: no split {split!r} (looked for {looked}); there is {there}")
-
-
-def check_same_classes(train: ImageSource, val: ImageSource) -> None:
-    """Two datasets must name the same classes in the same order, or their labels mean different things.
-
-    Raises:
-        DataError: They don't; the message lists what one of them lacks.
-    """
-    if train.class_names == val.class_names:
-        return
-    lines = []
-    for one, other in ((train, val), (val, train)):
-        if only := [name for name in one.class_names if name not in set(other.class_names)]:
-            lines.append(f"only in {one.where()}: {', '.join(only[:8])}{' ...' if len(only) > 8 else ''}")
-    if not lines:
-        lines = [f"the same classes in another order: {train.class_names[:4]} ... and {val.class_names[:4]} ..."]
-    raise DataError(
-        f"training and validation have different classes ({len(train.class_names)} and {len(val.class_names)}): "
-        + "; ".join(lines)
-    )

@@ -74,10 +74,11 @@ class ShardSource(ImageSource):
 
     def __init__(self, shards: Sequence[str], index: dict[str, np.ndarray], class_names, cache: FileCache):
         self.shards, self.cache = list(shards), cache
+        self.where = shards[0] if len(shards) == 1 else f"{shards[0]} ... ({len(shards)} shards)"
         self.ends, self.offsets, self.sizes = index["ends"], index["offsets"], index["sizes"]
         self.blocks = np.diff(self.ends, prepend=0).tolist()
         self.keys = Names(_lines(index["keys"]))
-        self.class_names, self.labels = _labels(_lines(index["labels"]), class_names, self.where())
+        self.class_names, self.labels = _labels(_lines(index["labels"]), class_names, self.where)
         self._open: OrderedDict[int, PlainTar] = OrderedDict()
         if is_url(self.shards[0]):
             largest = int((self.offsets + self.sizes).max())
@@ -108,9 +109,6 @@ class ShardSource(ImageSource):
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
         return self._open[number]
-
-    def where(self) -> str:
-        return self.shards[0] if len(self.shards) == 1 else f"{self.shards[0]} ... ({len(self.shards)} shards)"
 
 
 def open_shards(
