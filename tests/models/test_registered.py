@@ -1,60 +1,67 @@
-"""One suite over every registered name: they behave as timm's models do. Small: few blocks, few channels."""
+"""One suite over every registered name: they behave as timm's models do.
 
-import itertools
+Sizes of a family share their code: the smallest stands for all, and the counts of parameters for the rest.
+"""
+
+import copy
+import pickle
 import re
 import warnings
 
 import pytest
 import timm
 import torch
-from small_models import images, wake
-from timm.optim import create_optimizer_v2, param_groups_layer_decay
-from timm_interface import (
-    check_empty_batch,
-    check_features_only,
-    check_forward_and_backward,
-    check_gradient_checkpointing,
-    check_images_do_not_mix,
-    check_intermediates_take_indices,
-    check_pruned_features_have_gradients,
-    check_reset_classifier,
-    check_sizes_change_from_batch_to_batch,
-)
+from registered import GRAFTED, MODELS, ZOO, images, make
+from small_models import wake
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 import vitgraft
 from vitgraft.errors import GraftError
+from vitgraft.models._pyramid import Pyramid
+from vitgraft.tools.count import count_params
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:timm")
 
-GRAFTED = sorted(timm.list_models("graft_*"))
-CSWIN = sorted(timm.list_models("cswin_*"))
-NAMES = GRAFTED + CSWIN
-# the sizes of a family share their code: where a test is long, the smallest stands for all
-TINY = [n for n in NAMES if "tiny" in n or "xxs" in n]
-GRAFTED_TINY = [n for n in TINY if n in GRAFTED]
+NAMES = {
+    "graft_deit_tiny_patch16_224", "graft_deit_small_patch16_224", "graft_mobilevit_xxs",
+    "graft_swin_tiny_patch4_window7_224", "graft_swin_small_patch4_window7_224", "graft_swin_base_patch4_window7_224",
+    "graft_cswin_tiny_224", "graft_cswin_small_224", "graft_cswin_base_224",
+    "cswin_tiny_224", "cswin_small_224", "cswin_base_224",
+    "pvt_tiny", "pvt_small", "pvt_medium", "pvt_large", "t2t_vit_14", "t2t_vit_t_14", "t2t_vit_t_19",
+    "regionvit_tiny", "regionvit_small", "regionvit_medium", "regionvit_base",
+    "vil_tiny", "vil_tiny_rpb", "vil_small_rpb", "vil_medium_deep_rpb",
+}  # fmt: skip
 
-SMALL = {
-    "deit": {"depth": 3, "embed_dim": 24, "num_heads": 3},
-    "swin": {"depths": (2, 1, 2, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8)},
-    "cswin": {"depths": (2, 1, 2, 1), "embed_dim": 16, "num_heads": (2, 2, 4, 8)},
-    "mobilevit": {},
+# readings.md, column "counted", and the sizes that the paper does not have; those of the zoo are in its own tests
+PARAMETERS = {
+    "graft_deit_tiny_patch16_224": 7_876_849,
+    "graft_deit_small_patch16_224": 30_424_570,
+    "graft_swin_tiny_patch4_window7_224": 33_948_019,
+    "graft_swin_small_patch4_window7_224": 64_414_099,
+    "graft_swin_base_patch4_window7_224": 113_799_372,
+    "graft_cswin_tiny_224": 29_951_520,
+    "graft_cswin_small_224": 46_591_742,
+    "graft_cswin_base_224": 103_731_604,
+    "graft_mobilevit_xxs": 1_457_328,
+    "cswin_tiny_224": 22_320_552,
+    "cswin_small_224": 34_643_304,
+    "cswin_base_224": 77_382_184,
 }
-# side of a patch, and reductions of the feature maps
-PATCH = {"deit": 16, "swin": 4, "cswin": 4, "mobilevit": 32}
-REDUCTIONS = {"deit": [16, 16, 16], "swin": [4, 8, 16, 32], "cswin": [4, 8, 16, 32], "mobilevit": [2, 4, 8, 16, 32]}
+# of each graft of the paper's models
+LEVELS = {
+    "graft_deit_tiny_patch16_224": [1] * 11,
+    "graft_swin_tiny_patch4_window7_224": [3] + [2] * 2 + [1] * 6,
+    "graft_cswin_tiny_224": [2] * 2 + [1] * 21,
+}
 
 
-def family(name: str) -> str:
-    return next(f for f in ("cswin", "swin", "deit", "mobilevit") if f in name)
+def without(*beginnings: str) -> list[str]:
+    """The models but those that cannot do something."""
+    return [name for name in MODELS if not name.startswith(beginnings)]
 
 
-def make(name: str, **options) -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model(name, **{"num_classes": 5, **SMALL[family(name)], **options}).eval()
-
-
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=MODELS)
 def name(request) -> str:
     return request.param
 
@@ -65,188 +72,267 @@ def model(name) -> nn.Module:
     return make(name)
 
 
-def test_the_names_are_those_of_the_issue():
-    assert set(NAMES) == {
-        "graft_deit_tiny_patch16_224",
-        "graft_deit_small_patch16_224",
-        "graft_mobilevit_xxs",
-        "graft_swin_tiny_patch4_window7_224",
-        "graft_swin_small_patch4_window7_224",
-        "graft_swin_base_patch4_window7_224",
-        "graft_cswin_tiny_224",
-        "graft_cswin_small_224",
-        "graft_cswin_base_224",
-        "cswin_tiny_224",
-        "cswin_small_224",
-        "cswin_base_224",
-    }
+def test_registered_names():
+    families = ("graft_*", "cswin_*", "pvt_*", "t2t_*", "vil_*", "regionvit_*")
+    found = {name for family in families for name in timm.list_models(family)}
+    assert {name for name in found if not name.startswith("pvt_v2")} == NAMES
 
 
-def test_default_cfg(name):
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_configuration_and_parameter_count(name):
     cfg = timm.get_pretrained_cfg(name)
-    assert cfg.input_size == ((3, 256, 256) if "mobilevit" in name else (3, 224, 224)) and cfg.num_classes == 1000
-    assert cfg.crop_pct == (0.875 if family(name) in ("deit", "swin") else 0.9)  # as the backbones' authors evaluate
-    model = make(name)
+    assert cfg.input_size == ((3, 256, 256) if "mobilevit" in name else (3, 224, 224))
+    assert cfg.license or "cswin" in name or "mobilevit" in name
+    if name.startswith(("graft_", "cswin_")):  # as the backbones' authors evaluate
+        assert cfg.crop_pct == (0.9 if "cswin" in name or "mobilevit" in name else 0.875)
+    model = timm.create_model(name, device="meta")
     modules = dict(model.named_modules())
-    assert isinstance(modules[cfg.first_conv], nn.Conv2d)
-    assert isinstance(modules[cfg.classifier], nn.Linear)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (48, 80)], ids=str)
-def test_an_empty_batch(name, size):
-    if family(name) == "mobilevit":
-        pytest.skip("timm's MobileViT takes none")
-    check_empty_batch(make(name), images(2, 3, *size))
+    assert modules[cfg.classifier].out_features == cfg.num_classes == 1000
+    first = (cfg.first_conv,) if isinstance(cfg.first_conv, str) else cfg.first_conv or ()
+    assert all(modules[conv].in_channels == 3 for conv in first)
+    if name in PARAMETERS:
+        assert count_params(model) == PARAMETERS[name]
+    if name in LEVELS:
+        assert [len(graft.levels) for graft in vitgraft.grafts(model).values()] == LEVELS[name]
 
 
 def test_forward_and_backward(name):
-    model = make(name)
-    check_forward_and_backward(model, images(2, 3, 64, 64))
-    assert bool(vitgraft.grafts(model)) == name.startswith("graft_")
+    """Logits, and a finite gradient for the image and for all that is trained."""
+    model, x = make(name).train(), images(name).requires_grad_()
+    out = model(x)
+    assert out.shape == (2, 5)
+    out.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    for parameter_name, p in model.named_parameters():
+        if p.requires_grad:  # T2T-ViT has fixed random features and a fixed position embedding
+            assert p.grad is not None and p.grad.isfinite().all(), parameter_name
+    assert bool(vitgraft.grafts(model)) == (name in GRAFTED)
     for graft in vitgraft.grafts(model).values():
         assert graft.levels[0].up.proj.weight.grad.abs().sum() > 0
 
 
-def test_any_size_from_one_patch_up(name, model):
-    """Odd, not square, under a window, not a multiple of the patch; the model sees one size after the other."""
-    patch = PATCH[family(name)]
-    for size, rest in itertools.product([(1, 1), (1, 3), (2, 1), (5, 7), (13, 9)], (0, 1)):
-        H, W = (n * patch + rest for n in size)
+@pytest.mark.parametrize("name", without("graft_mobilevit"))  # timm's takes none
+def test_an_empty_batch(name):
+    model, x = make(name), images(name, 0)
+    with torch.no_grad():
+        assert model(x).shape == (0, 5)
+    out = model.train()(x)
+    assert out.shape == (0, 5)
+    out.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_sizes_change_from_batch_to_batch(name, model):
+    """One size after the other, and back: nothing of a size stays behind."""
+    batches = [images(name, size=size) for size in MODELS[name].sizes]
+    with torch.no_grad():
+        first = [model(x) for x in batches]
+        again = [model(x) for x in reversed(batches)]
+    assert all(y.shape == (2, 5) and y.isfinite().all() for y in first)
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+
+
+def test_images_of_a_batch_do_not_mix(name, model):
+    x = images(name, 3, MODELS[name].sizes[-1])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), torch.cat([model(one[None]) for one in x]), rtol=1e-4, atol=1e-5)
+
+
+def test_features_only(name, model):
+    """The maps are the intermediates, of the shapes that `feature_info` gives."""
+    features, reductions = make(name, features_only=True), MODELS[name].reductions
+    assert features.feature_info.reduction() == reductions
+    for size in MODELS[name].sizes:
+        x = images(name, size=size)
         with torch.no_grad():
-            out = model(images(2, 3, H, W))
-        assert out.shape == (2, 5) and out.isfinite().all(), (H, W)
+            maps = features(x)
+            final, intermediates = model.forward_intermediates(x)
+            torch.testing.assert_close(final, model.forward_features(x))
+        assert all(torch.equal(a, b) for a, b in zip(maps, intermediates[-len(maps) :], strict=True))
+        for level, channels, reduction in zip(maps, features.feature_info.channels(), reductions, strict=True):
+            assert level.shape[:2] == (2, channels)
+            for side, pixels in zip(level.shape[2:], size, strict=True):
+                # rounded up, or down where the first convolution has no padding to whole patches
+                assert side in (-(-pixels // reduction), pixels // reduction)
 
 
-def test_sizes_change_from_batch_to_batch(model):
-    sizes = [(64, 64), (33, 90), (224, 32), (64, 64)]
-    check_sizes_change_from_batch_to_batch(model, [images(1, 3, *size) for size in sizes])
+def test_intermediates(name, model):
+    """Some of them are some of all, also where the rest is not run; other layouts and the final norm."""
+    x = images(name)
+    with torch.no_grad():
+        _, every = model.forward_intermediates(x)
+        some = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True, stop_early=True)
+        assert [torch.equal(a, b) for a, b in zip(some, every, strict=False)] == [True, True]
+        if isinstance(getattr(model, "norm", None), nn.LayerNorm) and not name.startswith("regionvit"):
+            # RegionViT's is one of the regional tokens
+            (normed,) = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+            torch.testing.assert_close(normed, model.norm(every[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        if isinstance(model, Pyramid):
+            nhwc = model.forward_intermediates(x, intermediates_only=True, output_fmt="NHWC")
+            assert all(torch.equal(a, b.permute(0, 3, 1, 2)) for a, b in zip(every, nhwc, strict=True))
+            assert model.forward_intermediates(x, indices=[1], stop_early=True)[0] is None
+            with pytest.raises(ValueError, match="output_fmt='NCL'"):
+                model.forward_intermediates(x, output_fmt="NCL")
 
 
-def test_images_of_a_batch_do_not_mix(model):
-    check_images_do_not_mix(model, images(3, 3, 40, 72))
-
-
-@pytest.mark.parametrize("size", [(64, 64), (96, 160), (70, 45)], ids=str)
-def test_features_only(name, model, size):
-    check_features_only(make(name, features_only=True), model, images(2, 3, *size), REDUCTIONS[family(name)])
-
-
-def test_intermediates_take_indices_and_stop_early(model):
-    check_intermediates_take_indices(model, images(1, 3, 64, 64))
-
-
-@pytest.mark.parametrize("name", TINY)
 def test_pruned_features_have_gradients_everywhere(name):
+    """As DistributedDataParallel wants: what is not needed for the maps is gone; the norms that timm leaves are not."""
     features = make(name, features_only=True, out_indices=(0, 1))
-    check_pruned_features_have_gradients(features, images(1, 3, 64, 64))
+    sum(level.square().sum() for level in features(images(name))).backward()
+    for parameter_name, p in features.named_parameters():
+        assert p.grad is not None or not p.requires_grad or "norm" in parameter_name, parameter_name
 
 
-@pytest.mark.parametrize("name", TINY)
 def test_reset_classifier(name):
-    check_reset_classifier(make(name), images(2, 3, 64, 64))
+    model, x = make(name), images(name)
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert features.shape == (2, model.head_hidden_size)
+    model.reset_classifier(7)
+    assert model(x).shape == (2, 7) and model.get_classifier().out_features == 7
+    assert not model.get_classifier().training
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), features)
+    model.reset_classifier(3, "avg")
+    assert model(x).shape == (2, 3)
 
 
-def test_set_input_size(name, model):
-    """Of no consequence for the function: every model here takes every size anyway."""
-    if family(name) == "mobilevit":
-        pytest.skip("timm's MobileViT needs none")
-    other = make(name)
-    other.load_state_dict(model.state_dict())
-    if family(name) == "deit":
-        with torch.no_grad():  # resizing a position embedding there and back loses something; zeros stay
-            for m in (other, model):
-                m.pos_embed.zero_()
-    other.set_input_size(img_size=(96, 160))
-    x = images(1, 3, 96, 160)
-    torch.testing.assert_close(other(x), model(x))
-
-
-@pytest.mark.parametrize("name", TINY)
 def test_gradient_checkpointing(name):
-    check_gradient_checkpointing(make(name), images(2, 3, 60, 36))
+    """The same outputs and gradients with and without."""
+    model, x = make(name).train(), images(name, size=MODELS[name].sizes[-1])
+    runs = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(0)  # stochastic depth draws the same
+        out = model(x)
+        out.square().sum().backward()
+        runs.append((out.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(*runs)
+
+
+def test_layer_and_weight_decay(name):
+    """A graft counts to its block, an embedding to the first of its stage; tokens, positions and tables do not decay."""
+    model = make(name)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.5)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    groups = {n: group_of[id(p)] for n, p in model.named_parameters() if p.requires_grad}
+    by_block: dict[str, set] = {}
+    for parameter_name, group in groups.items():
+        # timm decays MobileViT by its blocks of convolutions and transformer layers together
+        block = re.match(
+            r"(.*?blocks\.\d+|(?:stage|block|layer)\d+\.\d+|stages\.\d+\.\d+|layers\.\d+\.block\.\d+)\.", parameter_name
+        )
+        if block:
+            by_block.setdefault(block[1], set()).add(group["lr_scale"])
+    assert len(by_block) >= 3 and all(len(scales) == 1 for scales in by_block.values())
+    if not name.startswith(("vil", "regionvit")):  # an MLP, or a down-sampling, by itself
+        assert len(set.union(*by_block.values())) == len(by_block)
+    scales = {group["lr_scale"] for group in groups.values()}
+    assert len(scales) > len(getattr(model, "blocks", None) or model.feature_info) and min(scales) < 0.5**3
+    classifier = model.get_classifier().weight
+    assert group_of[id(classifier)]["lr_scale"] == 1
+    assert len(timm.models.group_parameters(model, model.group_matcher(coarse=True))) >= 4
+    assert {n for n in model.no_weight_decay() if ".graft." in n} <= set(groups)
+    undecayed = r"(pos_embed\d?|cls_token|rel_pos|bias_table|position_bias|anti_alias)$"
+    for parameter_name, group in groups.items():
+        if re.search(undecayed, parameter_name):
+            assert not group["weight_decay"], parameter_name
+        elif parameter_name.endswith(("qkv.weight", "proj.weight")):
+            assert group["weight_decay"], parameter_name
+
+
+def test_weights_travel(name, tmp_path):
+    """As safetensors through timm's hub format, as a checkpoint, as a copy, pickled."""
+    options = MODELS[name].options
+    if name in GRAFTED:
+        options = {**options, "graft": {"upsample": "nearest", "levels": 1, "blocks": [1, 2]}}
+    model, x = wake(make(name, **options)), images(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm.models.save_for_hf(model, str(tmp_path), model_args=options)
+        hub = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert type(hub) is type(model) and getattr(hub, "graft_config", None) == getattr(model, "graft_config", None)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+    loaded = make(name, checkpoint_path=str(tmp_path / "weights.pth"), **options)
+    with torch.no_grad():
+        expected = model(x)
+        for other in (hub, loaded, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(x), expected)
+
+
+def test_device_and_dtype(name):
+    assert {p.dtype for p in make(name, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    model = make(name, device="meta")
+    assert all(p.is_meta for p in model.parameters())
+    source, x = make(name), images(name)
+    model = model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    model.load_state_dict(source.state_dict())
+    assert torch.equal(model(x), source(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = source(x).float()
+    torch.testing.assert_close(half, source(x), atol=0.1, rtol=0.1)
+    assert source.bfloat16()(x.bfloat16()).isfinite().all()
+
+
+def test_in_chans(name):
+    assert make(name, in_chans=1)(images(name, channels=1)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", without("graft_mobilevit"))  # timm's has not these options
+def test_drop_rates_act_in_training_only(name):
+    rates = {"drop_rate": 0.3, "proj_drop_rate": 0.3, "attn_drop_rate": 0.3, "drop_path_rate": 0.5}
+    model, x = make(name, **rates), images(name)
+    assert torch.equal(model(x), make(name)(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("name", without("graft_mobilevit", "regionvit"))  # nothing there depends on the size
+def test_set_input_size(name):
+    """Models of any size stay the same function; the others become those of that size."""
+    size = (96, 160)
+    model, x = make(name), images(name, size=size)
+    if name in ZOO:
+        expected = {n: p.shape for n, p in make(name, img_size=size).named_parameters()}
+        model.set_input_size(img_size=size)
+        assert {n: p.shape for n, p in model.named_parameters()} == expected
+        assert model(x).isfinite().all()
+        return
+    if hasattr(model, "pos_embed"):
+        model.pos_embed.data.zero_()  # resizing one there and back loses something; zeros stay
+    with torch.no_grad():
+        expected = model(x)
+        model.set_input_size(img_size=size)
+        torch.testing.assert_close(model(x), expected)
+
+
+# the grafted names
 
 
 @pytest.mark.parametrize("name", GRAFTED)
 def test_state_dict_is_the_backbones_plus_grafts(name):
     own = make(name).state_dict()
-    base = name.removeprefix("graft_")
-    backbone = timm.create_model(base, num_classes=5, **SMALL[family(name)]).state_dict()
+    backbone = timm.create_model(name.removeprefix("graft_"), num_classes=5, **MODELS[name].options).state_dict()
     expected = {n: tuple(t.shape) for n, t in backbone.items()}
-    if family(name) == "deit":  # neither the class token nor its position
+    if "deit" in name:  # neither the class token nor its position
         del expected["cls_token"]
         expected["pos_embed"] = (1, 196, 24)
     assert {n: tuple(t.shape) for n, t in own.items() if ".graft." not in n} == expected
     assert all(re.search(r"\.\d+\.graft\.", n) for n in own.keys() - expected.keys())
 
 
-def test_layer_decay_puts_grafts_with_their_block(name):
-    model = make(name)
-    groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.5, verbose=False)
-    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert len(scale) == len(list(model.parameters()))
-    depth = len({round(s, 9) for s, _ in scale.values()})
-    assert depth > 3
-    by_block: dict[str, set] = {}
-    for parameter_name, p in model.named_parameters():
-        # timm decays MobileViT by its blocks of convolutions and transformer layers together
-        block = re.match(r"(.*?blocks\.\d+|stage\d+\.\d+|stages\.\d+\.\d+)\.", parameter_name)
-        if block:
-            by_block.setdefault(block[1], set()).add(scale[id(p)][0])
-    assert by_block and all(len(scales) == 1 for scales in by_block.values())
-    assert len(set.union(*by_block.values())) == len(by_block)
-
-
-def test_weight_decay_by_name(name):
-    model = make(name)
-    names = set(dict(model.named_parameters()))
-    skipped = model.no_weight_decay()
-    assert {n for n in skipped if ".graft." in n} <= names
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.75)
-    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
-    for parameter_name, p in model.named_parameters():
-        if parameter_name.endswith(("anti_alias", "relative_position_bias_table", ".bias")):
-            assert id(p) not in decayed, parameter_name
-        elif parameter_name.endswith(("qkv.weight", "proj.weight")):
-            assert id(p) in decayed, parameter_name
-
-
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize(
-    "graft", [None, {"upsample": "nearest", "levels": 1, "blocks": [1, 2]}], ids=["default", "own"]
-)
-def test_hub_round_trip(name, graft, tmp_path):
-    if graft and not name.startswith("graft_"):
-        pytest.skip("a backbone has no graft options")
-    options = {**SMALL[family(name)], **({"graft": graft} if graft else {})}
-    model = wake(make(name, **options))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        timm.models.save_for_hf(model, str(tmp_path), model_args=options)
-        other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert type(other) is type(model)
-    assert getattr(other, "graft_config", None) == getattr(model, "graft_config", None)
-    x = images(2, 3, 64, 64)
-    assert torch.equal(other(x), model(x))
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_checkpoint_path(name, tmp_path):
-    model = wake(make(name))
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
-    other = make(name, checkpoint_path=str(tmp_path / "weights.pth"))
-    x = images(2, 3, 64, 64)
-    assert torch.equal(other(x), model(x))
-
-
-@pytest.mark.parametrize("name", GRAFTED_TINY)
+@pytest.mark.parametrize("name", GRAFTED)
 def test_backbone_weights_and_identity(name, tmp_path):
     """timm's own weights of the backbone, and the grafts at identity: the function of the backbone."""
     base = name.removeprefix("graft_")
     torch.manual_seed(1)
-    backbone = timm.create_model(base, num_classes=5, **SMALL[family(name)]).eval()
+    backbone = timm.create_model(base, num_classes=5, **MODELS[name].options).eval()
     torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
     graft = {"init": "identity"}
-    if family(name) == "deit":
+    if "deit" in name:
         graft["backbone_window_size"] = 14
     model = make(name, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "backbone.pth")}, graft=graft)
     own = model.state_dict()
@@ -254,38 +340,38 @@ def test_backbone_weights_and_identity(name, tmp_path):
         # the classifier is new: the name's weights have 1000 classes, this one 5
         if key not in ("cls_token", "pos_embed") and not key.startswith("head."):
             assert torch.equal(own[key], value), key
-    x = images(1, 3, 224, 224)
+    x = images(name, 1, (224, 224))
     with torch.no_grad():
-        if family(name) == "deit":
+        if "deit" in name:
             assert torch.equal(own["pos_embed"], backbone.pos_embed[:, 1:])
             # what a class token read is gone: the same ViT without one is the backbone to compare with
-            options = {**SMALL["deit"], "num_classes": 5, "class_token": False, "global_pool": "avg", "fc_norm": False}
-            backbone = timm.create_model("vit_tiny_patch16_224", **options).eval()
+            options = {"num_classes": 5, "class_token": False, "global_pool": "avg", "fc_norm": False}
+            backbone = timm.create_model("vit_tiny_patch16_224", **MODELS[name].options, **options).eval()
             backbone.load_state_dict({k: v for k, v in own.items() if ".graft." not in k})
         actual, expected = model.forward_features(x), backbone.forward_features(x)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", GRAFTED_TINY)
+@pytest.mark.parametrize("name", GRAFTED)
 def test_pretrained_with_another_number_of_classes(name, tmp_path):
     """As users fine-tune: the classifier is new, all else comes from the file."""
     source = wake(make(name, num_classes=1000))
     torch.save(source.state_dict(), tmp_path / "w.pth")
     model = make(name, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")}, num_classes=3)
-    x = images(1, 3, 64, 64)
+    x = images(name, 1)
     assert model(x).shape == (1, 3)
     assert torch.equal(model.forward_features(x), source.forward_features(x))
 
 
-@pytest.mark.parametrize("name", GRAFTED_TINY)
+@pytest.mark.parametrize("name", GRAFTED)
 def test_grafts_strip_to_the_backbone(name):
     model = make(name)
     vitgraft.strip(model)
     assert not any("graft" in n for n in model.state_dict())
-    assert model(images(1, 3, 64, 64)).shape == (1, 5)
+    assert model(images(name, 1)).shape == (1, 5)
 
 
-@pytest.mark.parametrize("name", GRAFTED_TINY)
+@pytest.mark.parametrize("name", GRAFTED)
 def test_levels_of_224_at_another_image_size(name, tmp_path):
     shapes = {n: t.shape for n, t in make(name, img_size=224).state_dict().items() if ".graft." in n}
     nominal = make(name, img_size=448, graft={"img_size": 224})
@@ -302,7 +388,7 @@ def test_levels_of_224_at_another_image_size(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", GRAFTED_TINY)
+@pytest.mark.parametrize("name", GRAFTED)
 @pytest.mark.parametrize(
     "graft,said",
     [
@@ -319,43 +405,15 @@ def test_bad_graft_options(name, graft, said):
         make(name, graft=graft)
 
 
-# readings.md, column "counted", and the sizes that the paper does not have
-PARAMETERS = [
-    ("graft_deit_tiny_patch16_224", {}, 7_876_849),
-    ("graft_deit_tiny_patch16_224", {"blocks": 8}, 7_287_808),
-    ("graft_deit_tiny_patch16_224", {"blocks": 4}, 6_502_420),
-    ("graft_deit_tiny_patch16_224", {"blocks": []}, 5_717_032),
-    ("graft_deit_small_patch16_224", {}, 30_424_570),
-    ("graft_swin_tiny_patch4_window7_224", {}, 33_948_019),
-    ("graft_swin_tiny_patch4_window7_224", {"levels": 1}, 33_435_505),
-    ("graft_swin_small_patch4_window7_224", {}, 64_414_099),
-    ("graft_swin_base_patch4_window7_224", {}, 113_799_372),
-    ("graft_cswin_tiny_224", {}, 29_951_520),
-    ("graft_cswin_small_224", {}, 46_591_742),
-    ("graft_cswin_base_224", {}, 103_731_604),
-    ("graft_mobilevit_xxs", {}, 1_457_328),
-    ("graft_mobilevit_xxs", {"blocks": []}, 1_272_024),
-    ("cswin_tiny_224", None, 22_320_552),
-    ("cswin_small_224", None, 34_643_304),
-    ("cswin_base_224", None, 77_382_184),
-]
-
-
-@pytest.mark.parametrize("name,graft,parameters", PARAMETERS)
-def test_parameter_counts(name, graft, parameters):
-    options = {} if graft is None else {"graft": graft}
-    model = timm.create_model(name, device="meta", **options)
-    assert sum(p.numel() for p in model.parameters()) == parameters
-
-
 @pytest.mark.parametrize(
-    "name,levels",
+    "name,graft,parameters",
     [
-        ("graft_deit_tiny_patch16_224", [1] * 11),
-        ("graft_swin_tiny_patch4_window7_224", [3] + [2] * 2 + [1] * 6),
-        ("graft_cswin_tiny_224", [2] * 2 + [1] * 21),
+        ("graft_deit_tiny_patch16_224", {"blocks": 8}, 7_287_808),
+        ("graft_deit_tiny_patch16_224", {"blocks": 4}, 6_502_420),
+        ("graft_deit_tiny_patch16_224", {"blocks": []}, 5_717_032),
+        ("graft_swin_tiny_patch4_window7_224", {"levels": 1}, 33_435_505),
+        ("graft_mobilevit_xxs", {"blocks": []}, 1_272_024),
     ],
 )
-def test_levels_and_blocks_of_the_papers_models(name, levels):
-    model = timm.create_model(name, device="meta")
-    assert [len(g.levels) for g in vitgraft.grafts(model).values()] == levels
+def test_parameter_counts_with_other_grafts(name, graft, parameters):
+    assert count_params(timm.create_model(name, device="meta", graft=graft)) == parameters
