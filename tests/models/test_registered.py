@@ -211,7 +211,7 @@ def test_gradient_checkpointing(name):
 
 
 def test_layer_and_weight_decay(name):
-    """A graft counts to its block, an embedding to the first of its stage; tokens, positions and tables do not decay."""
+    """A graft counts to its block, an embedding to the first of its stage; tokens, positions, tables do not decay."""
     model = make(name)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.5)
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
