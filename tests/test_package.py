@@ -1,4 +1,4 @@
-"""What `import vitgraft` promises: the public names, the registered models, and no heavy import."""
+"""What `import vitgraft` promises: the public names, and no heavy import."""
 
 import subprocess
 import sys

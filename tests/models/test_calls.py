@@ -230,3 +230,18 @@ def test_no_images_are_a_batch_too(key):
         pytest.skip("the backbone itself takes no batch of 0")
     model = vitgraft.graft(backbone(key), window_size=2)
     assert model(torch.zeros(0, 3, BACKBONES[key][2], BACKBONES[key][2])).shape == (0, 5)
+
+
+def test_a_copy_of_the_whole_model_has_grids_of_its_own():
+    """A compiled copy may run in one thread while the model runs in another."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, patch_size=8, depth=3, dynamic_img_size=True).eval()
+    wake(vitgraft.graft(model, window_size=2))
+    compiled = torch.compile(copy.deepcopy(model), backend="eager")
+    torch.compiler.reset()
+    x, other = images(1, 3, 64, 64), images(1, 3, 32, 64)
+    with torch.no_grad():
+        expected, between = model(x), []
+        # the compiled copy runs between the patch projection of the model and its blocks
+        handle = model.blocks[0].register_forward_pre_hook(lambda *_: between.append(compiled(other)))
+        assert torch.equal(model(x), expected) and between
+        handle.remove()

@@ -307,10 +307,10 @@ def _attach(model: nn.Module, config: GraftConfig, targets: list[GraftTarget], m
 
     def token_grid(target: GraftTarget) -> TokenGrid | None:
         if target.source is None:  # the block itself is given it
-            return TokenGrid(GridSource(), prefix=target.prefix) if target.flat else None
+            return TokenGrid(GridSource(model_id=id(model)), prefix=target.prefix) if target.flat else None
         name, patch, ratio = target.source
         if (name, patch) not in sources:
-            source = sources[name, patch] = GridSource(patch)
+            source = sources[name, patch] = GridSource(patch, id(model))
             source.attach(model.get_submodule(name))
         return TokenGrid(sources[name, patch], ratio, target.prefix)
 

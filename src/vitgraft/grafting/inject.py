@@ -80,16 +80,22 @@ class GridSource:
     Args:
         patch: Side of a patch in pixels where the grid is worked out from the image that `module` receives; None where
             it is that of the map (B, C, H, W) that `module` returns.
+        model_id: `id` of the grafted model, by which a copy of the whole differs from a copy of a part.
     """
 
-    def __init__(self, patch: int | None = None):
+    def __init__(self, patch: int | None = None, model_id: int | None = None):
         self.patch = patch
+        self.model_id = model_id
         self.size: Size | None = None  # of the last image, for compiled blocks
         self.traced: Size | None = None  # the same, where it was noted by compiled code
         self.trained: set[Size] = set()  # sizes that a backward pass may ask for
 
     def __deepcopy__(self, memo: dict) -> "GridSource":
-        return self  # of the patch projection or the blocks alone: what one copy notes, the other reads
+        if self.model_id not in memo:  # a part of the model is copied: what one copy notes, the other reads
+            return self
+        copied = memo[id(self)] = type(self)(self.patch, id(memo[self.model_id]))
+        copied.size, copied.traced, copied.trained = self.size, self.traced, set(self.trained)
+        return copied
 
     def attach(self, module: nn.Module) -> None:
         """Attaches the hook to the module that makes the patches."""
