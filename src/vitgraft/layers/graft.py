@@ -136,7 +136,7 @@ class GrafT(nn.Module):
         num_heads: Heads of the block, where the configuration has none; C (or `width`) must be a multiple.
         feat_size: Grid (height, width) of the block, in tokens. Other grids work too; this one fixes E_aa's shape.
         levels: Number of levels below the block's resolution.
-        config: The options; None is the paper's final model. What `GraftConfig` says of the choice of blocks and
+        config: The options; None is the paper's final model. What `GraftConfig` has on the choice of blocks and
             levels and of the backbone has no meaning here, and `shifted_windows` is that of this very graft.
         **options: Single options of `GraftConfig`, on top of `config`.
 
