@@ -28,7 +28,10 @@ _thread = threading.local()
 
 def _of_this_thread(name: str) -> weakref.WeakKeyDictionary:
     """A dictionary that belongs to the running thread, by hooks, and keeps no model alive."""
-    return _thread.__dict__.setdefault(name, weakref.WeakKeyDictionary())
+    mine = _thread.__dict__
+    if name not in mine:
+        mine[name] = weakref.WeakKeyDictionary()
+    return mine[name]
 
 
 def _backward_task() -> int:

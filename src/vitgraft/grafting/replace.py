@@ -16,6 +16,7 @@ from vitgraft.layers.window import (
     into_windows,
     out_of_windows,
     pad_grid,
+    relative_position_bias,
     shift_mask,
     window_partition,
     window_reverse,
@@ -128,7 +129,8 @@ class SwinBlock(timm_swin.SwinTransformerBlock):
     def _window_attention(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """timm's WindowAttention on (B * N, L, C) with mask (N, L, L) or None, by the faster way on this device."""
         attn = self.attn
-        bias = attn._get_rel_pos_bias()  # (1, heads, L, L)
+        window = attn.window_size
+        bias = relative_position_bias(attn.relative_position_bias_table, window, window)  # (1, heads, L, L)
         if mask is not None:
             bias = bias + mask[:, None]
         return attn.proj_drop(attn.proj(attend_qkv(attn.qkv(x), attn.num_heads, bias, attn.attn_drop)))

@@ -3,6 +3,8 @@
 B batch, H x W token grid, C channels, M window side, h heads, d channels of a head. Grids are (B, H, W, C).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_, use_fused_attn
@@ -80,12 +82,13 @@ def attend(
 def attend_qkv(
     qkv: torch.Tensor, num_heads: int, bias: torch.Tensor | None = None, drop: nn.Dropout | None = None
 ) -> torch.Tensor:
-    """`attend` on the result of a joint projection: (B, N, 3C), query, key, value, head-major -> (B, N, C)."""
-    B, N, C3 = qkv.shape
-    qkv = qkv.view(B, N, 3, num_heads, C3 // 3 // num_heads).permute(2, 0, 3, 1, 4)  # (3, B, h, N, d)
+    """`attend` on the result of a joint projection: (B, N, 3C) or (B, N, 3, C), head-major -> (B, N, C)."""
+    B, N, *channels = qkv.shape
+    C = math.prod(channels) // 3
+    qkv = qkv.view(B, N, 3, num_heads, C // num_heads).permute(2, 0, 3, 1, 4)  # (3, B, h, N, d)
     if not _fused(qkv):
         qkv = qkv.contiguous()  # one copy instead of three
-    return attend(*qkv.unbind(0), bias, drop).transpose(1, 2).reshape(B, N, C3 // 3)
+    return attend(*qkv.unbind(0), bias, drop).transpose(1, 2).reshape(B, N, C)
 
 
 class WindowAttention(nn.Module):

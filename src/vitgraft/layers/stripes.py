@@ -63,7 +63,7 @@ class StripeAttention(nn.Module):
 
     def forward(self, qkv: torch.Tensor) -> torch.Tensor:
         """(B, H, W, 3, C), query, key and value of every token, to (B, H, W, C)."""
-        _, H, W, _, C = qkv.shape
+        _, H, W, _, _ = qkv.shape
         rows = min(self.stripe_size, H) if self.clip else self.stripe_size
         cols = min(self.stripe_size, W) if self.clip else self.stripe_size
         stripe = (rows if self.direction == "horizontal" else H, cols if self.direction == "vertical" else W)
@@ -73,9 +73,9 @@ class StripeAttention(nn.Module):
         if padded != (H, W):
             qkv = F.pad(qkv, (0, 0, 0, 0, left, pad_w - left, top, pad_h - top))
 
-        x = window_partition(qkv.flatten(3), stripe)  # (N, L, 3C)
+        x = window_partition(qkv, stripe)  # (N, L, 3, C)
         # stripes as images in channels_last memory: no copy between the layouts of attention and convolution
-        values = x[..., 2 * C :].unflatten(1, stripe).permute(0, 3, 1, 2)
+        values = x[:, :, 2].unflatten(1, stripe).permute(0, 3, 1, 2)
         lepe = self.get_v(values).permute(0, 2, 3, 1).flatten(1, 2)
         x = attend_qkv(x, self.num_heads, drop=self.attn_drop) + lepe  # (N, L, C)
         x = window_reverse(x, stripe, padded)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitgraft.layers.attention import WindowCrossAttention, init_linear
+from vitgraft.layers.derived import derived
 from vitgraft.layers.window import effective_window, window_partition, window_reverse
 
 __all__ = ["Upsample", "bilinear_upsample", "window_bilinear_upsample"]
@@ -44,6 +45,13 @@ def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int], fact
     x = bilinear_upsample(x, f).reshape(-1, f * f * h * w, C)
     x = window_reverse(x, (f * h, f * w), (f * padded[0], f * padded[1]))
     return x[:, : f * H, : f * W] if bottom or right else x
+
+
+def _gate(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(logits.shape[:2]) != size:
+        logits = F.interpolate(logits.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
+        logits = logits[0].permute(1, 2, 0)
+    return logits.sigmoid()
 
 
 class Upsample(nn.Module):
@@ -108,11 +116,7 @@ class Upsample(nn.Module):
 
     def gate(self, size: tuple[int, int]) -> torch.Tensor:
         """E_aa for a grid of `size`: (h, w, C), between 0 and 1."""
-        logits = self.anti_alias
-        if tuple(logits.shape[:2]) != size:
-            logits = F.interpolate(logits.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
-            logits = logits[0].permute(1, 2, 0)
-        return logits.sigmoid()
+        return derived(_gate, self.anti_alias, size)
 
     def forward(self, z: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Level output z (B, h, w, C) and the next finer level's grid (B, H, W, C) -> (B, H, W, C)."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vitgraft.layers.derived import derived
+
 __all__ = [
     "cached_by_size",
     "effective_window",
@@ -42,16 +44,16 @@ def pad_grid(x: torch.Tensor, multiple: Size) -> torch.Tensor:
 
 
 def window_partition(x: torch.Tensor, window: Size) -> torch.Tensor:
-    """(B, H, W, C) -> (B * num_windows, h * w, C), windows and the tokens in them in row-major order.
+    """(B, H, W, ...) -> (B * num_windows, h * w, ...), windows and the tokens in them in row-major order.
 
     H and W must be multiples of the window. A grid that is one window is only viewed, not copied.
     """
-    B, H, W, C = x.shape
+    B, H, W, *channels = x.shape
     h, w = window
     if (h, w) == (H, W):
-        return x.reshape(B, H * W, C)
-    x = x.reshape(B, H // h, h, W // w, w, C)
-    return x.transpose(2, 3).reshape(-1, h * w, C)
+        return x.reshape(B, H * W, *channels)
+    x = x.reshape(B, H // h, h, W // w, w, *channels)
+    return x.transpose(2, 3).reshape(-1, h * w, *channels)
 
 
 def window_reverse(windows: torch.Tensor, window: Size, size: Size) -> torch.Tensor:
@@ -126,6 +128,10 @@ def relative_position_bias(table: torch.Tensor, table_window: Size, window: Size
         table_window: Window (M, M') that it is for.
         window: Window (h, w), at most `table_window`.
     """
+    return derived(_gather_bias, table, table_window, window)
+
+
+def _gather_bias(table: torch.Tensor, table_window: Size, window: Size) -> torch.Tensor:
     rows = _bias_rows(table, table_window, window)
     N = window[0] * window[1]
     # of four dimensions and contiguous: the fused kernel takes no other mask on a CPU
