@@ -168,7 +168,7 @@ def test_device_dtype_pickle_deepcopy():
         ({"num_heads": (1, 2, 4, 4)}, ValueError, "must both be even"),
         ({"num_heads": (2, 2, 4, 3)}, ValueError, "num_heads=3 does not divide dim=128"),
         ({"split_sizes": (0, 2, 7, 7)}, ValueError, "stripe_size=0"),
-        ({"img_size": 3}, ValueError, "img_size=3"),
+        ({"img_size": 3}, ValueError, "3 x 3 pixels is too small"),
     ],
 )
 def test_bad_options(options, error, words):

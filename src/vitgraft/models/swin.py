@@ -14,17 +14,18 @@ the map; where it does, they agree. This file is the authors' function in timm's
   bottom, as are odd maps before a merge.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
 from vitgraft.grafting.replace import SwinBlock
 from vitgraft.layers.window import shift_mask
-from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._build import build_grafted, grafted_cfgs, register_variants
 from vitgraft.models._compile import one_graph_per_size
 from vitgraft.models._cpu import GELU, in_slices
 
@@ -147,45 +148,24 @@ def create_swin(variant: str, pretrained: bool = False, **kwargs) -> SwinTransfo
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        tag: cfg
-        for name in VARIANTS
-        for tag, cfg in grafted_cfgs(
-            f"graft_{name}",
-            f"timm/{name}.ms_in1k",
-            first_conv="patch_embed.proj",
-            classifier="head.fc",
-            pool_size=(7, 7),
-        ).items()
-    }
-)
-
-
-def _create_graft_swin(variant: str, pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """A published size with grafts; options of SwinTransformer, and `graft` for those of GraftConfig."""
-    return build_grafted(
-        SwinTransformer,
-        variant,
-        pretrained,
-        {},
-        timm_swin.checkpoint_filter_fn,
-        **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
+    grafted_cfgs(
+        {f"graft_{name}": f"timm/{name}.ms_in1k" for name in VARIANTS},
+        first_conv="patch_embed.proj",
+        classifier="head.fc",
+        pool_size=(7, 7),
     )
-
-
-@register_model
-def graft_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Swin-T + GrafT (table 1): 3, 2, 1, 0 levels; 34 M parameters, 4.9 GMAC at 224 x 224."""
-    return _create_graft_swin("graft_swin_tiny_patch4_window7_224", pretrained, **kwargs)
-
-
-@register_model
-def graft_swin_small_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Swin-S + GrafT (table 1): 3, 2, 1, 0 levels; 64 M parameters, 9.6 GMAC at 224 x 224."""
-    return _create_graft_swin("graft_swin_small_patch4_window7_224", pretrained, **kwargs)
-
-
-@register_model
-def graft_swin_base_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Swin-B + GrafT, grafted as Swin-T and Swin-S are (not in the paper)."""
-    return _create_graft_swin("graft_swin_base_patch4_window7_224", pretrained, **kwargs)
+)
+_DESCRIPTIONS = {
+    "swin_tiny_patch4_window7_224": (
+        "Swin-T + GrafT (table 1): 3, 2, 1, 0 levels; 34 M parameters, 4.9 GMAC at 224 x 224."
+    ),
+    "swin_small_patch4_window7_224": (
+        "Swin-S + GrafT (table 1): 3, 2, 1, 0 levels; 64 M parameters, 9.6 GMAC at 224 x 224."
+    ),
+    "swin_base_patch4_window7_224": "Swin-B + GrafT, grafted as Swin-T and Swin-S are (not in the paper).",
+}
+register_variants(
+    __name__,
+    partial(build_grafted, SwinTransformer, filter_fn=timm_swin.checkpoint_filter_fn),
+    {f"graft_{name}": (_DESCRIPTIONS[name], options) for name, options in VARIANTS.items()},
+)

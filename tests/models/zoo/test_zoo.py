@@ -133,7 +133,7 @@ def test_wrappers(name):
         ("regionvit_tiny", {"global_pool": "token"}, "RegionViT has '', 'avg', 'max', 'avgmax'"),
         ("regionvit_tiny", {"num_heads": (1, 2, 4, 9)}, "num_heads=9 does not divide dim=64"),
         ("regionvit_tiny", {"embed_dim": 9}, "embed_dim=9"),
-        ("vil_tiny", {"img_size": 31}, "img_size=(31, 31): ViL needs 32 pixels or more"),
+        ("vil_tiny", {"img_size": 31}, "31 x 31 pixels is too small"),
         ("vil_tiny_rpb", {"global_tokens": (1, 1, 1, 1)}, "none in the last stage"),
         ("vil_tiny_rpb", {"windowed": (True, False)}, "one value per stage is needed"),
         ("t2t_vit_14", {"patch_size": 8}, "patch_size=8"),
