@@ -10,7 +10,7 @@ import vitgraft
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.feature_pyramid import feature_backbone
-from vitgraft.models.swin import create_swin
+from vitgraft.models.swin import SwinTransformer
 from vitgraft.models.upernet import UperNet
 from vitgraft.tools.count import count_params
 
@@ -20,7 +20,7 @@ HEAD = {"channels": 24, "aux_channels": 12}
 
 def swin(seed=0):
     torch.manual_seed(seed)
-    return create_swin("swin_tiny_patch4_window7_224", num_classes=0, **SWIN)
+    return SwinTransformer(num_classes=0, **SWIN)
 
 
 def upernet(seed=0, num_classes=5, **options):
@@ -176,7 +176,7 @@ def test_own_names_and_another_window_load():
     vitgraft.load_official(model, source.state_dict())
     assert same(source, model)
     torch.manual_seed(4)
-    wide = create_swin("swin_tiny_patch4_window7_224", num_classes=0, **{**SWIN, "window_size": 6})
+    wide = SwinTransformer(num_classes=0, **{**SWIN, "window_size": 6})
     model = UperNet(DenseFeatures(wide), 5, **HEAD)
     report = vitgraft.load_official(model, as_mmseg(source))
     assert len(report.reshaped) == 4 and report.reshaped[0].startswith("backbone.backbone.layers.0.blocks.0.attn.")
