@@ -192,23 +192,6 @@ def test_a_wrapped_model_is_checked_too():
         vitgraft.graft(torch.nn.Sequential(model))
 
 
-def test_official_loader_refuses_another_graft_configuration(tmp_path):
-    source = timm.create_model("graft_deit_tiny_patch16_224", depth=2)
-    target = timm.create_model("graft_deit_tiny_patch16_224", depth=2, graft={"window_size": 5, "levels": (1,)})
-    with pytest.raises(vitgraft.CheckpointError, match="another graft configuration"):
-        vitgraft.load_official(target, source.state_dict())
-    (tmp_path / "empty.pth").touch()
-    with pytest.raises(vitgraft.CheckpointError):
-        vitgraft.load_official(target, tmp_path / "empty.pth")
-
-
-def test_untagged_names_have_no_weights():
-    from timm.models import get_pretrained_cfg
-
-    assert get_pretrained_cfg("graft_swin_tiny_patch4_window7_224").tag == "untrained"
-    assert get_pretrained_cfg("graft_swin_tiny_patch4_window7_224.backbone").hf_hub_id
-
-
 def test_torch_func_runs_on_a_grafted_swin():
     model = timm.create_model("graft_swin_tiny_patch4_window7_224", depths=(1, 2, 1, 1), img_size=64).eval()
     x = torch.randn(1, 3, 112, 112)

@@ -83,6 +83,8 @@ def test_configuration_and_parameter_count(name):
     cfg = timm.get_pretrained_cfg(name)
     assert cfg.input_size == ((3, 256, 256) if "mobilevit" in name else (3, 224, 224))
     assert cfg.license or "cswin" in name or "mobilevit" in name
+    if name.startswith("graft_"):  # no weights without a tag
+        assert cfg.tag == "untrained" and not cfg.has_weights
     if name.startswith(("graft_", "cswin_")):  # as the backbones' authors evaluate
         assert cfg.crop_pct == (0.9 if "cswin" in name or "mobilevit" in name else 0.875)
     model = timm.create_model(name, device="meta")

@@ -412,8 +412,8 @@ def test_not_strict_lists_the_rest():
 def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         load_official(swin(), tmp_path / "nowhere.pth")
-    for name in ("text.pth", "text.safetensors"):
-        (tmp_path / name).write_text("not a checkpoint")
+    for name, text in (("text.pth", "no checkpoint"), ("text.safetensors", "no checkpoint"), ("empty.pth", "")):
+        (tmp_path / name).write_text(text)
         with pytest.raises(CheckpointError, match=name):
             load_official(swin(), tmp_path / name)
     torch.save({"model": as_authors(swin()), "extra": pytest.approx}, tmp_path / "code.pth")
