@@ -85,14 +85,30 @@ def unwrap(state_dict: dict, model: nn.Module) -> dict:
     return model.fit_tensors(state_dict)
 
 
-def build(cls: type[nn.Module], variant: str, pretrained: bool, feature_cfg: dict | None = None, **kwargs) -> nn.Module:
-    """Builds a variant with timm's builder: pretrained weights, `features_only`, default configuration."""
+def build(
+    make: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    filter_fn: Callable = unwrap,
+    feature_indices: int | tuple[int, ...] = (0, 1, 2, 3),
+    **kwargs: Any,
+) -> nn.Module:
+    """Builds a registered model with timm's builder: pretrained weights, `features_only`, default configuration.
+
+    Args:
+        make: The model's class, or a function of its options.
+        variant: Registered name.
+        pretrained: Load weights of the name's tag.
+        filter_fn: (a checkpoint's state dict, model) -> state dict of the model.
+        feature_indices: Maps of `features_only`, where no others are asked for.
+        **kwargs: Options of the model and of timm's builder.
+    """
     return build_model_with_cfg(
-        cls,
+        make,
         variant,
         pretrained,
-        pretrained_filter_fn=unwrap,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter", **(feature_cfg or {})},
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": feature_indices, "feature_cls": "getter"},
         **kwargs,
     )
 
@@ -116,10 +132,9 @@ def build_grafted(
     pretrained: bool,
     filter_fn: Callable,
     graft_defaults: Mapping[str, Any] | None = None,
-    feature_indices: int | tuple[int, ...] = (0, 1, 2, 3),
     **kwargs: Any,
 ) -> nn.Module:
-    """Builds a registered grafted model through timm's builder.
+    """`build` with grafts.
 
     Args:
         model_cls: The backbone's class.
@@ -127,11 +142,11 @@ def build_grafted(
         pretrained: Load weights of the name's tag (`name.backbone`: the backbone's).
         filter_fn: The backbone's checkpoint filter.
         graft_defaults: Options of GraftConfig that belong to the name.
-        feature_indices: Maps of `features_only`, where no others are asked for.
-        **kwargs: Options of the backbone; `graft` is a mapping of GraftConfig's options on top of the defaults, or a
-            GraftConfig instead of them. An empty tuple of `blocks` leaves the backbone alone, which is how a Swin of
-            the authors' padding is made by name. Without `img_size` among them, the image size that fixes levels and
-            E_aa is the backbone's or, where pretrained weights are loaded, that of the weights' configuration.
+        **kwargs: Options of the backbone and of `build`; `graft` is a mapping of GraftConfig's options on top of the
+            defaults, or a GraftConfig instead of them. An empty tuple of `blocks` leaves the backbone alone, which is
+            how a Swin of the authors' padding is made by name. Without `img_size` among them, the image size that
+            fixes levels and E_aa is the backbone's or, where pretrained weights are loaded, that of the weights'
+            configuration.
 
     Raises:
         GraftError: Impossible graft options.
@@ -148,8 +163,8 @@ def build_grafted(
     if not pretrained and kwargs.get("img_size"):  # kept in the configuration, for those who load the weights
         overlay = {"input_size": (kwargs.get("in_chans", 3), *to_2tuple(kwargs["img_size"])), **overlay}
     if config.img_size is None:
-        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-        config = replace(config, img_size=cfg.input_size[1:])
+        input_size = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay).input_size
+        config = replace(config, img_size=input_size[1:])
 
     def make(**options: Any) -> nn.Module:
         if config.blocks == () and config.backbone_attention == "keep":
@@ -157,12 +172,4 @@ def build_grafted(
         return graft(model_cls(**options), config)
 
     make.__name__ = model_cls.__name__
-    return build_model_with_cfg(
-        make,
-        variant,
-        pretrained,
-        pretrained_filter_fn=_with_grafts(filter_fn),
-        feature_cfg={"out_indices": feature_indices, "feature_cls": "getter"},
-        pretrained_cfg_overlay=overlay,
-        **kwargs,
-    )
+    return build(make, variant, pretrained, _with_grafts(filter_fn), pretrained_cfg_overlay=overlay, **kwargs)

@@ -275,7 +275,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> T2TViT:
     options = {"mlp_ratio": 3.0, "qkv_bias": False, **kwargs}
-    return build(T2TViT, variant, pretrained, {"out_indices": 3}, **options)
+    return build(T2TViT, variant, pretrained, feature_indices=3, **options)
 
 
 VARIANTS = {
