@@ -34,22 +34,6 @@ def test_layer_decay_of_merges():
     assert of["norm.weight"] == of["stage4.0.qkv.weight"] < of["head.weight"]
 
 
-@pytest.mark.parametrize(
-    "options, error, words",
-    [
-        ({"drop_paht_rate": 0.1}, TypeError, "drop_paht_rate"),
-        ({"depths": (1, 2)}, ValueError, "one value per stage"),
-        ({"num_heads": (1, 2, 4, 4)}, ValueError, "must both be even"),
-        ({"num_heads": (2, 2, 4, 3)}, ValueError, "num_heads=3 does not divide dim=128"),
-        ({"split_sizes": (0, 2, 7, 7)}, ValueError, "stripe_size=0"),
-        ({"img_size": 3}, ValueError, "3 x 3 pixels is too small"),
-    ],
-)
-def test_bad_options(options, error, words):
-    with pytest.raises(error, match=words):
-        timm.create_model("cswin_tiny_224", **{**SMALL, **options})
-
-
 def test_bad_direction():
     with pytest.raises(ValueError, match="direction='diagonal'"):
         StripeAttention(8, 2, direction="diagonal")

@@ -124,19 +124,6 @@ def test_window_changes_only_when_asked():
     assert torch.isfinite(model(torch.randn(1, 3, 50, 34))).all()
 
 
-@pytest.mark.parametrize(
-    "options, error, words",
-    [
-        ({"windwo_size": 7}, TypeError, "windwo_size"),
-        ({"strict_img_size": True}, ValueError, "strict_img_size=True"),
-        ({"always_partition": False}, ValueError, "only True works"),
-    ],
-)
-def test_bad_options(options, error, words):
-    with pytest.raises(error, match=words):
-        small(**options)
-
-
 def test_bad_arguments():
     with pytest.raises(ValueError, match="always_partition=False"):
         small().set_input_size(64, always_partition=False)

@@ -107,29 +107,6 @@ def test_a_checkpoint_of_another_size_changes_nothing(name, options, said):
 
 
 @pytest.mark.parametrize(
-    "name,options,said",
-    [
-        ("pvt_tiny", {"img_size": 31}, "31 x 31 pixels is too small"),
-        ("pvt_tiny", {"depths": (1, 2)}, "one value per stage is needed"),
-        ("pvt_tiny", {"num_heads": (1, 2, 3, 5)}, "num_heads=5 does not divide dim=32"),
-        ("pvt_tiny", {"sr_ratios": (8, 4, 2, 2)}, "1 is needed in the last stage"),
-        ("pvt_tiny", {"global_pool": "map"}, "global_pool='map'"),
-        ("regionvit_tiny", {"global_pool": "token"}, "RegionViT has '', 'avg', 'max', 'avgmax'"),
-        ("regionvit_tiny", {"num_heads": (1, 2, 4, 9)}, "num_heads=9 does not divide dim=64"),
-        ("regionvit_tiny", {"embed_dim": 9}, "embed_dim=9"),
-        ("vil_tiny", {"img_size": 31}, "31 x 31 pixels is too small"),
-        ("vil_tiny_rpb", {"global_tokens": (1, 1, 1, 1)}, "none in the last stage"),
-        ("vil_tiny_rpb", {"windowed": (True, False)}, "one value per stage is needed"),
-        ("t2t_vit_14", {"patch_size": 8}, "patch_size=8"),
-        ("t2t_vit_14", {"img_size": 2}, "needs 3 x 3 pixels"),
-    ],
-)
-def test_bad_options(name, options, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
-        make(name, **options)
-
-
-@pytest.mark.parametrize(
     "name,size,said",
     [
         ("pvt_tiny", (64, 31), "64 x 31"),
