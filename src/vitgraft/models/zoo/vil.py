@@ -117,7 +117,7 @@ class VisionLongformer(Pyramid):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Takes images of another size from now on; tables and positions are resized."""
         super().set_input_size(img_size)
-        old = {name: m.window_size for name, m in self.named_modules() if isinstance(m, FullAttention)}
+        old = {name: m.size for name, m in self.named_modules() if isinstance(m, FullAttention)}
         for i in range(len(self.feature_info)):
             for block in getattr(self, f"layer{i + 1}"):
                 if isinstance(block, Embed):
@@ -140,7 +140,7 @@ class VisionLongformer(Pyramid):
         if last == "local_relative_position_bias_table" and ".attn" in name:
             attn = self.get_submodule(owner)
             if isinstance(attn, FullAttention):
-                H, W = attn.window_size
+                H, W = attn.size
                 shape = ((2 * H - 1) * (2 * W - 1), attn.num_heads)
                 if tuple(value.shape) != shape and value.shape[1] == shape[1]:
                     side = round(value.shape[0] ** 0.5)

@@ -1,7 +1,7 @@
 """The layers of Vision Longformer; what is decided here, and where the authors' code differs, is in `vil.py`."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -58,11 +58,10 @@ class Embed(nn.Module):
 
 
 class _Attention(Attention):
-    """What both kinds of attention have: the tables of the relative position bias."""
+    """What both kinds of attention have: the tables of the relative position bias, for maps of `size`."""
 
-    def __init__(self, dim: int, num_heads: int, global_tokens: int, rows: int, drops: dict[str, float], device, dtype):
+    def __init__(self, dim: int, num_heads: int, global_tokens: int, rows: int, drops: dict[str, float], **dd: Any):
         super().__init__(dim, num_heads, **drops)
-        dd = {"device": device, "dtype": dtype}
         self.global_tokens = global_tokens
         self.local_relative_position_bias_table = None
         if rows:
@@ -70,6 +69,10 @@ class _Attention(Attention):
             if global_tokens:
                 self.g2l_relative_position_bias = embedding(2, num_heads, global_tokens, **dd)
                 self.g2g_relative_position_bias = embedding(num_heads, global_tokens, global_tokens, **dd)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fills the indices again after construction on the meta device, as timm calls it."""
+        self.set_size(self.size, self.proj.weight.device)
 
     def _local_bias(self, index: torch.Tensor) -> torch.Tensor:
         """(h, *index.shape) from the table."""
@@ -89,13 +92,13 @@ class _Attention(Attention):
 
 
 class FullAttention(_Attention):
-    """Attention of all tokens of a map of `window_size`, global ones included."""
+    """Attention of all tokens of a map of `size`, global ones included."""
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        window_size: tuple[int, int],
+        size: tuple[int, int],
         global_tokens: int = 0,
         rel_pos: bool = True,
         qkv_bias: bool = True,
@@ -104,22 +107,18 @@ class FullAttention(_Attention):
         **drops: float,
     ):
         dd = {"device": device, "dtype": dtype}
-        rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1) if rel_pos else 0
+        rows = (2 * size[0] - 1) * (2 * size[1] - 1) if rel_pos else 0
         super().__init__(dim, num_heads, global_tokens, rows, drops, **dd)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
-        self.set_size(window_size, device)
+        self.set_size(size, device)
 
-    def set_size(self, window_size: tuple[int, int], device: torch.device | None = None) -> None:
+    def set_size(self, size: tuple[int, int], device: torch.device | None = None) -> None:
         """Takes maps of another size; the table is the caller's affair."""
-        self.window_size = window_size
+        self.size = size
         if self.local_relative_position_bias_table is not None:
-            index = relative_position_index(window_size, device).flatten(2).flatten(0, 1)
+            index = relative_position_index(size, device).flatten(2).flatten(0, 1)
             self.register_buffer("relative_position_index", index, persistent=False)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Fills the index again after construction on the meta device, as timm calls it."""
-        self.set_size(self.window_size, self.qkv.weight.device)
 
     def bias(self) -> torch.Tensor | None:
         """(1, h, N, N)"""
@@ -187,10 +186,6 @@ class WindowedAttention(_Attention):
             steps = torch.arange(M, device=device)[:, None] - torch.arange(-M, 2 * M, device=device) + 2 * M - 1
             index = steps[:, None, :, None] * (4 * M - 1) + steps[None, :, None, :]
             self.register_buffer("relative_position_index", index, persistent=False)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Fills the indices again after construction on the meta device, as timm calls it."""
-        self.set_size(self.size, self.proj.weight.device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, C) to (B, N, C)."""
