@@ -96,15 +96,18 @@ def test_start_values():
     assert not net.decode_head.conv_seg.bias.any()
 
 
-@pytest.mark.parametrize("name", ["graft_swin", "vit"])
+@pytest.mark.parametrize("name", ["graft_swin", "vit", "resnet"])
 def test_other_backbones(name):
     if name == "vit":
         model = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=2, num_heads=2)
         model.set_input_size((64, 96))
+    elif name == "resnet":
+        model = timm.create_model("resnet10t")
     else:
         model = vitgraft.graft(swin(), window_size=4)
     net = UperNet(feature_backbone(model), 3, **HEAD).eval()
     assert net(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+    assert bool(net.no_weight_decay()) == (name != "resnet")
 
 
 def test_registered_name_without_grafts_is_the_authors_backbone():
