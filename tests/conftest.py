@@ -31,6 +31,13 @@ def shared(*parts: str) -> Path:
     return path
 
 
+@pytest.fixture
+def compare(monkeypatch):
+    """The module that compares a model with the official implementations' conformance vectors."""
+    monkeypatch.syspath_prepend(str(shared("conformance")))
+    return __import__("compare")
+
+
 RECIPE = """\
 model:
   class_path: Classification

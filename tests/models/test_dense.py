@@ -3,14 +3,14 @@ import timm
 import torch
 
 from vitgraft.models.dense import DenseFeatures
-from vitgraft.models.swin import create_swin
+from vitgraft.models.swin import SwinTransformer
 
 SMALL = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
 
 
 def small():
     torch.manual_seed(0)
-    return create_swin("swin_tiny_patch4_window7_224", **SMALL).eval()
+    return SwinTransformer(**SMALL).eval()
 
 
 def test_each_map_has_its_own_norm():
@@ -51,6 +51,6 @@ def test_bad_indices(indices):
 
 def test_bad_models():
     with pytest.raises(TypeError, match="features_only"):
-        DenseFeatures(create_swin("swin_tiny_patch4_window7_224", features_only=True, **SMALL))
+        DenseFeatures(timm.create_model("graft_swin_tiny_patch4_window7_224", features_only=True, **SMALL))
     with pytest.raises(TypeError, match="Linear"):
         DenseFeatures(torch.nn.Linear(2, 2))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 import vitgraft
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.feature_pyramid import SimpleFeaturePyramid, feature_backbone
-from vitgraft.models.swin import create_swin
+from vitgraft.models.swin import SwinTransformer
 
 VIT = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "dynamic_img_size": True}
 
@@ -69,7 +69,7 @@ def test_patches_of_14_pixels_keep_their_place():
 
 def test_stages_by_their_stride():
     small = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
-    net = feature_backbone(create_swin("swin_tiny_patch4_window7_224", **small))
+    net = feature_backbone(SwinTransformer(**small))
     assert isinstance(net, DenseFeatures) and hasattr(net, "norm3")
     assert net.feature_info.reduction() == [4, 8, 16, 32] and net.feature_info.channels() == [16, 32, 64, 128]
     net = feature_backbone(timm.create_model("resnet10t"), norm=False)  # five levels, from stride 2

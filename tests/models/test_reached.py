@@ -189,30 +189,6 @@ def test_wrapped_blocks_get_their_grid(wrap, first):
             torch.testing.assert_close(model(images(1, 3, *size)), whole(images(1, 3, *size)))
 
 
-def test_tokens_that_are_added_later_are_an_error():
-    model = vitgraft.graft(VisionTransformer(**SMALL).eval(), **GRAFT)
-    model(images(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="70 tokens for a 8 x 8 grid with 1 prefix tokens"):
-        model.blocks[1](torch.randn(1, 70, 32))
-
-
-class Remembers(VisionTransformer):
-    calls = 0
-
-    def forward_features(self, x, **kwargs):
-        self.calls += 1
-        self.last = x
-        return super().forward_features(x, **kwargs)
-
-
-def test_what_a_forward_leaves_on_self_is_there():
-    model = vitgraft.graft(Remembers(**SMALL).eval(), **GRAFT)
-    before, image = model.calls, images(2, 3, 64, 64)
-    with torch.no_grad():
-        model(image)
-    assert model.calls == before + 1 and model.last is image
-
-
 class Stem(nn.Sequential):
     def forward(self, x):
         return super().forward(x).flatten(2).transpose(1, 2)

@@ -83,6 +83,8 @@ def test_configuration_and_parameter_count(name):
     cfg = timm.get_pretrained_cfg(name)
     assert cfg.input_size == ((3, 256, 256) if "mobilevit" in name else (3, 224, 224))
     assert cfg.license or "cswin" in name or "mobilevit" in name
+    if name.startswith("graft_"):  # no weights without a tag
+        assert cfg.tag == "untrained" and not cfg.has_weights
     if name.startswith(("graft_", "cswin_")):  # as the backbones' authors evaluate
         assert cfg.crop_pct == (0.9 if "cswin" in name or "mobilevit" in name else 0.875)
     model = timm.create_model(name, device="meta")
@@ -307,6 +309,42 @@ def test_set_input_size(name):
         expected = model(x)
         model.set_input_size(img_size=size)
         torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("name", without("graft_mobilevit"))  # timm's takes any
+def test_unknown_options(name):
+    with pytest.raises(TypeError, match="drop_paht_rate"):
+        make(name, drop_paht_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "name,options,said",
+    [
+        ("pvt_tiny", {"img_size": 31}, "31 x 31 pixels is too small"),
+        ("pvt_tiny", {"depths": (1, 2)}, "one value per stage is needed"),
+        ("pvt_tiny", {"num_heads": (1, 2, 3, 5)}, "num_heads=5 does not divide dim=32"),
+        ("pvt_tiny", {"sr_ratios": (8, 4, 2, 2)}, "1 is needed in the last stage"),
+        ("pvt_tiny", {"global_pool": "map"}, "global_pool='map'"),
+        ("regionvit_tiny", {"global_pool": "token"}, "RegionViT has '', 'avg', 'max', 'avgmax'"),
+        ("regionvit_tiny", {"num_heads": (1, 2, 4, 9)}, "num_heads=9 does not divide dim=64"),
+        ("regionvit_tiny", {"embed_dim": 9}, "embed_dim=9"),
+        ("vil_tiny", {"img_size": 31}, "31 x 31 pixels is too small"),
+        ("vil_tiny_rpb", {"global_tokens": (1, 1, 1, 1)}, "none in the last stage"),
+        ("vil_tiny_rpb", {"windowed": (True, False)}, "one value per stage is needed"),
+        ("t2t_vit_14", {"patch_size": 8}, "patch_size=8"),
+        ("t2t_vit_14", {"img_size": 2}, "needs 3 x 3 pixels"),
+        ("cswin_tiny_224", {"depths": (1, 2)}, "one value per stage"),
+        ("cswin_tiny_224", {"num_heads": (1, 2, 4, 8)}, "must both be even"),
+        ("cswin_tiny_224", {"num_heads": (2, 2, 4, 3)}, "num_heads=3 does not divide dim=128"),
+        ("cswin_tiny_224", {"split_sizes": (0, 2, 7, 7)}, "stripe_size=0"),
+        ("cswin_tiny_224", {"img_size": 3}, "3 x 3 pixels is too small"),
+        ("graft_swin_tiny_patch4_window7_224", {"strict_img_size": True}, "strict_img_size=True"),
+        ("graft_swin_tiny_patch4_window7_224", {"always_partition": False}, "only True works"),
+    ],
+)
+def test_bad_options(name, options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make(name, **options)
 
 
 # the grafted names

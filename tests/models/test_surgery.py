@@ -80,17 +80,6 @@ def test_copies_carry_the_grafts(key, way):
         assert torch.equal(model(x), expected)  # the copy is one of its own
 
 
-def test_state_dict_round_trip():
-    model = wake(vitgraft.graft(backbone("vit class token"), window_size=2))
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = vitgraft.graft(backbone("vit class token"), window_size=2)
-    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    x = image("vit class token")
-    assert torch.equal(other(x), model(x))
-
-
 def test_backbone_weights_load_under_their_own_names():
     model = vitgraft.graft(backbone("swin"), window_size=2)
     source = backbone("swin").state_dict()
@@ -224,20 +213,6 @@ def test_grafting_in_training_leaves_modes_and_statistics():
     assert_unchanged(before, snapshot(model))
 
 
-def test_features_and_classifier_of_a_grafted_backbone():
-    model = wake(vitgraft.graft(backbone("vit class token"), window_size=2))
-    x = image("vit class token")
-    final, maps = model.forward_intermediates(x)
-    torch.testing.assert_close(final, model.forward_features(x))
-    assert [tuple(m.shape) for m in maps] == [(2, 24, 4, 4)] * 3
-    torch.testing.assert_close(model.forward_head(final), model(x))
-    model.reset_classifier(3)
-    assert model(x).shape == (2, 3)
-    model.prune_intermediate_layers([0, 1])
-    pruned = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
-    torch.testing.assert_close(pruned, maps[:2])
-
-
 def test_a_features_only_model_can_be_grafted():
     model = timm.create_model("vit_tiny_patch16_224", **{**TINY, "img_size": 64}, features_only=True).eval()
     x = images(1, 3, 64, 64)
@@ -286,14 +261,6 @@ def test_images_of_other_channels(key, channels):
     assert model(image(key, channels=channels)).shape == (2, 5)
 
 
-def test_device_and_dtype_follow_the_backbone():
-    model = vitgraft.graft(backbone("vit class token").to(torch.bfloat16), window_size=2)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert model(image("vit class token").bfloat16()).dtype == torch.bfloat16
-    meta = timm.create_model("vit_tiny_patch16_224", depth=3, device="meta")
-    assert all(p.is_meta for p in vitgraft.graft(meta).parameters())
-
-
 def test_grafts_lists_them_in_order():
     model = vitgraft.graft(backbone("swin"), window_size=2)
     made = vitgraft.grafts(model)
@@ -301,17 +268,6 @@ def test_grafts_lists_them_in_order():
     assert all(isinstance(g, GrafT) for g in made.values())
     assert [len(g.levels) for g in made.values()] == [3, 2, 2, 1]
     assert vitgraft.grafts(backbone("swin")) == {}
-
-
-def test_no_weight_decay_names_exist():
-    model = vitgraft.graft(backbone("vit class token"), window_size=2)
-    names = model.no_weight_decay()
-    own = set(dict(model.named_parameters()))
-    assert {"cls_token", "pos_embed"} <= names
-    grown = {n for n in names if ".graft." in n}
-    assert grown <= own
-    assert any(n.endswith("anti_alias") for n in grown)
-    assert any(n.endswith("relative_position_bias_table") for n in grown)
 
 
 @pytest.mark.parametrize("norms", [False, True])

@@ -10,7 +10,7 @@ import vitgraft
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.feature_pyramid import feature_backbone
-from vitgraft.models.swin import create_swin
+from vitgraft.models.swin import SwinTransformer
 from vitgraft.models.upernet import UperNet
 from vitgraft.tools.count import count_params
 
@@ -20,7 +20,7 @@ HEAD = {"channels": 24, "aux_channels": 12}
 
 def swin(seed=0):
     torch.manual_seed(seed)
-    return create_swin("swin_tiny_patch4_window7_224", num_classes=0, **SWIN)
+    return SwinTransformer(num_classes=0, **SWIN)
 
 
 def upernet(seed=0, num_classes=5, **options):
@@ -96,15 +96,18 @@ def test_start_values():
     assert not net.decode_head.conv_seg.bias.any()
 
 
-@pytest.mark.parametrize("name", ["graft_swin", "vit"])
+@pytest.mark.parametrize("name", ["graft_swin", "vit", "resnet"])
 def test_other_backbones(name):
     if name == "vit":
         model = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=2, num_heads=2)
         model.set_input_size((64, 96))
+    elif name == "resnet":
+        model = timm.create_model("resnet10t")
     else:
         model = vitgraft.graft(swin(), window_size=4)
     net = UperNet(feature_backbone(model), 3, **HEAD).eval()
     assert net(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+    assert bool(net.no_weight_decay()) == (name != "resnet")
 
 
 def test_registered_name_without_grafts_is_the_authors_backbone():
@@ -176,7 +179,7 @@ def test_own_names_and_another_window_load():
     vitgraft.load_official(model, source.state_dict())
     assert same(source, model)
     torch.manual_seed(4)
-    wide = create_swin("swin_tiny_patch4_window7_224", num_classes=0, **{**SWIN, "window_size": 6})
+    wide = SwinTransformer(num_classes=0, **{**SWIN, "window_size": 6})
     model = UperNet(DenseFeatures(wide), 5, **HEAD)
     report = vitgraft.load_official(model, as_mmseg(source))
     assert len(report.reshaped) == 4 and report.reshaped[0].startswith("backbone.backbone.layers.0.blocks.0.attn.")

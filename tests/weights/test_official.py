@@ -13,7 +13,7 @@ from torch import nn
 import vitgraft
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
-from vitgraft.models.swin import create_swin
+from vitgraft.models.swin import SwinTransformer
 from vitgraft.weights.official import load_official
 
 SWIN = {"embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 7, "window_size": 4}
@@ -22,7 +22,7 @@ CSWIN = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "split_sizes": 
 
 def swin(seed=0, **kwargs):
     torch.manual_seed(seed)
-    return create_swin("swin_tiny_patch4_window7_224", **{**SWIN, **kwargs}).eval()
+    return SwinTransformer(**{**SWIN, **kwargs}).eval()
 
 
 def cswin(seed=0, **kwargs):
@@ -412,8 +412,8 @@ def test_not_strict_lists_the_rest():
 def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         load_official(swin(), tmp_path / "nowhere.pth")
-    for name in ("text.pth", "text.safetensors"):
-        (tmp_path / name).write_text("not a checkpoint")
+    for name, text in (("text.pth", "no checkpoint"), ("text.safetensors", "no checkpoint"), ("empty.pth", "")):
+        (tmp_path / name).write_text(text)
         with pytest.raises(CheckpointError, match=name):
             load_official(swin(), tmp_path / name)
     torch.save({"model": as_authors(swin()), "extra": pytest.approx}, tmp_path / "code.pth")

@@ -10,13 +10,6 @@ from vitgraft.models._cpu import GELU
 # B batch, H x W token grid, C channels. Grids are (B, H, W, C).
 
 
-class ChannelsLast(nn.Module):
-    """(B, C, H, W) to (B, H, W, C)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.permute(0, 2, 3, 1)
-
-
 class CSWinBlock(nn.Module):
     """A transformer block with cross-shaped windows on a grid.
 
@@ -25,7 +18,6 @@ class CSWinBlock(nn.Module):
         num_heads: Heads of the block; with two branches each has half of them.
         stripe_size: Width of the vertical stripes and height of the horizontal ones.
         full: One branch over the whole map instead of two of stripes.
-        feat_size: Size of the map at the nominal image size, for the record only: every size works.
         mlp_ratio: Width of the MLP's hidden layer as a multiple of `dim`.
         proj_drop: Dropout rate after the projection of the attention and inside the MLP.
         drop_path: Rate of stochastic depth.
@@ -37,7 +29,6 @@ class CSWinBlock(nn.Module):
         num_heads: int,
         stripe_size: int = 7,
         full: bool = False,
-        feat_size: tuple[int, int] | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
@@ -57,7 +48,6 @@ class CSWinBlock(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.stripe_size = stripe_size
-        self.feat_size = feat_size
         # The order of the children is that of the authors' state dict.
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.norm1 = norm_layer(dim, **dd)

@@ -1,18 +1,19 @@
 """What timm asks of a model, once for CSWin and the pyramids of the zoo."""
 
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import get_device_dtype, global_pool_nlc, trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint
+from timm.layers import get_device_dtype, global_pool_nlc, to_2tuple, trunc_normal_
+from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import nn
 
 from vitgraft.models._compile import one_graph_per_size
 
-__all__ = ["Pyramid", "build", "cfg", "check_stages", "embedding", "init_weights", "unwrap"]
+__all__ = ["Pyramid", "check_stages", "embedding", "init_weights"]
 
 # B batch, H x W token grid, C channels, N tokens.
 
@@ -22,8 +23,8 @@ POOLS = ("", "token", "avg", "max", "avgmax")
 class Pyramid(nn.Module):
     """Base of the pyramids: images go through `_embed`, then through one `_stage` after the other, then `_finish`.
 
-    A subclass fills `feature_info`, calls `_make_head`, and defines the five methods below; what is passed from stage
-    to stage is its own affair.
+    A subclass calls `_set_stages` first and `_make_head` last, and defines the five methods below; what is passed from
+    stage to stage is its own affair.
 
     Args:
         num_classes: Outputs of the classifier, 0 for none.
@@ -32,6 +33,7 @@ class Pyramid(nn.Module):
     """
 
     num_prefix_tokens = 0
+    min_size = 4  # smallest side of an image
     # (second, first): parts of names under which the authors store the same tensor again
     second_names: tuple[tuple[str, str], ...] = ()
 
@@ -85,7 +87,45 @@ class Pyramid(nn.Module):
                 del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _set_stages(self, dims: Sequence[int], patch_sizes: Sequence[int], module: str, first: int = 1) -> None:
+        """Fills `feature_info` and `num_features`.
+
+        Args:
+            dims: Channels of each stage.
+            patch_sizes: Patch of each stage, on the map of the stage before.
+            module: Name of a stage's module, without its number.
+            first: Number of the first stage.
+        """
+        reductions = itertools.accumulate(patch_sizes, operator.mul)
+        self.feature_info = [
+            {"num_chs": dim, "reduction": reduction, "module": f"{module}{first + i}"}
+            for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
+        ]
+        self.num_features = dims[-1]
+
+    def _checked(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size of images, or an error if it is too small."""
+        if min(size) < self.min_size:
+            raise ValueError(
+                f"an image of {size[0]} x {size[1]} pixels is too small: {type(self).__name__} needs "
+                f"{self.min_size} x {self.min_size} or more"
+            )
+        return size
+
+    def _as_map(self, x: torch.Tensor, size: tuple[int, int], norm: bool) -> torch.Tensor:
+        """Tokens (B, P + H * W, C), prefix tokens in front, to a map (B, C, H, W)."""
+        x = x[:, x.shape[1] - size[0] * size[1] :]
+        return (self.norm(x) if norm else x).transpose(1, 2).unflatten(2, size)
+
+    def _grid(self, i: int) -> tuple[int, int]:
+        """The map of stage i at `img_size`."""
+        return tuple(side // self.feature_info[i]["reduction"] for side in self.img_size)
+
     # timm's interface
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Sets the nominal image size; here nothing depends on it."""
+        self.img_size = self._checked(to_2tuple(img_size))
 
     def _make_head(self, device=None, dtype=None) -> None:
         self.head_hidden_size = self.num_features
@@ -228,39 +268,3 @@ def init_weights(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def unwrap(state_dict: dict, model: nn.Module) -> dict:
-    """timm's hook for `pretrained=True`: weights as the authors wrapped them."""
-    for key in ("state_dict_ema", "state_dict", "model", "net"):
-        state_dict = state_dict.get(key, state_dict)
-    state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    return model.fit_tensors(state_dict)
-
-
-def build(cls: type[nn.Module], variant: str, pretrained: bool, feature_cfg: dict | None = None, **kwargs) -> nn.Module:
-    """Builds a variant with timm's builder: pretrained weights, `features_only`, default configuration."""
-    return build_model_with_cfg(
-        cls,
-        variant,
-        pretrained,
-        pretrained_filter_fn=unwrap,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter", **(feature_cfg or {})},
-        **kwargs,
-    )
-
-
-def cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
-    """A default configuration as timm knows it."""
-    return {
-        "url": url,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "classifier": "head",
-        **kwargs,
-    }

@@ -17,17 +17,19 @@ load unchanged. What is decided here rather than there:
 - `proj_drop_rate` acts after the projection of the attention too; the authors create that dropout and never call it.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import calculate_drop_path_rates, create_classifier, to_2tuple
-from timm.models import generate_default_cfgs, register_model
+from timm.layers import calculate_drop_path_rates, create_classifier
+from timm.models import generate_default_cfgs
 from torch import nn
+from torchvision.ops import Permute
 
-from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._build import build, build_grafted, cfg, grafted_cfgs, register_variants, unwrap
 from vitgraft.models._cpu import GELU
-from vitgraft.models._cswin_blocks import ChannelsLast, CSWinBlock, MergeBlock, StripeAttention
-from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights, unwrap
+from vitgraft.models._cswin_blocks import CSWinBlock, MergeBlock, StripeAttention
+from vitgraft.models._pyramid import Pyramid, check_stages, init_weights
 
 __all__ = ["CSWinBlock", "CSWinTransformer", "StripeAttention"]
 
@@ -38,7 +40,7 @@ class CSWinTransformer(Pyramid):
     """CSWin Transformer for images (B, in_chans, H, W) of any size from 4 x 4 up.
 
     Args:
-        img_size: Nominal image size, for the record only: `feat_sizes` are the maps of the stages at that size.
+        img_size: Nominal image size, for the record only.
         num_classes: Outputs of the classifier, 0 for none.
         global_pool: Pooling before the classifier ("avg", "max", "avgmax", "catavgmax"), "" for none.
         embed_dim: Channels of the first stage; doubled from stage to stage.
@@ -80,19 +82,17 @@ class CSWinTransformer(Pyramid):
         stages = check_stages(depths=depths, num_heads=num_heads, split_sizes=split_sizes)
         self.embed_dim = embed_dim
         self.output_fmt = "NHWC"
-        self.feature_info = [
-            {"num_chs": embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"stage{i + 1}"} for i in range(stages)
-        ]
-        self.num_features = self.feature_info[-1]["num_chs"]
+        dims = [embed_dim * 2**i for i in range(stages)]
+        self._set_stages(dims, [4] + [2] * (stages - 1), "stage")
+        self.set_input_size(img_size)
 
         self.stage1_conv_embed = nn.Sequential(
             nn.Conv2d(in_chans, embed_dim, 7, stride=4, padding=2, **dd),
-            ChannelsLast(),
+            Permute([0, 2, 3, 1]),
             norm_layer(embed_dim, **dd),
         )
         drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        for i, info in enumerate(self.feature_info):
-            dim = info["num_chs"]
+        for i, dim in enumerate(dims):
             if i > 0:
                 setattr(self, f"merge{i}", MergeBlock(dim // 2, dim, norm_layer, **dd))
             blocks = [
@@ -105,18 +105,17 @@ class CSWinTransformer(Pyramid):
                     qkv_bias=qkv_bias,
                     proj_drop=proj_drop_rate,
                     attn_drop=attn_drop_rate,
-                    drop_path=drop_path[i][j],
+                    drop_path=rate,
                     act_layer=act_layer,
                     norm_layer=norm_layer,
                     **dd,
                 )
-                for j in range(depths[i])
+                for rate in drop_path[i]
             ]
             setattr(self, f"stage{i + 1}", nn.Sequential(*blocks))
         self.norm = norm_layer(self.num_features, **dd)
         self._make_head(**dd)
         self.apply(init_weights)
-        self.set_input_size(img_size)
 
     def _set_pool(self, global_pool: str) -> None:
         self.global_pool_type = global_pool
@@ -132,22 +131,6 @@ class CSWinTransformer(Pyramid):
             dtype=dtype,
         )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
-        """Records the nominal image size and each block's map at that size. Nothing else depends on it."""
-        if img_size is not None:
-            height, width = (int(side) for side in to_2tuple(img_size))
-            if min(height, width) < 4:
-                raise ValueError(f"img_size={img_size}: at least one patch, 4 x 4 pixels, is needed")
-            self.img_size = (height, width)
-        # 7x7 convolution, stride 4, padding 2; then 3x3, stride 2, padding 1 between the stages
-        feat_size = tuple((side - 3) // 4 + 1 for side in self.img_size)
-        self.feat_sizes = []
-        for i in range(len(self.feature_info)):
-            self.feat_sizes.append(feat_size)
-            for block in getattr(self, f"stage{i + 1}"):
-                block.feat_size = feat_size
-            feat_size = tuple((side + 1) // 2 for side in feat_size)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -178,7 +161,6 @@ class CSWinTransformer(Pyramid):
         for i in range(stages, len(self.feature_info)):
             delattr(self, f"merge{i}")
             delattr(self, f"stage{i + 1}")
-        self.feat_sizes = self.feat_sizes[:stages]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Features (B, H, W, num_features) to logits (B, num_classes)."""
@@ -186,84 +168,27 @@ class CSWinTransformer(Pyramid):
         return x if pre_logits else self.head(x)
 
 
-def create_cswin(variant: str, pretrained: bool = False, **kwargs) -> CSWinTransformer:
-    """Builds a variant with timm's builder: pretrained weights, `features_only`, default configuration."""
-    return build(CSWinTransformer, variant, pretrained, **{**VARIANTS[variant], **kwargs})
-
-
 _RELEASE = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0/"
-SIZES = ("tiny", "small", "base")
-_CFG: dict[str, Any] = {
-    "pool_size": (7, 7),
-    "crop_pct": 0.9,
-    "first_conv": "stage1_conv_embed.0",
-    "license": "mit",
-}
+_URLS = {f"cswin_{size}_224": f"{_RELEASE}cswin_{size}_224.pth" for size in ("tiny", "small", "base")}
+_CFG: dict[str, Any] = {"pool_size": (7, 7), "crop_pct": 0.9, "first_conv": "stage1_conv_embed.0"}
 default_cfgs = generate_default_cfgs(
-    {f"cswin_{size}_224.ms_in1k": cfg(f"{_RELEASE}cswin_{size}_224.pth", **_CFG) for size in SIZES}
-    | {
-        tag: entry
-        for size in SIZES
-        for tag, entry in grafted_cfgs(
-            f"graft_cswin_{size}_224",
-            f"{_RELEASE}cswin_{size}_224.pth",
-            classifier="head",
-            **{name: value for name, value in _CFG.items() if name != "license"},
-        ).items()
-    }
+    {f"{name}.ms_in1k": cfg(url, license="mit", **_CFG) for name, url in _URLS.items()}
+    | grafted_cfgs({f"graft_{name}": url for name, url in _URLS.items()}, **_CFG)
 )
 
 # Options of the published sizes: microsoft/CSWin-Transformer models/cswin.py
+_TINY = {"embed_dim": 64, "depths": (1, 2, 21, 1), "num_heads": (2, 4, 8, 16)}
+_SMALL = {"embed_dim": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 16)}
+_BASE = {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads": (4, 8, 16, 32)}
 VARIANTS = {
-    "cswin_tiny_224": {"embed_dim": 64, "depths": (1, 2, 21, 1), "num_heads": (2, 4, 8, 16)},
-    "cswin_small_224": {"embed_dim": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 16)},
-    "cswin_base_224": {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads": (4, 8, 16, 32)},
+    "cswin_tiny_224": ("CSWin-T, 22.3 M parameters, 4.3 GMAC at 224 x 224.", _TINY),
+    "cswin_small_224": ("CSWin-S, 35 M parameters, 6.9 GMAC at 224 x 224.", _SMALL),
+    "cswin_base_224": ("CSWin-B, 78 M parameters, 15.0 GMAC at 224 x 224.", _BASE),
 }
-
-
-@register_model
-def cswin_tiny_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
-    """CSWin-T, 22.3 M parameters, 4.3 GMAC at 224 x 224."""
-    return create_cswin("cswin_tiny_224", pretrained, **kwargs)
-
-
-@register_model
-def cswin_small_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
-    """CSWin-S, 35 M parameters, 6.9 GMAC at 224 x 224."""
-    return create_cswin("cswin_small_224", pretrained, **kwargs)
-
-
-@register_model
-def cswin_base_224(pretrained: bool = False, **kwargs) -> CSWinTransformer:
-    """CSWin-B, 78 M parameters, 15.0 GMAC at 224 x 224."""
-    return create_cswin("cswin_base_224", pretrained, **kwargs)
-
-
-def _create_graft_cswin(variant: str, pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
-    """A published size with grafts; options of CSWinTransformer, and `graft` for those of GraftConfig."""
-    return build_grafted(
-        CSWinTransformer,
-        variant,
-        pretrained,
-        {},
-        unwrap,
-        **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
-    )
-
-
-@register_model
-def graft_cswin_tiny_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
-    """CSWin-T + GrafT (table 1), with Swin's window attention in the grafts."""
-    return _create_graft_cswin("graft_cswin_tiny_224", pretrained, **kwargs)
-
-
-@register_model
-def graft_cswin_small_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
-    """CSWin-S + GrafT (not in the paper)."""
-    return _create_graft_cswin("graft_cswin_small_224", pretrained, **kwargs)
-
-
-@register_model
-def graft_cswin_base_224(pretrained: bool = False, **kwargs: Any) -> CSWinTransformer:
-    """CSWin-B + GrafT (not in the paper)."""
-    return _create_graft_cswin("graft_cswin_base_224", pretrained, **kwargs)
+GRAFTED_VARIANTS = {
+    "graft_cswin_tiny_224": ("CSWin-T + GrafT (table 1), with Swin's window attention in the grafts.", _TINY),
+    "graft_cswin_small_224": ("CSWin-S + GrafT (not in the paper).", _SMALL),
+    "graft_cswin_base_224": ("CSWin-B + GrafT (not in the paper).", _BASE),
+}
+register_variants(__name__, partial(build, CSWinTransformer), VARIANTS)
+register_variants(__name__, partial(build_grafted, CSWinTransformer, filter_fn=unwrap), GRAFTED_VARIANTS)

@@ -7,8 +7,27 @@ from timm.layers import get_device_dtype
 from timm.models import FeatureInfo
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
+from torch.nn import functional as F
 
-__all__ = ["DenseFeatures"]
+__all__ = ["DenseFeatures", "new_parts", "resize", "undecayed"]
+
+
+def resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(B, C, H, W) to the given height and width, bilinearly."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def new_parts(features: nn.Module) -> list[nn.Module]:
+    """All that is new around the timm model `features.backbone`."""
+    return [child for name, child in features.named_children() if name != "backbone"]
+
+
+def undecayed(features: nn.Module, prefix: str) -> set[str]:
+    """Parameters that the timm model `features.backbone` wants without weight decay; `prefix` is its name outside."""
+    names = getattr(getattr(features, "backbone", None), "no_weight_decay", set)()
+    return {f"{prefix}.{name}" for name in names}
 
 
 class DenseFeatures(nn.Module):

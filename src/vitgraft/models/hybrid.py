@@ -17,8 +17,7 @@ __all__: list[str] = []
 
 default_cfgs = generate_default_cfgs(
     grafted_cfgs(
-        "graft_mobilevit_xxs",
-        "timm/mobilevit_xxs.cvnets_in1k",
+        {"graft_mobilevit_xxs": "timm/mobilevit_xxs.cvnets_in1k"},
         first_conv="stem.conv",
         classifier="head.fc",
         input_size=(3, 256, 256),
@@ -37,9 +36,9 @@ def graft_mobilevit_xxs(pretrained: bool = False, **kwargs: Any) -> ByobNet:
         ByobNet,
         "graft_mobilevit_xxs",
         pretrained,
-        {"window_size": 4},
-        lambda state_dict, model: state_dict,
-        (0, 1, 2, 3, 4),
+        filter_fn=lambda state_dict, model: state_dict,
+        graft_defaults={"window_size": 4},
+        feature_indices=(0, 1, 2, 3, 4),
         model_cfg=model_cfgs["mobilevit_xxs"],
         **kwargs,
     )

@@ -20,6 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vitgraft.models._rcnn import Anchors, RegionProposals, RoIAlignLevels, RoIHeads, RPNHead, Targets, paste_masks
+from vitgraft.models.dense import new_parts, undecayed
 from vitgraft.models.feature_pyramid import STRIDES, SimpleFeaturePyramid, feature_backbone
 
 __all__ = ["SIZE_DIVISOR", "MaskRCNN", "pad_images"]
@@ -214,17 +215,13 @@ class MaskRCNN(nn.Module):
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """All that is new around the timm model: what trains when the backbone is frozen."""
-        features = self.backbone.features
-        around = [child for name, child in features.named_children() if name != "backbone"]
         fpn = [] if self.backbone.fpn is None else [self.backbone.fpn]
-        return (*around, *fpn, self.rpn, self.roi_heads)
+        return (*new_parts(self.backbone.features), *fpn, self.rpn, self.roi_heads)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """What the backbone wants no weight decay on, by the detector's names."""
-        inner = self.backbone.features.backbone
-        names = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else set()
-        return {f"backbone.features.backbone.{name}" for name in names}
+        return undecayed(self.backbone.features, "backbone.features.backbone")
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitgraft.models.dense import resize
+
 __all__ = ["MULTI_SCALE", "infer", "infer_rows", "window_errors", "window_starts"]
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -49,10 +51,10 @@ def infer(
     size = tuple(size or image.shape[2:])
     total = None
     for scale in scales:
-        scaled = _resize(image, [max(1, round(side * scale)) for side in image.shape[2:]])
+        scaled = resize(image, [max(1, round(side * scale)) for side in image.shape[2:]])
         for mirrored in (False, True) if flip else (False,):
             logits = _logits(model, scaled.flip(3) if mirrored else scaled, window, stride)
-            probabilities = _resize(logits, size).softmax(1)
+            probabilities = resize(logits, size).softmax(1)
             del logits
             if mirrored:
                 probabilities = probabilities.flip(3)
@@ -148,9 +150,3 @@ def infer_rows(model: nn.Module, image: Tensor, window: int, stride: int | None 
     _check(window, stride, (1.0,))
     for top, logits in _window_rows(model, image, window, stride):
         yield top, logits.softmax(1)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -14,21 +14,22 @@ the map; where it does, they agree. This file is the authors' function in timm's
   bottom, as are odd maps before a merge.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from timm.models import swin_transformer as timm_swin
 from torch import nn
 
 from vitgraft.grafting.replace import SwinBlock
 from vitgraft.layers.window import shift_mask
-from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._build import build_grafted, grafted_cfgs, register_variants
 from vitgraft.models._compile import one_graph_per_size
 from vitgraft.models._cpu import GELU, in_slices
 
-__all__ = ["VARIANTS", "SwinBlock", "SwinTransformer", "create_swin", "shift_mask"]
+__all__ = ["SwinBlock", "SwinTransformer", "shift_mask"]
 
 # B batch, H x W token grid, C channels, M window side, N windows, L = M * M tokens. Grids are (B, H, W, C).
 
@@ -117,75 +118,31 @@ class SwinTransformer(timm_swin.SwinTransformer):
         super().set_input_size(img_size, patch_size, window_size, window_ratio)
 
 
-# Options of the published sizes: microsoft/Swin-Transformer, configs/swin
-VARIANTS = {
-    "swin_tiny_patch4_window7_224": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
-    "swin_small_patch4_window7_224": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-    "swin_base_patch4_window7_224": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
-}
-
-
-def create_swin(variant: str, pretrained: bool = False, **kwargs) -> SwinTransformer:
-    """Builds a Swin with timm's builder: `features_only` (NCHW), default configuration, pretrained weights.
-
-    Args:
-        variant: A key of VARIANTS, or any name registered with timm, whose options then all come from `kwargs`.
-        pretrained: Load timm's weights of that name.
-        kwargs: Options of SwinTransformer, over those of the variant.
-    """
-    options = {**VARIANTS.get(variant, {}), **kwargs}
-    if not isinstance(options.get("depths"), (tuple, list)):
-        raise ValueError(f"variant={variant!r} has no options here: pass depths, or use one of {', '.join(VARIANTS)}")
-    return build_model_with_cfg(
-        SwinTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=timm_swin.checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(len(options["depths"]))), "feature_cls": "getter"},
-        **options,
-    )
-
-
 default_cfgs = generate_default_cfgs(
-    {
-        tag: cfg
-        for name in VARIANTS
-        for tag, cfg in grafted_cfgs(
-            f"graft_{name}",
-            f"timm/{name}.ms_in1k",
-            first_conv="patch_embed.proj",
-            classifier="head.fc",
-            pool_size=(7, 7),
-        ).items()
-    }
+    grafted_cfgs(
+        {
+            f"graft_swin_{size}_patch4_window7_224": f"timm/swin_{size}_patch4_window7_224.ms_in1k"
+            for size in ("tiny", "small", "base")
+        },
+        first_conv="patch_embed.proj",
+        classifier="head.fc",
+        pool_size=(7, 7),
+    )
 )
 
-
-def _create_graft_swin(variant: str, pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """A published size with grafts; options of SwinTransformer, and `graft` for those of GraftConfig."""
-    return build_grafted(
-        SwinTransformer,
-        variant,
-        pretrained,
-        {},
-        timm_swin.checkpoint_filter_fn,
-        **{**VARIANTS[variant.removeprefix("graft_")], **kwargs},
-    )
-
-
-@register_model
-def graft_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Swin-T + GrafT (table 1): 3, 2, 1, 0 levels; 34 M parameters, 4.9 GMAC at 224 x 224."""
-    return _create_graft_swin("graft_swin_tiny_patch4_window7_224", pretrained, **kwargs)
-
-
-@register_model
-def graft_swin_small_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Swin-S + GrafT (table 1): 3, 2, 1, 0 levels; 64 M parameters, 9.6 GMAC at 224 x 224."""
-    return _create_graft_swin("graft_swin_small_patch4_window7_224", pretrained, **kwargs)
-
-
-@register_model
-def graft_swin_base_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
-    """Swin-B + GrafT, grafted as Swin-T and Swin-S are (not in the paper)."""
-    return _create_graft_swin("graft_swin_base_patch4_window7_224", pretrained, **kwargs)
+# Options of the published sizes: microsoft/Swin-Transformer, configs/swin
+VARIANTS = {
+    "graft_swin_tiny_patch4_window7_224": (
+        "Swin-T + GrafT (table 1): 3, 2, 1, 0 levels; 34 M parameters, 4.9 GMAC at 224 x 224.",
+        {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    ),
+    "graft_swin_small_patch4_window7_224": (
+        "Swin-S + GrafT (table 1): 3, 2, 1, 0 levels; 64 M parameters, 9.6 GMAC at 224 x 224.",
+        {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    ),
+    "graft_swin_base_patch4_window7_224": (
+        "Swin-B + GrafT, grafted as Swin-T and Swin-S are (not in the paper).",
+        {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    ),
+}
+register_variants(__name__, partial(build_grafted, SwinTransformer, filter_fn=timm_swin.checkpoint_filter_fn), VARIANTS)

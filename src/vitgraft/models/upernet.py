@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from vitgraft.models.dense import new_parts, resize, undecayed
 
 __all__ = ["FCNHead", "UperHead", "UperNet"]
 
@@ -30,10 +31,6 @@ def _conv(inputs: int, outputs: int, kernel: int, **dd: Any) -> nn.Sequential:
         relu=nn.ReLU(inplace=True),
     )
     return nn.Sequential(layers)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class _Head(nn.Module):
@@ -90,14 +87,14 @@ class UperHead(_Head):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i) to logits (B, K, H_0, W_0)."""
         coarse = maps[-1]
-        pooled = [_resize(module(coarse), coarse.shape[2:]) for module in self.psp_modules]
+        pooled = [resize(module(coarse), coarse.shape[2:]) for module in self.psp_modules]
         levels = [conv(level) for conv, level in zip(self.lateral_convs, maps[:-1], strict=True)]
         levels.append(self.bottleneck(torch.cat([coarse, *pooled], 1)))
         for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] = levels[i - 1] + _resize(levels[i], levels[i - 1].shape[2:])
+            levels[i - 1] = levels[i - 1] + resize(levels[i], levels[i - 1].shape[2:])
         outputs = [*(conv(level) for conv, level in zip(self.fpn_convs, levels[:-1], strict=True)), levels[-1]]
         size = outputs[0].shape[2:]
-        outputs = [outputs[0], *(_resize(output, size) for output in outputs[1:])]
+        outputs = [outputs[0], *(resize(output, size) for output in outputs[1:])]
         return self.classify(self.fpn_bottleneck(torch.cat(outputs, 1)))
 
 
@@ -179,13 +176,14 @@ class UperNet(nn.Module):
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """All that is new around the timm model: what trains when the backbone is frozen."""
-        around = [child for name, child in self.backbone.named_children() if name != "backbone"]
-        return (*around, *(head for head in (self.decode_head, self.auxiliary_head) if head is not None))
+        return (
+            *new_parts(self.backbone),
+            *(head for head in (self.decode_head, self.auxiliary_head) if head is not None),
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the timm model wants without weight decay, by their names here."""
-        inner = getattr(self.backbone, "backbone", None)
-        return {f"backbone.backbone.{name}" for name in inner.no_weight_decay()} if inner is not None else set()
+        return undecayed(self.backbone, "backbone.backbone")
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) of any size to logits (B, K, H, W); in training with an auxiliary head also those of it.
@@ -194,7 +192,7 @@ class UperNet(nn.Module):
         """
         size = images.shape[2:]
         maps = self.backbone(images)
-        logits = _resize(self.decode_head(maps), size)
+        logits = resize(self.decode_head(maps), size)
         if self.training and self.auxiliary_head is not None:
-            return logits, _resize(self.auxiliary_head(maps[self.aux_index]), size)
+            return logits, resize(self.auxiliary_head(maps[self.aux_index]), size)
         return logits

@@ -8,26 +8,20 @@ DeiT load under their own names; its class token, and that token's position, are
 from typing import Any
 
 import torch
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from vitgraft.models._build import build_grafted, grafted_cfgs
+from vitgraft.models._build import build_grafted, grafted_cfgs, register_variants
 from vitgraft.models._compile import one_graph_per_size
 from vitgraft.models._cpu import GELU
 
 __all__: list[str] = []
 
 default_cfgs = generate_default_cfgs(
-    {
-        tag: cfg
-        for size in ("tiny", "small")
-        for tag, cfg in grafted_cfgs(
-            f"graft_deit_{size}_patch16_224",
-            f"timm/deit_{size}_patch16_224.fb_in1k",
-            first_conv="patch_embed.proj",
-            classifier="head",
-        ).items()
-    }
+    grafted_cfgs(
+        {f"graft_{name}": f"timm/{name}.fb_in1k" for name in ("deit_tiny_patch16_224", "deit_small_patch16_224")},
+        first_conv="patch_embed.proj",
+    )
 )
 
 
@@ -83,24 +77,21 @@ def _create_graft_deit(variant: str, pretrained: bool = False, **kwargs: Any) ->
         GraftDeiT,
         variant,
         pretrained,
-        {"backbone_attention": "window"},
         _filter,
-        3,
+        graft_defaults={"backbone_attention": "window"},
+        feature_indices=3,
         **{**defaults, **kwargs},
     )
 
 
-@register_model
-def graft_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-T + GrafT (table 2): windows, 11 grafts of 1 level; 7.9 M parameters, 1.2 GMAC at 224 x 224."""
-    return _create_graft_deit(
-        "graft_deit_tiny_patch16_224", pretrained, **{"embed_dim": 192, "depth": 12, "num_heads": 3, **kwargs}
-    )
-
-
-@register_model
-def graft_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-S + GrafT, grafted as DeiT-T is (not in the paper)."""
-    return _create_graft_deit(
-        "graft_deit_small_patch16_224", pretrained, **{"embed_dim": 384, "depth": 12, "num_heads": 6, **kwargs}
-    )
+VARIANTS = {
+    "graft_deit_tiny_patch16_224": (
+        "DeiT-T + GrafT (table 2): windows, 11 grafts of 1 level; 7.9 M parameters, 1.2 GMAC at 224 x 224.",
+        {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    ),
+    "graft_deit_small_patch16_224": (
+        "DeiT-S + GrafT, grafted as DeiT-T is (not in the paper).",
+        {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    ),
+}
+register_variants(__name__, _create_graft_deit, VARIANTS)

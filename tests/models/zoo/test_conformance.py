@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import shared
 
 import vitgraft
 from reproduction import vectors
@@ -12,12 +11,6 @@ from vitgraft.tools.count import count_macs, count_params
 
 # an intermediate output in float32 differs from the official one by 5e-6 to 2e-5, where values reach 38
 INTERMEDIATE = 5e-5
-
-
-@pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(shared("conformance")))
-    return __import__("compare")
 
 
 def grid(tokens: torch.Tensor, H: int, W: int) -> torch.Tensor:
@@ -78,13 +71,22 @@ def vil(model, x) -> dict[str, torch.Tensor]:
     return found
 
 
-INTERMEDIATES = {"pvt": pvt, "t2t": t2t, "regionvit": regionvit, "vil": vil}
+def cswin(model, x) -> dict[str, torch.Tensor]:
+    grids = {"embed": model.stage1_conv_embed(x)}
+    grids["block1"] = model.stage1[0](grids["embed"])
+    found = {name: grid.permute(0, 3, 1, 2) for name, grid in grids.items()}
+    stages = model.forward_intermediates(x, intermediates_only=True)
+    return found | {f"stage{i}": stage for i, stage in enumerate(stages, 1)}
 
 
-@pytest.mark.parametrize("vector", vectors.VECTORS)
+INTERMEDIATES = {"pvt": pvt, "t2t": t2t, "regionvit": regionvit, "vil": vil, "cswin": cswin}
+VECTORS = {**vectors.VECTORS, "cswin_tiny_224": ("cswin_tiny_224", {})}
+
+
+@pytest.mark.parametrize("vector", VECTORS)
 @torch.no_grad()
 def test_official_vector(compare, vector):
-    name, options = vectors.VECTORS[vector]
+    name, options = VECTORS[vector]
     model = timm.create_model(name, **options).eval()
     report = compare.check(model, vector, load=vitgraft.load_official)
     assert report["ok"], report
@@ -102,10 +104,10 @@ def test_official_vector(compare, vector):
     np.testing.assert_allclose(features.numpy(), reference["features"], atol=1e-5)
 
 
-@pytest.mark.parametrize("vector", vectors.VECTORS)
+@pytest.mark.parametrize("vector", VECTORS)
 def test_names_and_counts(compare, vector):
     meta, _ = compare.load_vector(vector)
-    name, options = vectors.VECTORS[vector]
+    name, options = VECTORS[vector]
     model = timm.create_model(name, device="meta", **options)
     missing, unexpected, wrong = compare.names_and_shapes_differ(model, meta)
     # stored under two names, computed, or empty: `load_official` says so of each

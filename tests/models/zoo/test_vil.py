@@ -58,7 +58,7 @@ def test_windows_against_dense(size, rel_pos, global_tokens, grad):
 def test_small_maps_are_full_attention(size):
     """Within 2 x 2 windows every window sees every other: the other class, with a part of the same table."""
     windowed = attention(WindowedAttention, size=size, window_size=3, global_tokens=1)
-    full = attention(FullAttention, window_size=size, global_tokens=1)
+    full = attention(FullAttention, size=size, global_tokens=1)
     side = 4 * 3 - 1
     table = windowed.local_relative_position_bias_table.view(side, side, -1)
     (H, W), centre = size, 2 * 3 - 1

@@ -18,29 +18,30 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, to_2tuple
-from timm.models import generate_default_cfgs, register_model
+from timm.layers import PatchEmbed, calculate_drop_path_rates, to_2tuple
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from vitgraft.layers.attention import attend
-from vitgraft.models._cpu import GELU
-from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, embedding, init_weights
+from vitgraft.models._build import build, cfg, register_variants
+from vitgraft.models._pyramid import Pyramid, check_stages, embedding, init_weights
+from vitgraft.models.zoo._layers import NORM_EPS, Attention, Block
 
 __all__ = ["PyramidVisionTransformer", "SRAttention"]
 
 # B batch, H x W token grid, C channels, P prefix tokens (1 class token or none), N = P + H * W tokens, h heads.
 
-NORM_EPS = 1e-6
 # of the patch embedding and of the spatial reduction: there the authors keep PyTorch's
 INNER_EPS = 1e-5
 
 
-class SRAttention(nn.Module):
+class SRAttention(Attention):
     """Attention whose keys and values come from a map reduced by `sr_ratio` ("spatial-reduction attention").
 
     Args:
         dim: Channels C, a multiple of `num_heads`.
         sr_ratio: Kernel and stride of the reducing convolution; 1 for none.
+        **drops: `attn_drop` and `proj_drop`, as Attention.
     """
 
     def __init__(
@@ -49,32 +50,25 @@ class SRAttention(nn.Module):
         num_heads: int,
         sr_ratio: int = 1,
         qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
         device=None,
         dtype=None,
+        **drops: float,
     ):
-        super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        super().__init__(dim, num_heads, **drops)
         dd = {"device": device, "dtype": dtype}
-        self.num_heads = num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
-        self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim, **dd)
-        self.proj_drop = nn.Dropout(proj_drop)
         self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd) if sr_ratio > 1 else None
         self.norm = nn.LayerNorm(dim, eps=INNER_EPS, **dd) if sr_ratio > 1 else None
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(B, N, C) to (B, N, C) for a grid of `size` (H, W); with a reduction there are no prefix tokens."""
         B, N, C = x.shape
-        heads = (self.num_heads, C // self.num_heads)
-        q = self.q(x).view(B, N, *heads).transpose(1, 2)  # (B, h, N, d)
+        (q,) = self._heads(self.q(x))
         if self.sr is not None:
             x = self.norm(self._reduce(x.view(B, *size, C)))
-        k, v = self.kv(x).view(B, x.shape[1], 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = self._heads(self.kv(x), 2)
         x = attend(q, k, v, drop=self.attn_drop).transpose(1, 2).reshape(B, N, C)
         return self.proj_drop(self.proj(x))
 
@@ -89,36 +83,6 @@ class SRAttention(nn.Module):
         h, w = H // s, W // s
         x = x[:, : h * s, : w * s].reshape(B, h, s, w, s, C).transpose(2, 3).reshape(B, h * w, s * s * C)
         return F.linear(x, self.sr.weight.permute(0, 2, 3, 1).reshape(C, -1), self.sr.bias)
-
-
-class Block(nn.Module):
-    """A transformer block with spatial-reduction attention; arguments as SRAttention and timm's blocks."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        sr_ratio: int,
-        qkv_bias: bool = True,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
-        self.attn = SRAttention(dim, num_heads, sr_ratio, qkv_bias, attn_drop, proj_drop, **dd)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop, **dd)
-
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """(B, N, C) to (B, N, C) for a grid of `size`."""
-        x = x + self.drop_path(self.attn(self.norm1(x), size))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class PyramidVisionTransformer(Pyramid):
@@ -162,19 +126,14 @@ class PyramidVisionTransformer(Pyramid):
     ):
         super().__init__(in_chans, num_classes, global_pool, drop_rate)
         dd = {"device": device, "dtype": dtype}
-        stages = check_stages(
+        self.num_stages = stages = check_stages(
             embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios, sr_ratios=sr_ratios,
             patch_sizes=patch_sizes,
         )  # fmt: skip
         if sr_ratios[-1] != 1:
             raise ValueError(f"sr_ratios={sr_ratios}: 1 is needed in the last stage, where the class token is")
-        reduction = 1
-        for i in range(stages):
-            reduction *= patch_sizes[i]
-            self.feature_info.append({"num_chs": embed_dims[i], "reduction": reduction, "module": f"block{i + 1}"})
+        self._set_stages(embed_dims, patch_sizes, "block")
         self.min_size = max(info["reduction"] * sr for info, sr in zip(self.feature_info, sr_ratios, strict=True))
-        self.num_features = embed_dims[-1]
-        self.num_stages = stages
         self.img_size = self._checked(to_2tuple(img_size))
 
         for i in range(stages):
@@ -182,34 +141,20 @@ class PyramidVisionTransformer(Pyramid):
             setattr(self, f"pos_embed{i + 1}", embedding(1, rows, embed_dims[i], **dd))
         self.cls_token = embedding(1, 1, self.num_features, **dd)
         self.pos_drop = nn.Dropout(pos_drop_rate)
+        drops = {"attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate}
         drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for i, dim in enumerate(embed_dims):
             chans = embed_dims[i - 1] if i else in_chans
             embed = PatchEmbed(None, patch_sizes[i], chans, dim, norm_layer=partial(nn.LayerNorm, eps=INNER_EPS), **dd)
             setattr(self, f"patch_embed{i + 1}", embed)
-            blocks = [
-                Block(
-                    dim, num_heads[i], mlp_ratios[i], sr_ratios[i], qkv_bias, proj_drop_rate, attn_drop_rate,
-                    drop_path[i][j], **dd,
-                )
-                for j in range(depths[i])
-            ]  # fmt: skip
-            setattr(self, f"block{i + 1}", nn.ModuleList(blocks))
+            blocks = nn.ModuleList()
+            for rate in drop_path[i]:
+                attn = SRAttention(dim, num_heads[i], sr_ratios[i], qkv_bias, **drops, **dd)
+                blocks.append(Block(attn, dim, mlp_ratios[i], proj_drop_rate, rate, **dd))
+            setattr(self, f"block{i + 1}", blocks)
         self.norm = nn.LayerNorm(self.num_features, eps=NORM_EPS, **dd)
         self._make_head(**dd)
         self.apply(init_weights)
-
-    def _checked(self, size: tuple[int, int]) -> tuple[int, int]:
-        if min(size) < self.min_size:
-            raise ValueError(
-                f"an image of {size[0]} x {size[1]} pixels is too small for this PVT: its patches and spatial "
-                f"reductions need {self.min_size} x {self.min_size} or more"
-            )
-        return size
-
-    def _grid(self, i: int) -> tuple[int, int]:
-        """The map of stage i at `img_size`."""
-        return tuple(side // self.feature_info[i]["reduction"] for side in self.img_size)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Makes the position embeddings those of another image size."""
@@ -269,10 +214,7 @@ class PyramidVisionTransformer(Pyramid):
         return x, size
 
     def _map(self, i: int, state: tuple, norm: bool = False) -> torch.Tensor:
-        x, (H, W) = state
-        x = x[:, x.shape[1] - H * W :]
-        x = self.norm(x) if norm else x
-        return x.transpose(1, 2).unflatten(2, (H, W))
+        return self._as_map(*state, norm)
 
     def _finish(self, state: tuple) -> torch.Tensor:
         return self.norm(state[0])
@@ -304,25 +246,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
-def pvt_tiny(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Tiny, 13.2 M parameters, 1.9 GMAC at 224 x 224."""
-    return build(PyramidVisionTransformer, "pvt_tiny", pretrained, **{"depths": (2, 2, 2, 2), **kwargs})
-
-
-@register_model
-def pvt_small(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Small, 24.5 M parameters, 3.8 GMAC at 224 x 224."""
-    return build(PyramidVisionTransformer, "pvt_small", pretrained, **{"depths": (3, 4, 6, 3), **kwargs})
-
-
-@register_model
-def pvt_medium(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Medium, 44.2 M parameters, 6.7 GMAC at 224 x 224."""
-    return build(PyramidVisionTransformer, "pvt_medium", pretrained, **{"depths": (3, 4, 18, 3), **kwargs})
-
-
-@register_model
-def pvt_large(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Large, 61.4 M parameters, 9.8 GMAC at 224 x 224."""
-    return build(PyramidVisionTransformer, "pvt_large", pretrained, **{"depths": (3, 8, 27, 3), **kwargs})
+VARIANTS = {
+    "pvt_tiny": ("PVT-Tiny, 13.2 M parameters, 1.9 GMAC at 224 x 224.", {"depths": (2, 2, 2, 2)}),
+    "pvt_small": ("PVT-Small, 24.5 M parameters, 3.8 GMAC at 224 x 224.", {"depths": (3, 4, 6, 3)}),
+    "pvt_medium": ("PVT-Medium, 44.2 M parameters, 6.7 GMAC at 224 x 224.", {"depths": (3, 4, 18, 3)}),
+    "pvt_large": ("PVT-Large, 61.4 M parameters, 9.8 GMAC at 224 x 224.", {"depths": (3, 8, 27, 3)}),
+}
+register_variants(__name__, partial(build, PyramidVisionTransformer), VARIANTS)

@@ -12,24 +12,26 @@ masked, with all of the authors' rules (`_mask`, `_pad_image`), because the publ
 them.
 """
 
+from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.layers import calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from vitgraft.layers.attention import attend_qkv
 from vitgraft.layers.window import cached_by_size, window_partition, window_reverse
+from vitgraft.models._build import build, cfg, register_variants
 from vitgraft.models._cpu import GELU
-from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights
+from vitgraft.models._pyramid import Pyramid, check_stages, init_weights
+from vitgraft.models.zoo._layers import NORM_EPS, Attention, Block
 
 __all__ = ["R2LAttention", "RegionViT"]
 
 # B batch, H x W local tokens, h x w regions, R = h * w, M window side, N = 1 + M * M tokens of a region, C channels.
-
-NORM_EPS = 1e-6
 
 
 class ChannelNorm(nn.Module):
@@ -45,16 +47,15 @@ class ChannelNorm(nn.Module):
         return x.permute(0, 3, 1, 2)  # channels_last memory, as the convolutions want it
 
 
-class LocalEmbed(nn.Module):
-    """Images to local tokens: three convolutions, or one of 8 x 8."""
+class LocalEmbed(nn.Sequential):
+    """Images (B, in_chans, 4H, 4W) to local tokens (B, C, H, W): three convolutions, or one of 8 x 8."""
 
     def __init__(self, in_chans: int, dim: int, single: bool, device=None, dtype=None):
-        super().__init__()
         dd = {"device": device, "dtype": dtype}
         if single:
-            self.proj = nn.Conv2d(in_chans, dim, 8, stride=4, padding=3, **dd)
+            proj = nn.Conv2d(in_chans, dim, 8, stride=4, padding=3, **dd)
         else:
-            self.proj = nn.Sequential(
+            proj = nn.Sequential(
                 nn.Conv2d(in_chans, dim // 4, 3, stride=2, padding=1, **dd),
                 ChannelNorm(dim // 4, **dd),
                 GELU(),
@@ -63,10 +64,7 @@ class LocalEmbed(nn.Module):
                 GELU(),
                 nn.Conv2d(dim // 2, dim, 3, padding=1, **dd),
             )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, 4H, 4W) to (B, C, H, W)."""
-        return self.proj(x)
+        super().__init__(OrderedDict(proj=proj))
 
 
 class RegionalEmbed(nn.Module):
@@ -81,26 +79,22 @@ class RegionalEmbed(nn.Module):
         return self.proj(_pad_image(x, self.proj.stride[0]))
 
 
-class Downsample(nn.Module):
-    """Half the side, twice the channels; for the regional and the local map alike."""
+class Downsample(nn.Sequential):
+    """(B, dim, H, W) to (B, out_dim, H / 2, W / 2), rounded up; for the regional and the local map alike."""
 
     def __init__(self, dim: int, out_dim: int, device=None, dtype=None):
-        super().__init__()
         dd = {"device": device, "dtype": dtype}
         conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, groups=dim, **dd)
-        self.proj = nn.Sequential(ChannelNorm(dim, **dd), GELU(), conv)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, dim, H, W) to (B, out_dim, H / 2, W / 2), rounded up."""
-        return self.proj(x)
+        super().__init__(OrderedDict(proj=nn.Sequential(ChannelNorm(dim, **dd), GELU(), conv)))
 
 
-class R2LAttention(nn.Module):
+class R2LAttention(Attention):
     """Multi-head attention that serves both steps of a block.
 
     Args:
         dim: Channels, a multiple of `num_heads`.
         window_size: M, side of a region in local tokens.
+        **drops: `attn_drop` and `proj_drop`, as Attention.
     """
 
     def __init__(
@@ -109,22 +103,16 @@ class R2LAttention(nn.Module):
         num_heads: int,
         window_size: int = 7,
         qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
         device=None,
         dtype=None,
+        **drops: float,
     ):
-        super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        super().__init__(dim, num_heads, **drops)
         dd = {"device": device, "dtype": dtype}
-        self.num_heads = num_heads
         self.window_size = window_size
         self.rel_pos = nn.Parameter(torch.zeros(num_heads, (2 * window_size - 1) ** 2, **dd))
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj_drop = nn.Dropout(proj_drop)
         trunc_normal_(self.rel_pos, std=0.02)
 
     def bias(self, x: torch.Tensor) -> torch.Tensor:
@@ -138,30 +126,10 @@ class R2LAttention(nn.Module):
         return self.proj_drop(self.proj(attend_qkv(self.qkv(x), self.num_heads, bias, self.attn_drop)))
 
 
-class Block(nn.Module):
-    """Regional attention, then attention inside each region, then the MLP; arguments as R2LAttention and timm's."""
+class RegionBlock(Block):
+    """Regional attention, then attention inside each region with the same weights, then the MLP."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: int = 7,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.norm0 = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
-        self.attn = R2LAttention(dim, num_heads, window_size, qkv_bias, attn_drop, proj_drop, **dd)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop, **dd)
+    attention_norms = ("norm0", "norm1")
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, R, N, C) to (B, R, N, C); `mask` (R, 1, N, N) is added to the weights inside the regions."""
@@ -170,15 +138,13 @@ class Block(nn.Module):
         regional = regional + self.drop_path(self.attn(self.norm0(regional)))
         x = torch.cat((regional.unsqueeze(2), x[:, :, 1:]), dim=2).view(B * R, N, C)
         bias = self.attn.bias(x) if mask is None else self.attn.bias(x) + mask
-        x = x + self.drop_path(self.attn(self.norm1(x), bias))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x.view(B, R, N, C)
+        return super().forward(x, bias).view(B, R, N, C)
 
 
 class Stage(nn.Module):
     """Down-sampling (block 0; nothing in the first stage) and the blocks."""
 
-    def __init__(self, downsample: nn.Module, blocks: list[Block], window_size: int):
+    def __init__(self, downsample: nn.Module, blocks: list[RegionBlock], window_size: int):
         super().__init__()
         self.window_size = window_size
         self.block = nn.ModuleList([downsample, *blocks])
@@ -249,37 +215,23 @@ class RegionViT(Pyramid):
         if window_size < 1 or embed_dim % 4:
             raise ValueError(f"{window_size=}, {embed_dim=}: at least 1, and a multiple of 4, are needed")
         self.set_input_size(img_size)
-        self.feature_info = [
-            {"num_chs": embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"layers.{i}"} for i in range(stages)
-        ]
-        self.num_features = self.feature_info[-1]["num_chs"]
+        dims = [embed_dim * 2**i for i in range(stages)]
+        self._set_stages(dims, [4] + [2] * (stages - 1), "layers.", first=0)
         self.patch_embed = LocalEmbed(in_chans, embed_dim, single_conv, **dd)
         self.cls_token = RegionalEmbed(in_chans, embed_dim, 4 * window_size, **dd)  # the authors' name
+        drops = {"attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate}
         drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.layers = nn.ModuleList()
-        for i, info in enumerate(self.feature_info):
-            dim = info["num_chs"]
-            blocks = [
-                Block(
-                    dim, num_heads[i], window_size, mlp_ratio, qkv_bias, proj_drop_rate, attn_drop_rate,
-                    drop_path[i][j], **dd,
-                )
-                for j in range(depths[i])
-            ]  # fmt: skip
+        for i, dim in enumerate(dims):
+            blocks = []
+            for rate in drop_path[i]:
+                attn = R2LAttention(dim, num_heads[i], window_size, qkv_bias, **drops, **dd)
+                blocks.append(RegionBlock(attn, dim, mlp_ratio, proj_drop_rate, rate, **dd))
             downsample = Downsample(dim // 2, dim, **dd) if i else nn.Identity()
             self.layers.append(Stage(downsample, blocks, window_size))
         self.norm = nn.LayerNorm(self.num_features, eps=NORM_EPS, **dd)
         self._make_head(**dd)
         self.apply(init_weights)
-
-    def _checked(self, size: tuple[int, int]) -> tuple[int, int]:
-        if min(size) < 4:
-            raise ValueError(f"an image of {size[0]} x {size[1]} pixels: RegionViT needs one patch, 4 x 4, or more")
-        return size
-
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Records the nominal image size; nothing depends on it."""
-        self.img_size = self._checked(to_2tuple(img_size))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -386,37 +338,22 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "regionvit_tiny": {"embed_dim": 64, "depths": (2, 2, 8, 2), "num_heads": (2, 4, 8, 16)},
-    "regionvit_small": {"embed_dim": 96, "depths": (2, 2, 8, 2), "num_heads": (3, 6, 12, 24)},
-    "regionvit_medium": {"embed_dim": 96, "depths": (2, 2, 14, 2), "num_heads": (3, 6, 12, 24), "single_conv": True},
-    "regionvit_base": {"embed_dim": 128, "depths": (2, 2, 14, 2), "num_heads": (4, 8, 16, 32), "single_conv": True},
+VARIANTS = {
+    "regionvit_tiny": (
+        "RegionViT-Ti, 13.8 M parameters, 2.4 GMAC at 224 x 224.",
+        {"embed_dim": 64, "depths": (2, 2, 8, 2), "num_heads": (2, 4, 8, 16)},
+    ),
+    "regionvit_small": (
+        "RegionViT-S, 30.6 M parameters, 5.3 GMAC at 224 x 224.",
+        {"embed_dim": 96, "depths": (2, 2, 8, 2), "num_heads": (3, 6, 12, 24)},
+    ),
+    "regionvit_medium": (
+        "RegionViT-M, 41.2 M parameters, 7.4 GMAC at 224 x 224.",
+        {"embed_dim": 96, "depths": (2, 2, 14, 2), "num_heads": (3, 6, 12, 24), "single_conv": True},
+    ),
+    "regionvit_base": (
+        "RegionViT-B, 72.7 M parameters, 13.0 GMAC at 224 x 224.",
+        {"embed_dim": 128, "depths": (2, 2, 14, 2), "num_heads": (4, 8, 16, 32), "single_conv": True},
+    ),
 }
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> RegionViT:
-    return build(RegionViT, variant, pretrained, **{**VARIANTS[variant], **kwargs})
-
-
-@register_model
-def regionvit_tiny(pretrained: bool = False, **kwargs: Any) -> RegionViT:
-    """RegionViT-Ti, 13.8 M parameters, 2.4 GMAC at 224 x 224."""
-    return _create("regionvit_tiny", pretrained, **kwargs)
-
-
-@register_model
-def regionvit_small(pretrained: bool = False, **kwargs: Any) -> RegionViT:
-    """RegionViT-S, 30.6 M parameters, 5.3 GMAC at 224 x 224."""
-    return _create("regionvit_small", pretrained, **kwargs)
-
-
-@register_model
-def regionvit_medium(pretrained: bool = False, **kwargs: Any) -> RegionViT:
-    """RegionViT-M, 41.2 M parameters, 7.4 GMAC at 224 x 224."""
-    return _create("regionvit_medium", pretrained, **kwargs)
-
-
-@register_model
-def regionvit_base(pretrained: bool = False, **kwargs: Any) -> RegionViT:
-    """RegionViT-B, 72.7 M parameters, 13.0 GMAC at 224 x 224."""
-    return _create("regionvit_base", pretrained, **kwargs)
+register_variants(__name__, partial(build, RegionViT), VARIANTS)

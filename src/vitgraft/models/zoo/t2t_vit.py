@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp, resample_abs_pos_embed, to_2tuple, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vitgraft.models._build import build, cfg, register_variants
 from vitgraft.models._cpu import GELU
-from vitgraft.models._pyramid import build, cfg
 
 __all__ = ["T2TViT", "TokenPerformer", "TokenTransformer", "TokensToToken"]
 
@@ -275,23 +275,21 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> T2TViT:
     options = {"mlp_ratio": 3.0, "qkv_bias": False, **kwargs}
-    return build(T2TViT, variant, pretrained, {"out_indices": 3}, **options)
+    return build(T2TViT, variant, pretrained, feature_indices=3, **options)
 
 
-@register_model
-def t2t_vit_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
-    """T2T-ViT-14 with Performers in the stem, 21.5 M parameters, 4.8 GMAC at 224 x 224."""
-    sizes = {"performer": True, "embed_dim": 384, "depth": 14, "num_heads": 6}
-    return _create("t2t_vit_14", pretrained, **{**sizes, **kwargs})
-
-
-@register_model
-def t2t_vit_t_14(pretrained: bool = False, **kwargs: Any) -> T2TViT:
-    """T2T-ViT_t-14, full attention in the stem, 21.5 M parameters, 6.1 GMAC at 224 x 224."""
-    return _create("t2t_vit_t_14", pretrained, **{"embed_dim": 384, "depth": 14, "num_heads": 6, **kwargs})
-
-
-@register_model
-def t2t_vit_t_19(pretrained: bool = False, **kwargs: Any) -> T2TViT:
-    """T2T-ViT_t-19, full attention in the stem, 39.2 M parameters, 9.8 GMAC at 224 x 224."""
-    return _create("t2t_vit_t_19", pretrained, **{"embed_dim": 448, "depth": 19, "num_heads": 7, **kwargs})
+VARIANTS = {
+    "t2t_vit_14": (
+        "T2T-ViT-14 with Performers in the stem, 21.5 M parameters, 4.8 GMAC at 224 x 224.",
+        {"performer": True, "embed_dim": 384, "depth": 14, "num_heads": 6},
+    ),
+    "t2t_vit_t_14": (
+        "T2T-ViT_t-14, full attention in the stem, 21.5 M parameters, 6.1 GMAC at 224 x 224.",
+        {"embed_dim": 384, "depth": 14, "num_heads": 6},
+    ),
+    "t2t_vit_t_19": (
+        "T2T-ViT_t-19, full attention in the stem, 39.2 M parameters, 9.8 GMAC at 224 x 224.",
+        {"embed_dim": 448, "depth": 19, "num_heads": 7},
+    ),
+}
+register_variants(__name__, _create, VARIANTS)

@@ -14,16 +14,20 @@ checkpoints load unchanged. What is decided here rather than there:
 - As there, the image size is fixed at construction, because tables depend on it; `set_input_size` resizes them.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import calculate_drop_path_rates, resize_rel_pos_bias_table, to_2tuple
-from timm.models import generate_default_cfgs, register_model
+from timm.layers import Mlp, calculate_drop_path_rates, resize_rel_pos_bias_table, to_2tuple
+from timm.models import generate_default_cfgs
 from torch import nn
 
-from vitgraft.models._pyramid import Pyramid, build, cfg, check_stages, init_weights
-from vitgraft.models.zoo.vil_blocks import NORM_EPS, AttentionBlock, Embed, FullAttention, MlpBlock, WindowedAttention
+from vitgraft.models._build import build, cfg, register_variants
+from vitgraft.models._cpu import GELU
+from vitgraft.models._pyramid import Pyramid, check_stages, init_weights
+from vitgraft.models.zoo._layers import NORM_EPS
+from vitgraft.models.zoo.vil_blocks import Embed, FullAttention, Residual, WindowedAttention
 
 __all__ = ["FullAttention", "VisionLongformer", "WindowedAttention"]
 
@@ -78,7 +82,7 @@ class VisionLongformer(Pyramid):
     ):
         super().__init__(in_chans, num_classes, global_pool, drop_rate)
         dd = {"device": device, "dtype": dtype}
-        stages = check_stages(
+        check_stages(
             embed_dims=embed_dims, depths=depths, num_heads=num_heads, global_tokens=global_tokens, windowed=windowed,
             patch_sizes=patch_sizes,
         )  # fmt: skip
@@ -87,13 +91,9 @@ class VisionLongformer(Pyramid):
                 f"{global_tokens=}, {window_size=}, {embed_dims=}: none in the last stage, 1 or more, and even numbers "
                 "are needed"
             )
-        self.global_tokens = global_tokens
-        reduction = 1
-        for i in range(stages):
-            reduction *= patch_sizes[i]
-            self.feature_info.append({"num_chs": embed_dims[i], "reduction": reduction, "module": f"layer{i + 1}"})
-        self.num_features = embed_dims[-1]
-        self.img_size = self._checked(img_size)
+        self._set_stages(embed_dims, patch_sizes, "layer")
+        self.min_size = self.feature_info[-1]["reduction"]
+        self.img_size = self._checked(to_2tuple(img_size))
 
         drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         drops = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate, **dd}
@@ -101,38 +101,28 @@ class VisionLongformer(Pyramid):
             size, chans = self._grid(i), embed_dims[i - 1] if i else in_chans
             embed = Embed(size, chans, dim, patch_sizes[i], global_tokens[i], not rel_pos, pos_drop_rate, **dd)
             blocks: list[nn.Module] = [embed]
-            for j in range(depths[i]):
+            for rate in drop_path[i]:
                 if windowed[i]:
                     args = (dim, num_heads[i], size, window_size, global_tokens[i], rel_pos)
                     attn = WindowedAttention(*args, **drops)
                 else:
                     attn = FullAttention(dim, num_heads[i], size, global_tokens[i], rel_pos, **drops)
-                blocks.append(AttentionBlock(dim, attn, drop_path[i][j], **dd))
-                blocks.append(MlpBlock(dim, mlp_ratio, proj_drop_rate, drop_path[i][j], **dd))
+                mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=proj_drop_rate, **dd)
+                blocks += [Residual(dim, "attn", attn, rate, **dd), Residual(dim, "mlp", mlp, rate, **dd)]
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         self.norm = nn.LayerNorm(self.num_features, eps=NORM_EPS, **dd)
         self._make_head(**dd)
         self.apply(init_weights)
 
-    def _checked(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
-        img_size, patch = to_2tuple(img_size), self.feature_info[-1]["reduction"]
-        if min(img_size) < patch:
-            raise ValueError(f"img_size={img_size}: ViL needs {patch} pixels or more on each side")
-        return img_size
-
-    def _grid(self, i: int) -> tuple[int, int]:
-        """The map of stage i."""
-        return tuple(side // self.feature_info[i]["reduction"] for side in self.img_size)
-
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Takes images of another size from now on; tables and positions are resized."""
-        self.img_size = self._checked(img_size)
-        old = {name: m.window_size for name, m in self.named_modules() if isinstance(m, FullAttention)}
+        super().set_input_size(img_size)
+        old = {name: m.size for name, m in self.named_modules() if isinstance(m, FullAttention)}
         for i in range(len(self.feature_info)):
             for block in getattr(self, f"layer{i + 1}"):
                 if isinstance(block, Embed):
                     block.size = self._grid(i)
-                elif isinstance(block, AttentionBlock):
+                elif hasattr(block, "attn"):
                     block.attn.set_size(self._grid(i), block.norm.weight.device)
         for name, p in list(self.named_parameters()):
             value = self._fit(name, p.detach(), old.get(name.rpartition(".")[0]))
@@ -150,7 +140,7 @@ class VisionLongformer(Pyramid):
         if last == "local_relative_position_bias_table" and ".attn" in name:
             attn = self.get_submodule(owner)
             if isinstance(attn, FullAttention):
-                H, W = attn.window_size
+                H, W = attn.size
                 shape = ((2 * H - 1) * (2 * W - 1), attn.num_heads)
                 if tuple(value.shape) != shape and value.shape[1] == shape[1]:
                     side = round(value.shape[0] ** 0.5)
@@ -199,9 +189,7 @@ class VisionLongformer(Pyramid):
         return x
 
     def _map(self, i: int, x: torch.Tensor, norm: bool = False) -> torch.Tensor:
-        x = x[:, self.global_tokens[i] :]
-        x = self.norm(x) if norm else x
-        return x.transpose(1, 2).unflatten(2, self._grid(i))
+        return self._as_map(x, self._grid(i), norm)
 
     def _finish(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(x)
@@ -228,29 +216,22 @@ default_cfgs = generate_default_cfgs(
 )
 
 _WIDE: dict[str, Any] = {"embed_dims": (96, 192, 384, 768), "num_heads": (3, 3, 6, 12)}
-
-
-@register_model
-def vil_tiny(pretrained: bool = False, **kwargs: Any) -> VisionLongformer:
-    """ViL-Tiny with absolute positions, 6.7 M parameters, 1.4 GMAC at 224 x 224."""
-    return build(VisionLongformer, "vil_tiny", pretrained, **{"rel_pos": False, **kwargs})
-
-
-@register_model
-def vil_tiny_rpb(pretrained: bool = False, **kwargs: Any) -> VisionLongformer:
-    """ViL-Tiny with relative position bias, 6.7 M parameters, 1.4 GMAC at 224 x 224."""
-    return build(VisionLongformer, "vil_tiny_rpb", pretrained, **kwargs)
-
-
-@register_model
-def vil_small_rpb(pretrained: bool = False, **kwargs: Any) -> VisionLongformer:
-    """ViL-Small with relative position bias, 24.7 M parameters, 5.0 GMAC at 224 x 224."""
-    options = {**_WIDE, "depths": (1, 2, 8, 1), **kwargs}
-    return build(VisionLongformer, "vil_small_rpb", pretrained, **options)
-
-
-@register_model
-def vil_medium_deep_rpb(pretrained: bool = False, **kwargs: Any) -> VisionLongformer:
-    """ViL-Medium-Deep with relative position bias, 39.8 M parameters."""
-    options = {**_WIDE, "depths": (1, 4, 16, 1), **kwargs}
-    return build(VisionLongformer, "vil_medium_deep_rpb", pretrained, **options)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vil_tiny": (
+        "ViL-Tiny with absolute positions, 6.7 M parameters, 1.4 GMAC at 224 x 224.",
+        {"rel_pos": False},
+    ),
+    "vil_tiny_rpb": (
+        "ViL-Tiny with relative position bias, 6.7 M parameters, 1.4 GMAC at 224 x 224.",
+        {},
+    ),
+    "vil_small_rpb": (
+        "ViL-Small with relative position bias, 24.7 M parameters, 5.0 GMAC at 224 x 224.",
+        {**_WIDE, "depths": (1, 2, 8, 1)},
+    ),
+    "vil_medium_deep_rpb": (
+        "ViL-Medium-Deep with relative position bias, 39.8 M parameters.",
+        {**_WIDE, "depths": (1, 4, 16, 1)},
+    ),
+}
+register_variants(__name__, partial(build, VisionLongformer), VARIANTS)

@@ -1,20 +1,18 @@
 """The layers of Vision Longformer; what is decided here, and where the authors' code differs, is in `vil.py`."""
 
-from collections.abc import Iterator
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import nn
 
-from vitgraft.layers.attention import attend
+from vitgraft.layers.attention import attend, attend_qkv
 from vitgraft.layers.window import relative_position_index
-from vitgraft.models._cpu import GELU
 from vitgraft.models._pyramid import embedding
+from vitgraft.models.zoo._layers import NORM_EPS, Attention
 
 # B batch, H x W map, G global tokens, N = G + H * W, M window side, h heads, d channels of a head, C = h * d.
-
-NORM_EPS = 1e-6
 
 
 class Embed(nn.Module):
@@ -59,25 +57,22 @@ class Embed(nn.Module):
         return self.drop(x)
 
 
-class _Attention(nn.Module):
-    """What both kinds of attention have: heads, and the tables of the relative position bias."""
+class _Attention(Attention):
+    """What both kinds of attention have: the tables of the relative position bias, for maps of `size`."""
 
-    def __init__(
-        self, dim: int, num_heads: int, global_tokens: int, rows: int, attn_drop: float, proj_drop: float, **dd: Any
-    ):
-        super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
-        self.num_heads = num_heads
+    def __init__(self, dim: int, num_heads: int, global_tokens: int, rows: int, drops: dict[str, float], **dd: Any):
+        super().__init__(dim, num_heads, **drops)
         self.global_tokens = global_tokens
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj_drop = nn.Dropout(proj_drop)
         self.local_relative_position_bias_table = None
         if rows:
             self.local_relative_position_bias_table = embedding(rows, num_heads, **dd)
             if global_tokens:
                 self.g2l_relative_position_bias = embedding(2, num_heads, global_tokens, **dd)
                 self.g2g_relative_position_bias = embedding(num_heads, global_tokens, global_tokens, **dd)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fills the indices again after construction on the meta device, as timm calls it."""
+        self.set_size(self.size, self.proj.weight.device)
 
     def _local_bias(self, index: torch.Tensor) -> torch.Tensor:
         """(h, *index.shape) from the table."""
@@ -97,38 +92,33 @@ class _Attention(nn.Module):
 
 
 class FullAttention(_Attention):
-    """Attention of all tokens of a map of `window_size`, global ones included."""
+    """Attention of all tokens of a map of `size`, global ones included."""
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        window_size: tuple[int, int],
+        size: tuple[int, int],
         global_tokens: int = 0,
         rel_pos: bool = True,
         qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
         device=None,
         dtype=None,
+        **drops: float,
     ):
         dd = {"device": device, "dtype": dtype}
-        rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1) if rel_pos else 0
-        super().__init__(dim, num_heads, global_tokens, rows, attn_drop, proj_drop, **dd)
+        rows = (2 * size[0] - 1) * (2 * size[1] - 1) if rel_pos else 0
+        super().__init__(dim, num_heads, global_tokens, rows, drops, **dd)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
-        self.set_size(window_size, device)
+        self.set_size(size, device)
 
-    def set_size(self, window_size: tuple[int, int], device: torch.device | None = None) -> None:
+    def set_size(self, size: tuple[int, int], device: torch.device | None = None) -> None:
         """Takes maps of another size; the table is the caller's affair."""
-        self.window_size = window_size
+        self.size = size
         if self.local_relative_position_bias_table is not None:
-            index = relative_position_index(window_size, device).flatten(2).flatten(0, 1)
+            index = relative_position_index(size, device).flatten(2).flatten(0, 1)
             self.register_buffer("relative_position_index", index, persistent=False)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Fills the index again after construction on the meta device, as timm calls it."""
-        self.set_size(self.window_size, self.qkv.weight.device)
 
     def bias(self) -> torch.Tensor | None:
         """(1, h, N, N)"""
@@ -141,10 +131,7 @@ class FullAttention(_Attention):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, C) to (B, N, C)."""
-        B, N, C = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = attend(q, k, v, self.bias(), self.attn_drop).transpose(1, 2).reshape(B, N, C)
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self.proj(attend_qkv(self.qkv(x), self.num_heads, self.bias(), self.attn_drop)))
 
 
 class WindowedAttention(_Attention):
@@ -164,14 +151,13 @@ class WindowedAttention(_Attention):
         global_tokens: int = 1,
         rel_pos: bool = True,
         qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
         device=None,
         dtype=None,
+        **drops: float,
     ):
         dd = {"device": device, "dtype": dtype}
         rows = (4 * window_size - 1) ** 2 if rel_pos else 0
-        super().__init__(dim, num_heads, global_tokens, rows, attn_drop, proj_drop, **dd)
+        super().__init__(dim, num_heads, global_tokens, rows, drops, **dd)
         self.side = window_size
         self.query = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
@@ -181,7 +167,7 @@ class WindowedAttention(_Attention):
     def set_size(self, size: tuple[int, int], device: torch.device | None = None) -> None:
         """Takes maps of another size (H, W)."""
         self.size = size
-        self.kinds = list(_kinds(size, self.side))
+        self.kinds = list(itertools.product(_lines(size[0], self.side), _lines(size[1], self.side)))
         G, (H, W), M = self.global_tokens, size, self.side
         grid = torch.arange(H * W, device=device).view(H, W) + G
         order = []
@@ -201,31 +187,25 @@ class WindowedAttention(_Attention):
             index = steps[:, None, :, None] * (4 * M - 1) + steps[None, :, None, :]
             self.register_buffer("relative_position_index", index, persistent=False)
 
-    def init_non_persistent_buffers(self) -> None:
-        """Fills the indices again after construction on the meta device, as timm calls it."""
-        self.set_size(self.size, self.proj.weight.device)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, C) to (B, N, C)."""
         B, N, C = x.shape
-        G, heads = self.global_tokens, (self.num_heads, C // self.num_heads)
+        G = self.global_tokens
         biased = self.local_relative_position_bias_table is not None
         local = self._local_bias(self.relative_position_index) if biased else None  # (h, M, M, 3M, 3M)
         q, kv = self.query(x), self.kv(x)
         parts = []
         if G:
-            k, v = kv.view(B, N, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
             bias = self._global_bias(N - G).unsqueeze(0) if biased else None
-            part = attend(q[:, :G].view(B, G, *heads).transpose(1, 2), k, v, bias, self.attn_drop)
+            part = attend(*self._heads(q[:, :G]), *self._heads(kv, 2), bias, self.attn_drop)
             parts.append(part.transpose(1, 2).reshape(B, G, C))
         for number, (rows, columns) in enumerate(self.kinds):
             windows = len(rows.starts) * len(columns.starts)
             queries, keys = rows.queries * columns.queries, G + rows.keys * columns.keys
-            part = q.index_select(1, getattr(self, f"queries{number}")).view(B * windows, queries, *heads)
-            both = kv.index_select(1, getattr(self, f"keys{number}")).view(B * windows, keys, 2, *heads)
+            part = q.index_select(1, getattr(self, f"queries{number}")).view(B * windows, queries, C)
+            both = kv.index_select(1, getattr(self, f"keys{number}")).view(B * windows, keys, 2 * C)
             bias = self._bias(local, rows, columns) if biased else None
-            k, v = both.permute(2, 0, 3, 1, 4).unbind(0)  # (B * windows, h, keys, d) each
-            part = attend(part.transpose(1, 2), k, v, bias, self.attn_drop)
+            part = attend(*self._heads(part), *self._heads(both, 2), bias, self.attn_drop)
             parts.append(part.transpose(1, 2).reshape(B, windows * queries, C))
         x = torch.cat(parts, dim=1).index_select(1, self.order)
         return self.proj_drop(self.proj(x))
@@ -237,7 +217,7 @@ class WindowedAttention(_Attention):
         return (self._with_global_keys(local) if self.global_tokens else local.contiguous()).unsqueeze(0)
 
 
-class _Line:
+class _Line(NamedTuple):
     """Windows of one kind along one axis: as many queries each, the same keys relative to them.
 
     Attributes:
@@ -246,12 +226,11 @@ class _Line:
         key_slice: The keys among those of the full neighbourhood.
     """
 
-    def __init__(self, starts: list[int], before: int, queries: int, keys: int, side: int):
-        self.starts = starts
-        self.key_starts = [start - before for start in starts]
-        self.queries = queries
-        self.keys = keys
-        self.key_slice = slice(side - before, side - before + keys)
+    starts: list[int]
+    queries: int
+    key_starts: list[int]
+    keys: int
+    key_slice: slice
 
 
 def _lines(length: int, side: int) -> list[_Line]:
@@ -261,13 +240,10 @@ def _lines(length: int, side: int) -> list[_Line]:
         before = min(start, side)
         kind = (before, min(side, length - start), before + min(2 * side, length - start))
         kinds.setdefault(kind, []).append(start)
-    return [_Line(starts, *kind, side) for kind, starts in kinds.items()]
-
-
-def _kinds(size: tuple[int, int], side: int) -> Iterator[tuple[_Line, _Line]]:
-    for rows in _lines(size[0], side):
-        for columns in _lines(size[1], side):
-            yield rows, columns
+    return [
+        _Line(starts, queries, [start - before for start in starts], keys, slice(side - before, side - before + keys))
+        for (before, queries, keys), starts in kinds.items()
+    ]
 
 
 def _cut(grid: torch.Tensor, tops: list[int], rows: int, lefts: list[int], columns: int) -> torch.Tensor:
@@ -278,29 +254,16 @@ def _cut(grid: torch.Tensor, tops: list[int], rows: int, lefts: list[int], colum
     return grid[ys[:, None, :, None], xs[None, :, None, :]].reshape(-1, rows * columns)
 
 
-class AttentionBlock(nn.Module):
-    """x + attention(norm(x))"""
+class Residual(nn.Module):
+    """x + layer(norm(x)), with the layer under a name of its own: half a transformer block."""
 
-    def __init__(self, dim: int, attn: nn.Module, drop_path: float = 0.0, device=None, dtype=None):
+    def __init__(self, dim: int, name: str, layer: nn.Module, drop_path: float = 0.0, device=None, dtype=None):
         super().__init__()
+        self.name = name
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
-        self.attn = attn
+        self.add_module(name, layer)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, C) to (B, N, C)."""
-        return x + self.drop_path(self.attn(self.norm(x)))
-
-
-class MlpBlock(nn.Module):
-    """x + MLP(norm(x))"""
-
-    def __init__(self, dim: int, mlp_ratio: float, drop: float, drop_path: float = 0.0, device=None, dtype=None):
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELU, drop=drop, device=device, dtype=dtype)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) to (B, N, C)."""
-        return x + self.drop_path(self.mlp(self.norm(x)))
+        return x + self.drop_path(getattr(self, self.name)(self.norm(x)))
