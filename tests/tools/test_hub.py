@@ -139,6 +139,27 @@ def test_nothing_is_left_of_an_export_that_does_not_load(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tied_and_channels_last_weights_are_exported(tmp_path):
+    """Tied tensors are in the file under each of their names, as timm wants them, and tied again where it is loaded."""
+
+    @timm.models.register_model
+    def vit_of_tied_blocks(pretrained=False, **options):
+        model = timm.create_model("vit_tiny_patch16_224", pretrained, **options)
+        model.blocks[1].mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
+        model.blocks[1].norm1 = model.blocks[0].norm1
+        return model
+
+    try:
+        model = vit_of_tied_blocks(num_classes=2, **SMALL).to(memory_format=torch.channels_last)
+        hub.export_hub(model, tmp_path / "out", "vit_of_tied_blocks", SMALL, Preprocessing((32, 32)))
+        loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    finally:
+        timm.models._registry._model_entrypoints.pop("vit_of_tied_blocks")
+    assert loaded.blocks[1].norm1 is loaded.blocks[0].norm1
+    assert torch.equal(loaded.patch_embed.proj.weight, model.patch_embed.proj.weight)
+    assert model.state_dict()["blocks.1.norm1.weight"].data_ptr() == model.blocks[0].norm1.weight.data_ptr()
+
+
 def test_the_name_grafted():
     model = timm.create_model("grafted", backbone="vit_tiny_patch16_224", graft=GRAFT, num_classes=4, **SMALL)
     assert model.num_classes == 4 and any(".graft." in name for name in model.state_dict())
