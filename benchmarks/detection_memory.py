@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from reproduction.detection import CLASSES, IMAGE_SIZE
-from vitgraft.machine import cpu_peak_bytes, describe, source_commit
+from vitgraft.machine import describe, peak_bytes, source_commit
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.models.spec import ModelSpec
 from vitgraft.weights.create import build_backbone
@@ -54,13 +54,8 @@ def measure(
             loss.backward()
             optimizer.step()
 
-    if device == "cpu":
-        return cpu_peak_bytes(train)
     gc.collect()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    train()
-    return torch.cuda.max_memory_allocated() - before
+    return peak_bytes(train, torch.device(device))
 
 
 def _generate(size: Sequence[int], batch: int, device: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:

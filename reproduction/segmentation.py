@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vitgraft.machine import cpu_peak_bytes, describe, timed
+from vitgraft.machine import describe, peak_bytes, timed
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
 from vitgraft.terminal import console, print_table
@@ -97,14 +97,7 @@ def measure(model: UperNet, side: int, repeats: int = 3) -> dict[str, float]:
     image = torch.randn(1, 3, side, side, device=device)
     model(image)
     seconds = min(timed(lambda: model(image), 1, device) for _ in range(repeats))
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        model(image)
-        peak = torch.cuda.max_memory_allocated(device) - before
-    else:
-        peak = cpu_peak_bytes(lambda: model(image))
-    return {"seconds": seconds, "peak_bytes": peak}
+    return {"seconds": seconds, "peak_bytes": peak_bytes(lambda: model(image), device)}
 
 
 def _texts(row: dict[str, float]) -> list[str]:

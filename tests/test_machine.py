@@ -45,13 +45,13 @@ def test_cpu_peak_is_what_is_held_at_once():
         del first, second
         torch.ones(2**18)
 
-    assert machine.cpu_peak_bytes(step) == 2**21
+    assert machine.peak_bytes(step, CPU) == 2**21
 
 
 def test_cpu_peak_of_a_linear_layer():
     layer, x = nn.Linear(256, 1024, bias=False), torch.ones(64, 256)
     with torch.no_grad():
-        assert machine.cpu_peak_bytes(lambda: layer(x)) == 64 * 1024 * 4
+        assert machine.peak_bytes(lambda: layer(x), CPU) == 64 * 1024 * 4
 
 
 def test_rates_and_times():

@@ -104,13 +104,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.02)
         size *= 2
 
 
-def cpu_peak_bytes(step: Callable[[], object]) -> int:
-    """Most bytes that PyTorch's CPU allocator hands out during a call, above what was there before it.
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that PyTorch's allocator hands out on a device during a call, above what was there before it.
 
-    This is what `torch.cuda.max_memory_allocated` is on a GPU. The growth of the process (RSS) would not do: freed
-    memory stays with the process, so that the second model of a run seems to need none. Buffers that libraries
-    allocate by themselves (oneDNN's scratch) are not seen.
+    On a CPU the growth of the process (RSS) would not do: freed memory stays with the process, so that the second
+    model of a run seems to need none. Buffers that libraries allocate by themselves (oneDNN's scratch) are not seen.
     """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     # the profiler's C++ library writes its stages to stderr unless set otherwise before its first use
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from torch.profiler import ProfilerActivity, profile

@@ -91,10 +91,10 @@ def test_unknown_models_are_found_before_anything_is_measured():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtypes": ("float16",)}, "dtypes='float16': one of float32, bfloat16"),
-        ({"modes": ("eval",)}, "modes='eval'"),
-        ({"rounds": 0}, "rounds=0: at least 1"),
-        ({"fused_attn": "yes"}, "fused_attn='yes': one of fastest, on, off"),
+        ({"dtypes": ("float16",)}, r"dtypes\[0\]='float16': should be 'float32' or 'bfloat16'"),
+        ({"modes": ("eval",)}, r"modes\[0\]='eval'"),
+        ({"rounds": 0}, "rounds=0: should be greater than or equal to 1"),
+        ({"fused_attn": "yes"}, "fused_attn='yes': should be 'fastest', 'on' or 'off'"),
     ],
 )
 def test_config_errors(options, message):
