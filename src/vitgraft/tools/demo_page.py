@@ -240,7 +240,7 @@ mean over {len(images)} test scenes. Covered: fraction of the pixels with more t
 <p class="note"><code>{html.escape(record["command"])}</code>, seed {options.seed}; {options.train_scenes:,} training
 scenes, {options.test_scenes:,} test scenes of other digit scans. torch {machine["torch"]}, timm {machine["timm"]},
 vitgraft {machine["vitgraft"]}, {html.escape(str(machine["device_name"]))}, {machine["threads"]} threads. Speeds are of
-inference in batches of {min(64, len(test))}, measured in turns.</p>
+inference in batches of 64, measured in turns.</p>
 """
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>vitgraft demo</title>
