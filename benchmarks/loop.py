@@ -19,7 +19,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vitgraft.machine import describe
+from vitgraft.machine import record
+from vitgraft.terminal import write_json
 
 __all__ = ["BareSteps", "SameBatch", "measure"]
 
@@ -133,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.output:
         options = {"config": args.config, "batch_size": args.batch_size, "steps": args.steps}
-        record = {"kind": "bench_loop", **options, **found, "machine": describe(torch.device("cpu"))}
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(args.output, record("bench_loop", "cpu", **options, **found))
     return 0
 
 

@@ -1,12 +1,11 @@
 """The commands of `python -m reproduction`: tables, figures, results, zoo."""
 
 import argparse
-import json
 from pathlib import Path
 
 from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress, console, write
+from vitgraft.terminal import Progress, console, write, write_json
 
 __all__ = ["add_commands"]
 
@@ -169,7 +168,7 @@ def _bench_record(args: argparse.Namespace, step, tables) -> dict | None:
         return speed.read_speeds(args.bench or BENCH_FILE) if args.bench or BENCH_FILE.exists() else None
     record = speed.measure_speeds(step, tables, args.device)
     if args.bench:
-        write(args.bench, json.dumps(record, indent=1) + "\n")
+        write_json(args.bench, record)
     return record
 
 
@@ -207,7 +206,7 @@ def _results(args: argparse.Namespace) -> int:
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         for folder, record in zip(args.runs, records, strict=True):
-            write(args.output / f"{folder.name}.json", json.dumps(record, indent=1) + "\n")
+            write_json(args.output / f"{folder.name}.json", record)
     return 0
 
 

@@ -15,6 +15,7 @@ from reproduction.receptive_field import (
 )
 from reproduction.speed import speeds_of
 from reproduction.tradeoff import draw_tradeoff
+from vitgraft.terminal import write_json
 
 __all__ = ["FIGURES", "TRADEOFF_TABLES", "make_figures"]
 
@@ -65,7 +66,7 @@ def make_figures(
         results = measure_receptive_fields(images, SYSTEMS, seeds, report)
         save(draw_receptive_fields(results), "receptive_field")
         written.append(out / "receptive_field.json")
-        written[-1].write_text(json.dumps(to_record(results, len(images), seeds), indent=1) + "\n")
+        write_json(written[-1], to_record(results, len(images), seeds))
     (out / "figures.md").write_text(page(out), encoding="utf-8")
     return [*written, out / "figures.md"]
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from vitgraft.machine import describe, peak_bytes, timed
+from vitgraft.machine import peak_bytes, record, timed
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
-from vitgraft.terminal import console, print_table
+from vitgraft.terminal import console, print_table, write_json
 from vitgraft.tools.count import count_parts
 from vitgraft.weights.create import build_model
 
@@ -134,9 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     headings = ["side", "GMAC", "kMAC/pixel", "off linear", "seconds", "us/pixel", "MiB", "B/px"]
     print_table(console(), headings, map(_texts, rows), left=())
     if args.output:
-        record = {"kind": "mac_growth", "backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
-        machine = {"machine": describe(torch.device(args.device))} if args.measure else {}
-        args.output.write_text(json.dumps({**record, "rows": rows, **machine}, indent=1) + "\n")
+        options = {"backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
+        write_json(args.output, record("mac_growth", args.device, **options, rows=rows))
     return 0
 
 

@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +48,12 @@ def describe(device: torch.device) -> dict[str, str | int | bool]:
         "timm": timm.__version__,
         "vitgraft": __version__,
     }
+
+
+def record(kind: str, device: torch.device | str, **values: Any) -> dict[str, Any]:
+    """A measurement as a file in `results/` holds it: its kind, the date, the machine and the values."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"kind": kind, "date": date, "machine": describe(torch.device(device)), **values}
 
 
 def source_commit() -> str | None:

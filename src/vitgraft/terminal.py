@@ -1,8 +1,10 @@
 """Where commands write: lines and tables in the terminal, files, Markdown, and a progress bar."""
 
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vitgraft.errors import MissingExtraError
 
@@ -124,6 +126,11 @@ def write(path: Path | None, text: str) -> None:
         sys.stdout.write(text)
     else:
         path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | None, values: Any) -> None:
+    """Writes values as JSON to a file, or to stdout."""
+    write(path, json.dumps(values, indent=1) + "\n")
 
 
 def warn(text: str) -> None:

@@ -1,13 +1,12 @@
 """Commands about models: info, bench, export, families."""
 
 import argparse
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from vitgraft.commands.common import MODEL_HELP, add_command, add_format, check_output, positive, print_as
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress, console, write
+from vitgraft.terminal import Progress, console, write_json
 
 __all__ = ["add_commands"]
 
@@ -164,7 +163,7 @@ def _bench(args: argparse.Namespace) -> int:
         result = bench.bench(args.models, config, step)
     bench.print_terminal(result, out)
     if args.output:
-        write(args.output, json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
     return 0
 
 

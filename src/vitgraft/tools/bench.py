@@ -14,7 +14,6 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitgraft.errors import CommandError
-from vitgraft.machine import describe, matmul_rate, peak_bytes, timed
+from vitgraft.machine import matmul_rate, peak_bytes, record, timed
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.options import Count, Positive, type_errors
 from vitgraft.terminal import print_table
@@ -134,14 +133,8 @@ def bench(
     for mode in config.modes:
         for dtype in config.dtypes:
             results += _compare(parsed, make, mode, dtype, device, config, report)
-    return {
-        "kind": "bench",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe(device),
-        "config": asdict(config),
-        "memory": MEMORY_NOTE if config.memory else "not measured",
-        "results": results,
-    }
+    memory = MEMORY_NOTE if config.memory else "not measured"
+    return record("bench", device, config=asdict(config), memory=memory, results=results)
 
 
 def _whole_model(spec: ModelSpec, img_size: int | None) -> tuple[nn.Module, tuple[int, int, int]]:

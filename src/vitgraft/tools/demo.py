@@ -5,7 +5,6 @@ trains in minutes. Small digits of one class lie on the left of a scene and of a
 the middle, 0 or 1, selects the side of the label.
 """
 
-import json
 import logging
 import time
 import warnings
@@ -20,8 +19,8 @@ from torch import nn
 from vitgraft.data.digits import DigitScenes
 from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import graft
-from vitgraft.machine import describe
-from vitgraft.terminal import Progress, console, print_table
+from vitgraft.machine import record
+from vitgraft.terminal import Progress, console, print_table, write_json
 from vitgraft.tools.bench import BenchConfig, bench
 from vitgraft.tools.demo_page import HEADINGS, DemoOptions, DemoResult, write_demo_report
 
@@ -155,15 +154,15 @@ def run_demo(
         result.images_per_second = row["images_per_second"]["median"]
     out_console.print("test scenes, equal steps", style="bold")
     print_table(out_console, HEADINGS, [one.texts() for one in results.values()])
-    record = {
-        "what": "demo",
-        "command": command or f"vitgraft demo --seed {options.seed}",
-        "options": asdict(options),
-        "results": {kind: asdict(result) for kind, result in results.items()},
-        "machine": describe(torch.device("cpu")),
-    }
-    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    found = record(
+        "demo",
+        "cpu",
+        command=command or f"vitgraft demo --seed {options.seed}",
+        options=asdict(options),
+        results={kind: asdict(result) for kind, result in results.items()},
+    )
+    write_json(out / "results.json", found)
     if report:
-        path = write_demo_report(out / "report.html", models, results, test, options, record)
+        path = write_demo_report(out / "report.html", models, results, test, options, found)
         out_console.print(f"report: [bold]{path}[/bold] (opens from disk)")
     return results
