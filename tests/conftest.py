@@ -31,6 +31,15 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def run_main(main, capsys, *arguments):
+    """Exit code, stdout and stderr of a command line."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
 RECIPE = """\
 model:
   class_path: Classification

@@ -12,9 +12,9 @@ CPU = torch.device("cpu")
 
 
 def test_the_commit_is_that_of_the_clone_and_marks_changed_files(tmp_path, monkeypatch):
-    def git(*words):
+    def git(*arguments):
         who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
     module = tmp_path / "machine.py"

@@ -60,8 +60,8 @@ def source_commit() -> str | None:
     """The commit of the clone that this package runs from, with "+" where files differ from it; None elsewhere."""
     folder = Path(__file__).parent
 
-    def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
         run.check_returncode()
         return run.stdout.strip()
 

@@ -103,7 +103,7 @@ def test_config_errors(options, message):
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_fused_attention_switch_reaches_swin_and_is_put_back(on):
+def test_fused_attention_switch_applies_to_swin_and_is_restored(on):
     before = timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)
     with fused_attention(on):
         model = timm.create_model("swin_tiny_patch4_window7_224", depths=(1,), num_heads=(3,))

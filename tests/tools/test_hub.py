@@ -120,14 +120,14 @@ def test_run_as_onnx(run, tmp_path, capsys):
 @one_run
 def test_what_is_refused(run, tmp_path, capsys):
     folder, _ = run
-    for words, message in (
+    for arguments, message in (
         ([str(folder), str(folder)], "is not empty"),
         ([str(tmp_path / "none.ckpt"), str(tmp_path / "x")], "none.ckpt"),
         ([str(folder), str(tmp_path / "x"), "--num-classes", "3"], "a run knows its own"),
         ([str(folder), str(tmp_path / "x"), "--opset", "20"], "ends in .onnx"),
         (["deit_tiny_patch16_224", str(tmp_path / "x"), "--weights", "ema"], "--weights is for a run"),
     ):
-        assert cli.main(["export", *words]) == 2
+        assert cli.main(["export", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 

@@ -76,7 +76,7 @@ def _add_predict(commands) -> None:
         "Images that can't be read are named, and do not stop the others.",
         [
             "vitgraft predict --ckpt runs/NAME photos/",
-            "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
+            "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html page.html",
             "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
             "vitgraft predict --ckpt runs/SEGMENTER photos/ --pictures out --output areas.csv",
             "vitgraft predict --ckpt runs/DETECTOR photos/ --pictures out --output objects.json",

@@ -57,8 +57,8 @@ class Segmenter(Predictor):
     memory_hint: ClassVar = "--window N predicts it in windows"
 
     def __post_init__(self) -> None:
-        if wrong := window_errors(self.window, self.stride, self.scales):
-            raise ValueError("; ".join(wrong))
+        if errors := window_errors(self.window, self.stride, self.scales):
+            raise ValueError("; ".join(errors))
         if self.full_size:
             self.preprocessing = replace(self.preprocessing, short_side=None, long_side=None)
 
