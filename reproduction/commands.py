@@ -44,15 +44,16 @@ def _add_tables(commands) -> None:
 
 
 def _add_speed(parser) -> None:
-    parser.add_argument("--speed", action="store_true", help="measure images/s now, the models in turns")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--speed", action="store_true", help="measure images/s now, the models in turns")
+    add(
         "--bench",
         type=Path,
         metavar="FILE.json",
         help=f"images/s: read from FILE, or written to it with --speed (default: {BENCH_FILE} is read if it is there)",
     )
-    parser.add_argument("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
+    add("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
+    add("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
 
 
 def _add_figures(commands) -> None:
@@ -71,13 +72,12 @@ def _add_figures(commands) -> None:
             "python -m reproduction figures receptive_field --photos DIR --seeds 0 1 2",
         ],
     )
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="tradeoff, receptive_field (default: both)")
-    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
+    add = parser.add_argument
+    add("figures", nargs="*", metavar="FIGURE", help="tradeoff, receptive_field (default: both)")
+    add("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
     _add_speed(parser)
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="of receptive_field (default: scikit-learn's two)")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="of receptive_field: weights (default: 0)"
-    )
+    add("--photos", type=Path, metavar="DIR", help="of receptive_field (default: scikit-learn's two)")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="of receptive_field: weights (default: 0)")
 
 
 def _add_results(commands) -> None:
@@ -93,10 +93,11 @@ def _add_results(commands) -> None:
             "python -m reproduction results runs/graft_* --dataset cifar10 --output results",
         ],
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
-    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    add("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
+    add("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
+    add("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
 
 
 def _add_zoo(commands) -> None:

@@ -110,15 +110,14 @@ def _add_export(commands) -> None:
             "    --checkpoint best.safetensors --num-classes 10",
         ],
     )
-    parser.add_argument("model", metavar="SOURCE")
-    parser.add_argument("output", type=Path, metavar="FOLDER|OUT.onnx")
-    parser.add_argument(
-        "--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)"
-    )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
-    parser.add_argument("--num-classes", type=positive, metavar="N", help="classes of the checkpoint (default: 1000)")
-    parser.add_argument("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
-    parser.add_argument("--opset", type=positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
+    add = parser.add_argument
+    add("model", metavar="SOURCE")
+    add("output", type=Path, metavar="FOLDER|OUT.onnx")
+    add("--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)")
+    add("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
+    add("--num-classes", type=positive, metavar="N", help="classes of the checkpoint (default: 1000)")
+    add("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
+    add("--opset", type=positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
 
 
 def _add_families(commands) -> None:

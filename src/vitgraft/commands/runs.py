@@ -37,19 +37,18 @@ def _add_check_data(commands) -> None:
             "vitgraft check-data 'https://host/train-{0000..0127}.tar' --workers 8",
         ],
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument(
-        "--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco"
-    )
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH")
+    add("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco")
+    add("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
+    add(
         "--imbalance",
         type=float,
         default=10.0,
         metavar="X",
         help="warn where the largest class has more than X times the images of the smallest (default: 10)",
     )
-    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    add("--strict", action="store_true", help="exit code 1 for warnings too")
     labels = parser.add_argument_group("label maps of semantic segmentation (ADE20K's layout)")
     labels.add_argument(
         "--reduce-zero-label",
@@ -146,12 +145,11 @@ def _add_demo(commands) -> None:
         "minutes on a CPU, and writes a report that opens in a browser.",
         ["vitgraft demo", "vitgraft demo --steps 20 --out runs/demo_short"],
     )
-    parser.add_argument(
-        "--out", default="runs/demo", help="folder of report.html and results.json (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="scenes, initial weights, batch order (default: 0)")
-    parser.add_argument("--steps", type=positive, default=700, help="optimizer steps of each model (default: 700)")
-    parser.add_argument("--no-report", action="store_true", help="train and print the table only")
+    add = parser.add_argument
+    add("--out", default="runs/demo", help="folder of report.html and results.json (default: %(default)s)")
+    add("--seed", type=int, default=0, help="scenes, initial weights, batch order (default: 0)")
+    add("--steps", type=positive, default=700, help="optimizer steps of each model (default: 700)")
+    add("--no-report", action="store_true", help="train and print the table only")
 
 
 def _check_data(args: argparse.Namespace) -> int:
