@@ -120,6 +120,12 @@ class Progress:
             self.bar.stop()
 
 
+def short_name(name: str, longest: int | None = None) -> str:
+    """The first of the synonyms that a class name of ImageNet or ADE20K lists, cut to `longest` characters."""
+    name = name.split(",")[0].strip() or name
+    return name if longest is None or len(name) <= longest else name[: longest - 1] + "…"
+
+
 def write(path: Path | None, text: str) -> None:
     """Writes a text to a file, or to stdout."""
     if path is None:

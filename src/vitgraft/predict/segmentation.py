@@ -17,8 +17,9 @@ from vitgraft.data.segmentation_transforms import EvalTransform, SegmentationPre
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.sliding_window import infer, infer_rows, window_errors
 from vitgraft.models.upernet import UperNet
-from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options, short_name
+from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options
 from vitgraft.predict.draw import draw_classes
+from vitgraft.terminal import short_name
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["NO_CLASS", "Segmenter", "best_classes"]

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from vitgraft.data.digits import DigitScenes
-from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import graft
 from vitgraft.machine import record
+from vitgraft.tasks.classification import Classification
 from vitgraft.terminal import Progress, console, print_table, write_json
 from vitgraft.tools.bench import BenchConfig, bench
 from vitgraft.tools.demo_page import HEADINGS, DemoOptions, DemoResult, write_demo_report
@@ -70,9 +71,6 @@ def _train(
 ) -> DemoResult:
     """Trains one model; `report` gets a line about each step."""
     import pytorch_lightning as pl
-    from torch.utils.data import DataLoader
-
-    from vitgraft.tasks.classification import Classification
 
     result = DemoResult(MODELS[kind], 0.0, 0, 0, 0.0, 0.0)
 
@@ -127,15 +125,8 @@ def run_demo(
 
     Returns:
         The results by kind, in the order of `MODELS`.
-
-    Raises:
-        MissingExtraError: An extra is not installed.
     """
     out_console = console()
-    try:
-        import pytorch_lightning  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("pytorch-lightning", "train") from error
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*isinstance.treespec.*")
     options = options or DemoOptions()

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vitgraft.data.digits import DigitScenes
-from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import grafts
+from vitgraft.metrics.figures import figure_class
 from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 if TYPE_CHECKING:
@@ -77,11 +77,7 @@ class DemoResult:
 
 def _figure(size: tuple[float, float], rows: int, columns: int) -> tuple["Figure", Any]:
     """A figure and its axes, rows by columns."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "report") from error
-    figure = Figure(figsize=size)
+    figure = figure_class()(figsize=size)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
