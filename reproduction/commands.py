@@ -7,18 +7,10 @@ from vitgraft.commands.common import add_command, add_format, check_output, posi
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress, console, write, write_json
 
-__all__ = ["add_commands"]
+__all__ = ["COMMANDS"]
 
 BENCH_FILE = Path("results/bench_tables.json")
 """Where images/s of the tables are looked for."""
-
-
-def add_commands(commands) -> None:
-    """Adds these commands to the parser's sub-commands."""
-    _add_tables(commands)
-    _add_figures(commands)
-    _add_results(commands)
-    _add_zoo(commands)
 
 
 def _add_tables(commands) -> None:
@@ -217,3 +209,7 @@ def _zoo(args: argparse.Namespace) -> int:
     with Progress(zoo_page.total_reports(args.speed)) as step:
         print(zoo_page.write_page(args.speed, step))
     return 0
+
+
+COMMANDS = (_add_tables, _add_figures, _add_results, _add_zoo)
+"""What adds each command to the sub-commands of a parser, in the order of the help."""

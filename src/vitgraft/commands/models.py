@@ -8,15 +8,7 @@ from vitgraft.commands.common import MODEL_HELP, add_command, add_format, check_
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress, console, write_json
 
-__all__ = ["add_commands"]
-
-
-def add_commands(commands) -> None:
-    """Adds these commands to the parser's sub-commands."""
-    _add_info(commands)
-    _add_bench(commands)
-    _add_export(commands)
-    _add_families(commands)
+__all__ = ["COMMANDS"]
 
 
 def _add_info(commands) -> None:
@@ -250,3 +242,7 @@ def _families(args: argparse.Namespace) -> int:
         lambda: {"kind": "families", "families": [{**asdict(result), "ok": result.ok} for result in results]},
     )
     return 0
+
+
+COMMANDS = (_add_info, _add_bench, _add_export, _add_families)
+"""What adds each command to the sub-commands of a parser, in the order of the help."""

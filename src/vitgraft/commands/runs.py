@@ -7,14 +7,7 @@ from vitgraft.commands.common import add_command, add_format, check_output, posi
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress
 
-__all__ = ["add_commands"]
-
-
-def add_commands(commands) -> None:
-    """Adds these commands to the parser's sub-commands."""
-    _add_check_data(commands)
-    _add_predict(commands)
-    _add_demo(commands)
+__all__ = ["COMMANDS"]
 
 
 def _add_check_data(commands) -> None:
@@ -200,3 +193,7 @@ def _demo(args: argparse.Namespace) -> int:
     command = f"vitgraft demo --seed {args.seed}{steps}"
     run_demo(args.out, DemoOptions(seed=args.seed, steps=args.steps), not args.no_report, command)
     return 0
+
+
+COMMANDS = (_add_check_data, _add_predict, _add_demo)
+"""What adds each command to the sub-commands of a parser, in the order of the help."""
