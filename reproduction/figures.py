@@ -47,7 +47,7 @@ def make_figures(
         of all figures that are in the folder.
 
     Raises:
-        CommandError: `photos` holds no image.
+        DataError, ImageError: `photos` holds no image, or one that cannot be read.
     """
     images = load_photos(photos) if "receptive_field" in which else None
     out.mkdir(parents=True, exist_ok=True)
