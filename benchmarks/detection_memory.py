@@ -6,7 +6,6 @@ weights, gradients, optimizer and all that a step keeps: the most bytes that PyT
 
 import argparse
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import torch
 
 from reproduction.detection import CLASSES, IMAGE_SIZE
-from vitgraft.machine import cpu_peak_bytes, describe, source_commit
+from vitgraft.machine import peak_bytes, record, source_commit
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.models.spec import ModelSpec
+from vitgraft.terminal import write_json
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["compare", "measure"]
@@ -54,13 +54,8 @@ def measure(
             loss.backward()
             optimizer.step()
 
-    if device == "cpu":
-        return cpu_peak_bytes(train)
     gc.collect()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    train()
-    return torch.cuda.max_memory_allocated() - before
+    return peak_bytes(train, torch.device(device))
 
 
 def _generate(size: Sequence[int], batch: int, device: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -88,16 +83,16 @@ def compare(
     """Measures backbones one after the other; the record that `results/` keeps, ratios to the first."""
     found = {backbone: measure(backbone, size, batch, device, bf16, **detector) for backbone in backbones}
     first = next(iter(found.values()))
-    return {
-        "kind": "detection_memory",
-        "size": list(size),
-        "batch": batch,
-        "precision": "bf16 autocast" if bf16 else "fp32",
-        "peak_memory_bytes": found,
-        "ratio": {backbone: round(value / first, 4) for backbone, value in found.items()},
-        "machine": describe(torch.device(device)),
-        "commit": source_commit(),
-    }
+    return record(
+        "detection_memory",
+        device,
+        size=list(size),
+        batch=batch,
+        precision="bf16 autocast" if bf16 else "fp32",
+        peak_memory_bytes=found,
+        ratio={backbone: round(value / first, 4) for backbone, value in found.items()},
+        commit=source_commit(),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,11 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the record")
     args = parser.parse_args(argv)
     size = tuple(int(side) for side in args.size.split("x"))
-    record = compare(args.backbones, size, args.batch, args.device, args.bf16)
-    for backbone, value in record["peak_memory_bytes"].items():
-        print(f"{value / 2**30:7.3f} GiB  {record['ratio'][backbone]:.3f}  {backbone}")
+    found = compare(args.backbones, size, args.batch, args.device, args.bf16)
+    for backbone, value in found["peak_memory_bytes"].items():
+        print(f"{value / 2**30:7.3f} GiB  {found['ratio'][backbone]:.3f}  {backbone}")
     if args.output:
-        args.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(args.output, found)
     return 0
 
 

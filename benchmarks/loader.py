@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -31,7 +29,8 @@ from vitgraft.data.loader import Loader
 from vitgraft.data.readers.open import open_files, open_source
 from vitgraft.data.sampling import TrainOrder
 from vitgraft.data.transforms import Augmentation, Preprocessing, repair_posterize, train_transform
-from vitgraft.machine import describe
+from vitgraft.machine import record
+from vitgraft.terminal import write_json
 
 PREPROCESSING = Preprocessing((224, 224))
 AUGMENTATION = Augmentation(auto_augment="rand-m9-mstd0.5-inc1", reprob=0.25, train_interpolation="bicubic")
@@ -135,15 +134,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"ratio {result[clock]['ratio']:.3f} (quartiles {low:.3f} to {high:.3f})"
             )
     if args.output:
-        values = {
-            "kind": "bench_loader",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": describe(torch.device("cpu")),
-            "images": args.images,
-            "mean_jpeg_bytes": size,
-            "results": results,
-        }
-        args.output.write_text(json.dumps(values, indent=1) + "\n")
+        setting = {"images": args.images, "mean_jpeg_bytes": size}
+        write_json(args.output, record("bench_loader", "cpu", **setting, results=results))
     return 0
 
 

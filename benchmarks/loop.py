@@ -19,7 +19,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vitgraft.machine import describe
+from vitgraft.machine import record
+from vitgraft.terminal import write_json
 
 __all__ = ["BareSteps", "SameBatch", "measure"]
 
@@ -100,11 +101,12 @@ def measure(recipe: str, batch_size: int, steps: int, img_size: int) -> dict[str
 
     here = "benchmarks.loop"
     with tempfile.TemporaryDirectory() as folder:
-        words = ["fit", "--config", recipe, "--data", f"{here}.SameBatch", "--data.batch_size", str(batch_size)]
-        words += ["--data.steps", str(steps + WARM_UP), "--data.img_size", str(img_size), "--trainer.max_epochs", "1"]
-        words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--out", f"{folder}/run"]
+        arguments = ["fit", "--config", recipe, "--data", f"{here}.SameBatch", "--data.batch_size", str(batch_size)]
+        arguments += ["--data.steps", str(steps + WARM_UP), "--data.img_size", str(img_size)]
+        arguments += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+        arguments += ["--out", f"{folder}/run"]
         callbacks = [{"class_path": f"{here}.BareSteps"}]
-        code = train([*words, "--trainer.callbacks", json.dumps(callbacks)])
+        code = train([*arguments, "--trainer.callbacks", json.dumps(callbacks)])
     if code:
         raise SystemExit(code)
     from benchmarks import loop as bench_loop  # the module that the run has imported, also where this one is __main__
@@ -133,8 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.output:
         options = {"config": args.config, "batch_size": args.batch_size, "steps": args.steps}
-        record = {"kind": "bench_loop", **options, **found, "machine": describe(torch.device("cpu"))}
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(args.output, record("bench_loop", "cpu", **options, **found))
     return 0
 
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from reproduction.commands import add_commands
+from reproduction.commands import COMMANDS
 from vitgraft.commands.common import MODEL_HELP, make_parser, run_command
 
 
@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     text = f"The paper's tables and figures beside what is counted and measured here.\n\n{MODEL_HELP}"
     parser, commands = make_parser("python -m reproduction", text)
-    add_commands(commands)
+    for add in COMMANDS:
+        add(commands)
     return run_command(parser, argv)
 
 

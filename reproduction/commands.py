@@ -1,25 +1,16 @@
 """The commands of `python -m reproduction`: tables, figures, results, zoo."""
 
 import argparse
-import json
 from pathlib import Path
 
 from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress, console, write
+from vitgraft.terminal import Progress, console, write, write_json
 
-__all__ = ["add_commands"]
+__all__ = ["COMMANDS"]
 
 BENCH_FILE = Path("results/bench_tables.json")
 """Where images/s of the tables are looked for."""
-
-
-def add_commands(commands) -> None:
-    """Adds these commands to the parser's sub-commands."""
-    _add_tables(commands)
-    _add_figures(commands)
-    _add_results(commands)
-    _add_zoo(commands)
 
 
 def _add_tables(commands) -> None:
@@ -45,15 +36,16 @@ def _add_tables(commands) -> None:
 
 
 def _add_speed(parser) -> None:
-    parser.add_argument("--speed", action="store_true", help="measure images/s now, the models in turns")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--speed", action="store_true", help="measure images/s now, the models in turns")
+    add(
         "--bench",
         type=Path,
         metavar="FILE.json",
         help=f"images/s: read from FILE, or written to it with --speed (default: {BENCH_FILE} is read if it is there)",
     )
-    parser.add_argument("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
+    add("--device", default="cpu", help="of --speed: cpu, cuda, cuda:1 (default: cpu)")
+    add("--threads", type=positive, metavar="N", help="of --speed: CPU threads")
 
 
 def _add_figures(commands) -> None:
@@ -72,13 +64,12 @@ def _add_figures(commands) -> None:
             "python -m reproduction figures receptive_field --photos DIR --seeds 0 1 2",
         ],
     )
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="tradeoff, receptive_field (default: both)")
-    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
+    add = parser.add_argument
+    add("figures", nargs="*", metavar="FIGURE", help="tradeoff, receptive_field (default: both)")
+    add("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: ./figures")
     _add_speed(parser)
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="of receptive_field (default: scikit-learn's two)")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="of receptive_field: weights (default: 0)"
-    )
+    add("--photos", type=Path, metavar="DIR", help="of receptive_field (default: scikit-learn's two)")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="N", help="of receptive_field: weights (default: 0)")
 
 
 def _add_results(commands) -> None:
@@ -94,10 +85,11 @@ def _add_results(commands) -> None:
             "python -m reproduction results runs/graft_* --dataset cifar10 --output results",
         ],
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
-    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    add("--dataset", metavar="NAME", help="name of the data (default: its folder's)")
+    add("--format", choices=("terminal", "markdown"), default="terminal", help="default: terminal")
+    add("--output", type=Path, metavar="DIR", help="write RUN.json there for each run")
 
 
 def _add_zoo(commands) -> None:
@@ -169,7 +161,7 @@ def _bench_record(args: argparse.Namespace, step, tables) -> dict | None:
         return speed.read_speeds(args.bench or BENCH_FILE) if args.bench or BENCH_FILE.exists() else None
     record = speed.measure_speeds(step, tables, args.device)
     if args.bench:
-        write(args.bench, json.dumps(record, indent=1) + "\n")
+        write_json(args.bench, record)
     return record
 
 
@@ -207,7 +199,7 @@ def _results(args: argparse.Namespace) -> int:
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         for folder, record in zip(args.runs, records, strict=True):
-            write(args.output / f"{folder.name}.json", json.dumps(record, indent=1) + "\n")
+            write_json(args.output / f"{folder.name}.json", record)
     return 0
 
 
@@ -217,3 +209,7 @@ def _zoo(args: argparse.Namespace) -> int:
     with Progress(zoo_page.total_reports(args.speed)) as step:
         print(zoo_page.write_page(args.speed, step))
     return 0
+
+
+COMMANDS = (_add_tables, _add_figures, _add_results, _add_zoo)
+"""What adds each command to the sub-commands of a parser, in the order of the help."""

@@ -24,11 +24,8 @@ def grid(ax, x, y, side, cells, windows, color):
         ax.plot([x, x + side], [y + t, y + t], color=INK, lw=1.1)
 
 
-def arrow(ax, start, end, text="", at=None, color=INK, style="-", ha="center"):
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=color, lw=1.5, linestyle=style))
-    if text:
-        x, y = at or ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12)
-        ax.text(x, y, text, ha=ha, va="bottom", fontsize=9, color=color)
+def arrow(ax, start, end):
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=INK, lw=1.5))
 
 
 def main() -> None:
@@ -36,7 +33,8 @@ def main() -> None:
     columns = [(0.0, 2.4, 28, 8), (5.2, 1.7, 14, 4), (8.6, 1.2, 14, 2), (11.5, 0.8, 7, 1)]
     names = ["56 x 56", "28 x 28", "14 x 14", "7 x 7"]
     low, high = 0.2, 3.9
-    for b, ((x, side, cells, windows), name) in enumerate(zip(columns, names, strict=True)):
+    attentions = ["backbone's\nattention", "L-MSA (eq. 3)", "L-MSA", "L-MSA\nglobal: one\nwindow"]
+    for b, ((x, side, cells, windows), name, attention) in enumerate(zip(columns, names, attentions, strict=True)):
         color = BACKBONE if b == 0 else GRAFT
         grid(ax, x, low, side, cells, windows, color)
         grid(ax, x, high, side, cells, windows, color)
@@ -45,23 +43,15 @@ def main() -> None:
         ax.text(middle, low - 0.1, f"{low_name}   {name} x C", ha="center", va="top", fontsize=10)
         ax.text(middle, high + side + 0.08, f"{high_name}   {name} x C", ha="center", va="bottom", fontsize=10)
         arrow(ax, (middle, low + side + 0.05), (middle, high - 0.08))
-        what = (
-            "backbone's\nattention"
-            if b == 0
-            else "L-MSA (eq. 3)"
-            if b == 1
-            else "L-MSA" + ("\nglobal: one\nwindow" if windows == 1 else "")
-        )
-        ax.text(middle + 0.1, (low + side + high) / 2, what, fontsize=9, va="center")
+        ax.text(middle + 0.1, (low + side + high) / 2, attention, fontsize=9, va="center")
     for b in range(3):
         (x, side, *_), (nx, nside, *_) = columns[b], columns[b + 1]
+        middle = (x + side + (4.75 if b == 0 else nx)) / 2  # the first gap ends at the graft's frame
         text = "LN, GELU,\naverage 2 x 2" if b == 0 else "down"
-        ax.text((x + side + min(nx, 4.75 if b == 0 else nx)) / 2, low + nside / 2 + 0.12, text, ha="center", fontsize=9)
+        ax.text(middle, low + nside / 2 + 0.12, text, ha="center", fontsize=9)
         arrow(ax, (x + side + 0.08, low + nside / 2), (nx - 0.08, low + nside / 2))
         text = "LN, GELU, Linear,\nx $E_{aa}$, W-Bilinear" if b == 0 else "up"
-        ax.text(
-            (x + side + min(nx, 4.75 if b == 0 else nx)) / 2, high + nside / 2 + 0.12, text, ha="center", fontsize=9
-        )
+        ax.text(middle, high + nside / 2 + 0.12, text, ha="center", fontsize=9)
         arrow(ax, (nx - 0.08, high + nside / 2), (x + side + 0.08, high + nside / 2))
     ax.text(8.4, -0.62, "left-right pathway (eq. 1)", ha="center", va="top", fontsize=9, style="italic")
     ax.text(8.4, 6.25, "right-left pathway (eq. 2, merged by eq. 3 and 4)", ha="center", fontsize=9, style="italic")

@@ -15,6 +15,7 @@ from reproduction.receptive_field import (
 )
 from reproduction.speed import speeds_of
 from reproduction.tradeoff import draw_tradeoff
+from vitgraft.terminal import write_json
 
 __all__ = ["FIGURES", "TRADEOFF_TABLES", "make_figures"]
 
@@ -46,7 +47,7 @@ def make_figures(
         of all figures that are in the folder.
 
     Raises:
-        CommandError: `photos` holds no image.
+        DataError, ImageError: `photos` holds no image, or one that cannot be read.
     """
     images = load_photos(photos) if "receptive_field" in which else None
     out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def make_figures(
         results = measure_receptive_fields(images, SYSTEMS, seeds, report)
         save(draw_receptive_fields(results), "receptive_field")
         written.append(out / "receptive_field.json")
-        written[-1].write_text(json.dumps(to_record(results, len(images), seeds), indent=1) + "\n")
+        write_json(written[-1], to_record(results, len(images), seeds))
     (out / "figures.md").write_text(page(out), encoding="utf-8")
     return [*written, out / "figures.md"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import vitgraft
 from vitgraft.data.decode import decode_image
-from vitgraft.errors import CommandError
+from vitgraft.data.readers.open import open_files
 from vitgraft.terminal import markdown_table
 from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
@@ -83,7 +83,7 @@ def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tens
     """Centre crops (N, 3, size, size) of a folder's photos, normalised as ImageNet; None: scikit-learn's two photos.
 
     Raises:
-        CommandError: The folder holds no image.
+        DataError, ImageError: The folder holds no image, or one that cannot be read.
     """
     from PIL import Image
     from timm.data import create_transform
@@ -93,11 +93,8 @@ def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tens
 
         images = [Image.fromarray(array) for array in load_sample_images().images]
     else:
-        endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-        paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in endings)
-        if not paths:
-            raise CommandError(f"{folder}: no image here; give a folder of {', '.join(sorted(endings))} files")
-        images = [decode_image(path.read_bytes(), str(path)) for path in paths]
+        source = open_files([folder])
+        images = [decode_image(source.read(number), source.name(number)) for number in range(len(source))]
     transform = create_transform(size, is_training=False, crop_pct=1.0, interpolation="bicubic")
     return torch.stack([transform(image) for image in images])
 

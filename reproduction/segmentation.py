@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from vitgraft.machine import cpu_peak_bytes, describe, timed
+from vitgraft.machine import peak_bytes, record, timed
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.upernet import UperNet
-from vitgraft.terminal import console, print_table
+from vitgraft.terminal import console, print_table, write_json
 from vitgraft.tools.count import count_parts
 from vitgraft.weights.create import build_model
 
@@ -97,14 +97,7 @@ def measure(model: UperNet, side: int, repeats: int = 3) -> dict[str, float]:
     image = torch.randn(1, 3, side, side, device=device)
     model(image)
     seconds = min(timed(lambda: model(image), 1, device) for _ in range(repeats))
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        model(image)
-        peak = torch.cuda.max_memory_allocated(device) - before
-    else:
-        peak = cpu_peak_bytes(lambda: model(image))
-    return {"seconds": seconds, "peak_bytes": peak}
+    return {"seconds": seconds, "peak_bytes": peak_bytes(lambda: model(image), device)}
 
 
 def _texts(row: dict[str, float]) -> list[str]:
@@ -141,9 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     headings = ["side", "GMAC", "kMAC/pixel", "off linear", "seconds", "us/pixel", "MiB", "B/px"]
     print_table(console(), headings, map(_texts, rows), left=())
     if args.output:
-        record = {"kind": "mac_growth", "backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
-        machine = {"machine": describe(torch.device(args.device))} if args.measure else {}
-        args.output.write_text(json.dumps({**record, "rows": rows, **machine}, indent=1) + "\n")
+        options = {"backbone": args.backbone, "graft": args.graft, "num_classes": args.num_classes}
+        write_json(args.output, record("mac_growth", args.device, **options, rows=rows))
     return 0
 
 

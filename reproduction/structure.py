@@ -24,7 +24,7 @@ _UPSAMPLE = {
 
 @dataclass(frozen=True)
 class Structure:
-    """A row of table 8, in its words.
+    """A row of table 8, as it is printed.
 
     Attributes:
         structure: "Homogeneous" where all layers have the same resolution, or "Pyramid".

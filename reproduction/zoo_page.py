@@ -6,7 +6,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import timm
@@ -15,8 +14,8 @@ import torch
 import vitgraft
 from reproduction.vectors import VECTORS
 from vitgraft.errors import CommandError
-from vitgraft.machine import describe
-from vitgraft.terminal import markdown_table
+from vitgraft.machine import record
+from vitgraft.terminal import markdown_table, write_json
 from vitgraft.tools.count import count_macs, count_params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,16 +152,8 @@ def measure(report: Callable[[str], None]) -> None:
                     rates[key].append(BATCH / (time.thread_time() - start))
         ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["plain"], strict=True))
         results.append({"model": name, "images_per_second": rates, "ratio": ratio})
-    content = {
-        "kind": "zoo_speed",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe(torch.device("cpu")),
-        "load_average": os.getloadavg(),
-        "clock": "thread CPU time",
-        "batch_size": BATCH,
-        "results": results,
-    }
-    SPEED.write_text(json.dumps(content, indent=1) + "\n")
+    setting = {"load_average": os.getloadavg(), "clock": "thread CPU time", "batch_size": BATCH}
+    write_json(SPEED, record("zoo_speed", "cpu", **setting, results=results))
 
 
 def write_page(speed: bool, report: Callable[[str], None]) -> Path:
@@ -185,12 +176,12 @@ def write_page(speed: bool, report: Callable[[str], None]) -> Path:
         counts = [f"{count_params(model):,}", f"{count_macs(model, (3, 224, 224)) / 1e9:.3f}"]
         errors = [f"{value:.1e}" for value in found[name]] if name in found else ["-", "-"]
         models.append([f"`{name}`", f"[{label}](https://arxiv.org/abs/{paper})", *counts, *errors])
-    record = json.loads(SPEED.read_text())
+    measured = json.loads(SPEED.read_text())
     speeds = []
-    for one in record["results"]:
+    for one in measured["results"]:
         medians = (statistics.median(one["images_per_second"][key]) for key in ("ours", "plain"))
         speeds.append([f"`{one['model']}`", *(f"{median:.1f}" for median in medians), f"{one['ratio']:.2f}"])
-    machine, load = record["machine"], record["load_average"][1]
+    machine, load = measured["machine"], measured["load_average"][1]
     busy = ""
     if load > machine["cpu_count"]:
         busy = f"The machine did other work too (load {load:.0f}), so the images/s are lower than they would be alone."
@@ -198,8 +189,8 @@ def write_page(speed: bool, report: Callable[[str], None]) -> Path:
     text = TEXT.format(
         table=markdown_table(headings, models).rstrip(),
         machine=f"{machine['device_name']} ({machine['cpu_capability']}), torch {machine['torch']}",
-        batch=record["batch_size"],
-        rounds=len(record["results"][0]["images_per_second"]["ours"]),
+        batch=measured["batch_size"],
+        rounds=len(measured["results"][0]["images_per_second"]["ours"]),
         speed=markdown_table(("model", "images/s", "plain", "ratio"), speeds).rstrip(),
         busy=busy,
     )

@@ -38,6 +38,15 @@ def compare(monkeypatch):
     return __import__("compare")
 
 
+def run_main(main, capsys, *arguments):
+    """Exit code, stdout and stderr of a command line."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
 RECIPE = """\
 model:
   class_path: Classification

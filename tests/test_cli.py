@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import run_main
 
 import vitgraft
 from vitgraft import __version__
@@ -14,23 +16,15 @@ from vitgraft.cli import main
 
 MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
 COMMANDS = ["check-data", "predict", "demo", "info", "bench", "export", "families", "fit", "validate", "test"]
-
-
-def run(capsys, *words):
-    """Exit code, stdout and stderr of the command line."""
-    try:
-        code = main(words)
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+run = partial(run_main, main)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_and_needs_no_torch(tmp_path, command):
     (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
     path = os.pathsep.join((str(tmp_path), str(Path(vitgraft.__file__).parents[1])))
-    words = [sys.executable, "-m", "vitgraft", command, "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path})
+    arguments = [sys.executable, "-m", "vitgraft", command, "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path})
     assert f"examples:\n  vitgraft {command}" in done.stdout
 
 
@@ -45,17 +39,17 @@ def test_as_a_module():
     assert done.stdout == f"vitgraft {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["info"], ["bench", "--no-memory"], ["export"]])
-def test_unknown_model(capsys, tmp_path, words):
-    tail = [str(tmp_path / "a.onnx")] if words == ["export"] else []
-    code, out, err = run(capsys, *words, "deit_tny_patch16_224", *tail)
+@pytest.mark.parametrize("arguments", [["info"], ["bench", "--no-memory"], ["export"]])
+def test_unknown_model(capsys, tmp_path, arguments):
+    tail = [str(tmp_path / "a.onnx")] if arguments == ["export"] else []
+    code, out, err = run(capsys, *arguments, "deit_tny_patch16_224", *tail)
     assert code == 2 and out == ""
-    assert err.startswith(f"vitgraft {words[0]}: error: unknown model 'deit_tny_patch16_224'; close names: ")
+    assert err.startswith(f"vitgraft {arguments[0]}: error: unknown model 'deit_tny_patch16_224'; close names: ")
     assert "deit_tiny_patch16_224" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["info", "deit_tiny_patch16_224:dept=1"], "dept"),
         (["info", "deit_tiny_patch16_224:a=1:a=1"], "given twice"),
@@ -65,8 +59,8 @@ def test_unknown_model(capsys, tmp_path, words):
         (["export", MICRO, "a.onnx", "--checkpoint", "/nowhere/b.pth"], "no such file"),
     ],
 )
-def test_errors_have_no_traceback(capsys, words, message):
-    code, out, err = run(capsys, *words)
+def test_errors_have_no_traceback(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
     assert code == 2 and message in err and out == "" and "Traceback" not in err
 
 
@@ -100,8 +94,8 @@ def test_families(capsys, tmp_path):
 
 def test_bench(capsys, tmp_path):
     path = tmp_path / "bench.json"
-    words = ["--rounds", "1", "--round-seconds", "0.001", "--batch-size", "1", "--img-size", "32", "--no-memory"]
-    code, out, _ = run(capsys, "bench", MICRO, *words, "--output", str(path))
+    arguments = ["--rounds", "1", "--round-seconds", "0.001", "--batch-size", "1", "--img-size", "32", "--no-memory"]
+    code, out, _ = run(capsys, "bench", MICRO, *arguments, "--output", str(path))
     assert code == 0 and "images/s" in out and "matmul peak in this run" in out
     assert json.loads(path.read_text())["results"][0]["model"] == MICRO
 

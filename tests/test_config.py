@@ -170,7 +170,7 @@ def test_stripes_are_not_shifted():
 
 
 def test_choices_are_listed():
-    with pytest.raises(GraftError, match="'w_bilinear', 'bilinear', 'nearest', 'cross_attention'"):
+    with pytest.raises(GraftError, match="'w_bilinear', 'bilinear', 'nearest' or 'cross_attention'"):
         GraftConfig(upsample="bicubic")
 
 

@@ -12,9 +12,9 @@ CPU = torch.device("cpu")
 
 
 def test_the_commit_is_that_of_the_clone_and_marks_changed_files(tmp_path, monkeypatch):
-    def git(*words):
+    def git(*arguments):
         who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
     module = tmp_path / "machine.py"
@@ -45,13 +45,13 @@ def test_cpu_peak_is_what_is_held_at_once():
         del first, second
         torch.ones(2**18)
 
-    assert machine.cpu_peak_bytes(step) == 2**21
+    assert machine.peak_bytes(step, CPU) == 2**21
 
 
 def test_cpu_peak_of_a_linear_layer():
     layer, x = nn.Linear(256, 1024, bias=False), torch.ones(64, 256)
     with torch.no_grad():
-        assert machine.cpu_peak_bytes(lambda: layer(x)) == 64 * 1024 * 4
+        assert machine.peak_bytes(lambda: layer(x), CPU) == 64 * 1024 * 4
 
 
 def test_rates_and_times():

@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=f"vitgraft {__version__}")
     for name, summary in RUNS.items():
         commands.add_parser(name, help=summary, add_help=False)
-    runs.add_commands(commands)
-    models.add_commands(commands)
+    for add in (*runs.COMMANDS, *models.COMMANDS):
+        add(commands)
     return parser
 
 

@@ -3,16 +3,17 @@
 import dataclasses
 import itertools
 import json
-import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Strict
 
 from vitgraft.errors import GraftError
+from vitgraft.options import Count, Limits, Positive, WholeNumber, closest, type_errors
 
-__all__ = ["GraftConfig"]
+__all__ = ["GraftConfig", "GraftOptions"]
 
 Downsampling = Literal["avg_pool", "linear", "cross_attention", "cross_attention_x0"]
 Upsampling = Literal["w_bilinear", "bilinear", "nearest", "cross_attention"]
@@ -21,13 +22,9 @@ BackboneAttention = Literal["keep", "window"]
 Init = Literal["paper", "identity"]
 Padding = Literal["timm", "authors"]
 Ffn = Literal["shared", "separate", "separate_full"]
-
-
-def _choice(name: str, value: Any, kind: Any) -> list[str]:
-    options = get_args(kind)
-    if value in options:
-        return []
-    return [f"{name}={value!r} is not one of {', '.join(map(repr, options))}"]
+Switch = Annotated[bool, Strict()]
+NESTED = ("levels", "img_size", "level_sizes", "blocks")
+"""Options that take tuples, which have checks of their own."""
 
 
 def _plain(value: Any) -> Any:
@@ -121,27 +118,27 @@ class GraftConfig:
     levels: int | Literal["auto"] | tuple[int, ...] = "auto"
     img_size: int | tuple[int, int] | None = None
     level_sizes: int | Literal["halve"] | tuple[int | tuple[int, int], ...] = "halve"
-    width: int | None = None
-    window_size: int = 7
+    width: Count | None = None
+    window_size: Count = 7
     attention: Attention = "window"
-    shifted_windows: bool = False
-    relative_position_bias: bool = True
+    shifted_windows: Switch = False
+    relative_position_bias: Switch = True
     blocks: int | Literal["all_but_first"] | tuple[int, ...] = "all_but_first"
-    num_heads: int | None = None
+    num_heads: Count | None = None
     downsample: Downsampling = "avg_pool"
     upsample: Upsampling = "w_bilinear"
-    gate: bool | None = None
+    gate: Switch | None = None
     ffn: Ffn = "shared"
-    ffn_ratio: float = 0.375
-    left_levels: int = 0
+    ffn_ratio: Positive = 0.375
+    left_levels: WholeNumber = 0
     backbone_attention: BackboneAttention = "keep"
-    backbone_window_size: int | None = None
+    backbone_window_size: Count | None = None
     swin_padding: Padding = "timm"
     init: Init = "paper"
 
     def __post_init__(self) -> None:
         # JSON has no tuples, arrays and numbers of NumPy
-        for name in ("levels", "img_size", "level_sizes", "blocks"):
+        for name in NESTED:
             object.__setattr__(self, name, _tuples(getattr(self, name)))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
@@ -165,31 +162,11 @@ class GraftConfig:
                 errors.append(f"blocks={blocks!r} must hold different block indices >= 0")
         elif blocks != "all_but_first" and not _is_count(blocks, 1):
             errors.append(f"blocks={blocks!r} is not 'all_but_first', a number >= 1 or a tuple of block indices")
-        for name in ("window_size", "backbone_window_size", "num_heads", "width"):
-            value = getattr(self, name)
-            optional = name != "window_size" and value is None
-            if not optional and not _is_count(value, 1):
-                errors.append(f"{name}={value!r} must be a whole number >= 1")
-        if not _is_count(self.left_levels, 0):
-            errors.append(f"left_levels={self.left_levels!r} must be a whole number >= 0")
-        ratio = self.ffn_ratio
-        if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio < math.inf:
-            errors.append(f"ffn_ratio={ratio!r} must be a finite number above 0")
-        for name in ("gate", "relative_position_bias", "shifted_windows"):
-            value = getattr(self, name)
-            if not isinstance(value, bool) and not (name == "gate" and value is None):
-                errors.append(f"{name}={value!r} is not True{', False or None' if name == 'gate' else ' or False'}")
+        errors += type_errors(GraftConfig, {name: value for name, value in vars(self).items() if name not in NESTED})
         if self.shifted_windows is True and self.attention == "cross_shaped":
             errors.append(
                 "shifted_windows=True shifts windows, and attention='cross_shaped' has stripes: use one of them"
             )
-        errors += _choice("attention", self.attention, Attention)
-        errors += _choice("downsample", self.downsample, Downsampling)
-        errors += _choice("upsample", self.upsample, Upsampling)
-        errors += _choice("ffn", self.ffn, Ffn)
-        errors += _choice("backbone_attention", self.backbone_attention, BackboneAttention)
-        errors += _choice("swin_padding", self.swin_padding, Padding)
-        errors += _choice("init", self.init, Init)
         if errors:
             raise GraftError("GraftConfig: " + "; ".join(errors))
 
@@ -211,7 +188,7 @@ class GraftConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = [name for name in options if name not in known]
         if unknown:
-            hints = {name: get_close_matches(str(name), known, n=1) for name in unknown}
+            hints = {name: closest(str(name), known, 1) for name in unknown}
             named = ", ".join(
                 f"{name!r}" + (f" (did you mean {hint[0]!r}?)" if hint else "") for name, hint in hints.items()
             )
@@ -244,3 +221,11 @@ class GraftConfig:
             raise GraftError(f"config={config!r} is neither a GraftConfig nor a mapping of its options")
         base = config.to_dict() if isinstance(config, GraftConfig) else dict(config or {})
         return cls.from_dict({**base, **options})
+
+
+def _graft_options(options: dict[str, Any]) -> dict[str, Any]:
+    GraftConfig.make(options)
+    return options
+
+
+GraftOptions = Annotated[dict[str, Any], Limits("options of GraftConfig", (AfterValidator(_graft_options),))]

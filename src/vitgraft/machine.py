@@ -8,7 +8,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,12 +50,18 @@ def describe(device: torch.device) -> dict[str, str | int | bool]:
     }
 
 
+def record(kind: str, device: torch.device | str, **values: Any) -> dict[str, Any]:
+    """A measurement as a file in `results/` holds it: its kind, the date, the machine and the values."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"kind": kind, "date": date, "machine": describe(torch.device(device)), **values}
+
+
 def source_commit() -> str | None:
     """The commit of the clone that this package runs from, with "+" where files differ from it; None elsewhere."""
     folder = Path(__file__).parent
 
-    def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
         run.check_returncode()
         return run.stdout.strip()
 
@@ -104,13 +112,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.02)
         size *= 2
 
 
-def cpu_peak_bytes(step: Callable[[], object]) -> int:
-    """Most bytes that PyTorch's CPU allocator hands out during a call, above what was there before it.
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that PyTorch's allocator hands out on a device during a call, above what was there before it.
 
-    This is what `torch.cuda.max_memory_allocated` is on a GPU. The growth of the process (RSS) would not do: freed
-    memory stays with the process, so that the second model of a run seems to need none. Buffers that libraries
-    allocate by themselves (oneDNN's scratch) are not seen.
+    On a CPU the growth of the process (RSS) would not do: freed memory stays with the process, so that the second
+    model of a run seems to need none. Buffers that libraries allocate by themselves (oneDNN's scratch) are not seen.
     """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     # the profiler's C++ library writes its stages to stderr unless set otherwise before its first use
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from torch.profiler import ProfilerActivity, profile

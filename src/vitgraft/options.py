@@ -21,11 +21,9 @@ from pydantic import (
 from torch import nn
 from typing_extensions import is_typeddict
 
-from vitgraft.config import GraftConfig
-
 __all__ = [
-    "BelowOne", "Count", "Fraction", "GraftOptions", "Limits", "Model", "ModelOptions", "NonNegative", "Optimizer",
-    "Positive", "Range", "Sizes", "WholeNumber", "close", "parameters_of", "type_errors", "value_errors",
+    "BelowOne", "Count", "Fraction", "Limits", "Model", "ModelOptions", "NonNegative", "Optimizer",
+    "Positive", "Range", "Sizes", "WholeNumber", "close", "closest", "parameters_of", "type_errors", "value_errors",
 ]  # fmt: skip
 
 
@@ -56,9 +54,24 @@ Count = Annotated[int, Limits("from 1 up", (Ge(1), Strict()))]
 WholeNumber = Annotated[int, Limits("from 0 up", (Ge(0), Strict()))]
 
 
+def closest(name: str, known: Sequence[str], count: int = 5) -> list[str]:
+    """The known names that are like a name or begin like it ("deit_tny": deit_tiny_patch16_224), the likest first."""
+    matcher = difflib.SequenceMatcher(b=name)
+
+    def likeness(other: str) -> float:
+        scores = []
+        for text in (other, other[: len(name) + 1]):
+            matcher.set_seq1(text)
+            scores.append(matcher.ratio())
+        return max(scores)
+
+    likely = sorted(((likeness(other), other) for other in known), key=lambda one: (-one[0], len(one[1])))
+    return [other for score, other in likely[:count] if score > 0.6]
+
+
 def close(name: str, known: Sequence[str]) -> str:
     """What was probably meant, as the end of a message."""
-    likely = difflib.get_close_matches(str(name), known, 1)
+    likely = closest(str(name), known, 1)
     return f"did you mean {likely[0]!r}?" if likely else f"there are {', '.join(sorted(known))}"
 
 
@@ -76,7 +89,7 @@ def _known_model(model: Any) -> Any:
     if not isinstance(model, str):
         raise ValueError("should be timm's name of a model, or a torch.nn.Module")
     if ":" not in model and model.split(".")[0] not in (known := list_models()):
-        hints = ", ".join(difflib.get_close_matches(model, known, 5)) or "timm.list_models() lists all"
+        hints = ", ".join(closest(model, known)) or "timm.list_models() lists all"
         raise ValueError(f"timm has no such model: {hints}")
     return model
 
@@ -85,14 +98,9 @@ def _known_optimizer(name: str) -> str:
     from timm.optim import list_optimizers
 
     if name not in (known := list_optimizers()):
-        hints = ", ".join(difflib.get_close_matches(name, known)) or "timm.optim.list_optimizers() lists all"
+        hints = ", ".join(closest(name, known)) or "timm.optim.list_optimizers() lists all"
         raise ValueError(f"timm has no such optimizer: {hints}")
     return name
-
-
-def _graft_options(options: dict[str, Any]) -> dict[str, Any]:
-    GraftConfig.make(options)
-    return options
 
 
 def _model_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +114,6 @@ Range = Annotated[tuple[float, float], AfterValidator(_increasing)]
 Sizes = Annotated[tuple[Count, ...], BeforeValidator(lambda value: (value,) if isinstance(value, int) else value)]
 Model = Annotated[Any, Limits("timm's name of a model, or a torch.nn.Module", (AfterValidator(_known_model),))]
 Optimizer = Annotated[str, Limits("an optimizer of timm", (AfterValidator(_known_optimizer),))]
-GraftOptions = Annotated[dict[str, Any], Limits("options of GraftConfig", (AfterValidator(_graft_options),))]
 ModelOptions = Annotated[dict[str, Any], Limits("options of timm.create_model", (AfterValidator(_model_options),))]
 
 

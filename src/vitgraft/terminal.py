@@ -1,8 +1,10 @@
 """Where commands write: lines and tables in the terminal, files, Markdown, and a progress bar."""
 
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vitgraft.errors import MissingExtraError
 
@@ -118,12 +120,23 @@ class Progress:
             self.bar.stop()
 
 
+def short_name(name: str, longest: int | None = None) -> str:
+    """The first of the synonyms that a class name of ImageNet or ADE20K lists, cut to `longest` characters."""
+    name = name.split(",")[0].strip() or name
+    return name if longest is None or len(name) <= longest else name[: longest - 1] + "…"
+
+
 def write(path: Path | None, text: str) -> None:
     """Writes a text to a file, or to stdout."""
     if path is None:
         sys.stdout.write(text)
     else:
         path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | None, values: Any) -> None:
+    """Writes values as JSON to a file, or to stdout."""
+    write(path, json.dumps(values, indent=1) + "\n")
 
 
 def warn(text: str) -> None:

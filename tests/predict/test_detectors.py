@@ -86,12 +86,12 @@ def test_terminal_alone_and_options_of_other_tasks(detector, photos, capsys):
     code, out, _ = predict(capsys, "--ckpt", "RUN", photos)
     assert code == 0 and "bolt (1)" in out and "nut" not in out  # below the score of 0.5
     assert predict(capsys, "--ckpt", "RUN", photos / "broken.jpg")[0] == 1
-    for words, named in (
+    for arguments, named in (
         (["--html", photos / "a.html"], "--pictures DIR"),
         (["--score", "2"], "--score=2"),
         (["--top", "3"], "--top=3"),
     ):
-        code, _, err = predict(capsys, "--ckpt", "RUN", photos, *words)
+        code, _, err = predict(capsys, "--ckpt", "RUN", photos, *arguments)
         assert code == 2 and named in err
 
 

@@ -97,7 +97,7 @@ def test_a_grafted_run_in_python(tmp_path, photos):
 
 def test_bad_requests_write_nothing(capsys, tmp_path, photos):
     ckpt = checkpoint(tmp_path / "run" / "best.ckpt", tiny())
-    for words, message in (
+    for arguments, message in (
         ([photos / "none.jpg"], "no such file or folder"),
         ([photos, "--output", tmp_path / "p.txt"], "must end in .csv or .json"),
         ([photos, "--output", tmp_path / "none" / "p.csv"], "does not exist"),
@@ -108,7 +108,7 @@ def test_bad_requests_write_nothing(capsys, tmp_path, photos):
         ([photos, "--full-size"], "--full-size=True"),
         ([photos, "--score", "0.5"], "--score=0.5"),
     ):
-        code, _, err = predict(capsys, "--ckpt", ckpt, *words)
+        code, _, err = predict(capsys, "--ckpt", ckpt, *arguments)
         assert code == 2 and message in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "run"]
 
@@ -173,9 +173,9 @@ class Page(HTMLParser):
 
 def test_the_page_has_everything_inside(capsys, tmp_path, photos):
     ckpt = checkpoint(tmp_path / "run" / "best.ckpt", tiny())
-    words = ["--ckpt", ckpt, photos, "--html", tmp_path / "sheet.html", "--output", tmp_path / "p.csv"]
-    assert predict(capsys, *words)[0] == 0
-    text = (tmp_path / "sheet.html").read_text()
+    arguments = ["--ckpt", ckpt, photos, "--html", tmp_path / "page.html", "--output", tmp_path / "p.csv"]
+    assert predict(capsys, *arguments)[0] == 0
+    text = (tmp_path / "page.html").read_text()
     page = Page(text)
     assert page.open == []
     assert not re.search(r'(src|href)="(?!data:image/jpeg;base64,|#)', text)  # nothing to be fetched
@@ -189,9 +189,9 @@ def test_the_page_has_everything_inside(capsys, tmp_path, photos):
     assert len(page.all("img")) == 4 and "broken.png" in text
     options = [option["value"] for option in page.all("option")]
     assert {card["data-class"] for card in cards} <= set(options)
-    code, out, _ = predict(capsys, *words, "--html-images", 1)
+    code, out, _ = predict(capsys, *arguments, "--html-images", 1)
     assert code == 0 and "--html-images" in out
-    assert len(Page((tmp_path / "sheet.html").read_text()).all("figure")) == 1
+    assert len(Page((tmp_path / "page.html").read_text()).all("figure")) == 1
 
 
 def test_the_page_is_safe_and_counts_what_it_does_not_show(tmp_path):

@@ -83,14 +83,14 @@ def test_everything_that_predict_writes(run, images, tmp_path, capsys):
 def test_predict_in_the_terminal_and_wrong_requests(run, images, capsys):
     code, out, _ = predict(capsys, "--ckpt", run, images / "a.png")
     assert code == 0 and "64 x 64" in out
-    for words, named in (
+    for arguments, named in (
         (["--html", images / "x.html"], "--pictures DIR"),
         (["--weights", "ema"], "no averaged weights"),
         (["--stride", "32"], "--stride=32"),
         (["--scales", "0,1"], "--scales=[0.0, 1.0]"),
         (["--score", "0.5"], "--score=0.5"),
     ):
-        code, _, err = predict(capsys, "--ckpt", run, images, *words)
+        code, _, err = predict(capsys, "--ckpt", run, images, *arguments)
         assert code == 2 and named in err
     assert predict(capsys, "--ckpt", run, images / "broken.jpg")[0] == 1
 
@@ -101,8 +101,8 @@ def test_as_the_evaluation_and_as_the_command_line_asks(run, images, tmp_path, c
     pixels = segmenter.preprocessing.standardize(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
     (found,) = segmenter.predict([image])
     assert np.array_equal(found, infer(segmenter.model, pixels[None])[0].argmax(0))
-    words = ["--scales", "0.5,1", "--flip", "--window", 48, "--pictures", tmp_path, "--output", tmp_path / "a.json"]
-    assert predict(capsys, "--ckpt", run, images / "more/a.jpg", *words)[0] == 0
+    arguments = ["--scales", "0.5,1", "--flip", "--window", 48, "--pictures", tmp_path, "--output", tmp_path / "a.json"]
+    assert predict(capsys, "--ckpt", run, images / "more/a.jpg", *arguments)[0] == 0
     expected = infer(segmenter.model, pixels[None], 48, scales=(0.5, 1.0), flip=True)[0].argmax(0)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "labels/a.png")), expected)
     values = json.loads((tmp_path / "a.json").read_text())
@@ -111,12 +111,12 @@ def test_as_the_evaluation_and_as_the_command_line_asks(run, images, tmp_path, c
 
 @pytest.mark.slow
 def test_two_processes_count_each_image_once(run, tmp_path):
-    words = ["validate", "--config", str(run.parent / "tiny.yaml"), "--ckpt_path", str(run / "best.ckpt")]
-    words += ["--data.val_scenes", "5", "--out"]
-    assert main([*words, str(tmp_path / "one")]) == 0
-    words += [str(tmp_path / "two"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    arguments = ["validate", "--config", str(run.parent / "tiny.yaml"), "--ckpt_path", str(run / "best.ckpt")]
+    arguments += ["--data.val_scenes", "5", "--out"]
+    assert main([*arguments, str(tmp_path / "one")]) == 0
+    arguments += [str(tmp_path / "two"), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     done = subprocess.run(
-        [sys.executable, "-m", "vitgraft", *words],
+        [sys.executable, "-m", "vitgraft", *arguments],
         capture_output=True,
         text=True,
         timeout=300,

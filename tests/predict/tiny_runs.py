@@ -1,4 +1,4 @@
-"""What the tests of predictions share: a tiny classifier in a checkpoint, image files, and the command."""
+"""Used by the tests of predictions: a tiny classifier in a checkpoint, image files, and the command."""
 
 import numpy as np
 import timm

@@ -2,19 +2,14 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
+from conftest import run_main
 
 from reproduction.__main__ import main
 
-
-def run(capsys, *words):
-    """Exit code, stdout and stderr of the command line."""
-    try:
-        code = main(words)
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+run = partial(run_main, main)
 
 
 @pytest.mark.parametrize("command", ["tables", "figures", "results", "zoo"])
@@ -27,18 +22,18 @@ def test_help_teaches(capsys, command):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["tables", "--table", "2", "9"], "--table 9: there are 1, 2, 3, 4, 5, 6, 7, 8, A"),
         (["tables", "--output", "/nowhere/t.md"], "the folder /nowhere does not exist"),
         (["zoo"], "/nowhere/conformance: no such folder"),
     ],
 )
-def test_errors_have_no_traceback(capsys, monkeypatch, words, message):
+def test_errors_have_no_traceback(capsys, monkeypatch, arguments, message):
     monkeypatch.setenv("VITGRAFT_SHARED", "/nowhere")
-    code, out, err = run(capsys, *words)
+    code, out, err = run(capsys, *arguments)
     assert code == 2 and message in err and out == "" and "Traceback" not in err
-    assert err.startswith(f"python -m reproduction {words[0]}: error: ")
+    assert err.startswith(f"python -m reproduction {arguments[0]}: error: ")
 
 
 def test_tables_need_no_rich_for_files(capsys, monkeypatch, tmp_path):

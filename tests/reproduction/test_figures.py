@@ -113,7 +113,7 @@ def test_bad_requests(arguments, message, tmp_path, capsys):
 
 
 def test_an_empty_folder_of_photos(tmp_path):
-    with pytest.raises(ValueError, match="no image here"):
+    with pytest.raises(ValueError, match="no image found"):
         load_photos(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.jpg: .*not an image"):

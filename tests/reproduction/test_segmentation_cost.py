@@ -44,8 +44,8 @@ def test_mac_grow_linearly():
 
 
 def test_command(tmp_path, capsys):
-    words = ["--sides", "64", "96", "--measure", "64", "--repeats", "1", "--num-classes", "3"]
-    assert main([*words, "--output", str(tmp_path / "growth.json")]) == 0
+    arguments = ["--sides", "64", "96", "--measure", "64", "--repeats", "1", "--num-classes", "3"]
+    assert main([*arguments, "--output", str(tmp_path / "growth.json")]) == 0
     record = json.loads((tmp_path / "growth.json").read_text())
     small, large = record["rows"]
     assert record["kind"] == "mac_growth" and record["machine"]["device"] == "cpu"

@@ -1,4 +1,4 @@
-"""Table 8 is read off the models, and says what the paper says."""
+"""Table 8 is read off the models, and equals the paper's."""
 
 import pytest
 import timm
@@ -13,8 +13,8 @@ SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_head
 
 def test_table_8_agrees_but_for_one_word():
     rows = {row.paper.label: row for row in count_table(TABLES["8"])}
-    odd = {label for label, row in rows.items() if not row.within_tolerance}
-    assert odd == {"RegionViT-S"} and rows["RegionViT-S"].paper.note
+    different = {label for label, row in rows.items() if not row.within_tolerance}
+    assert different == {"RegionViT-S"} and rows["RegionViT-S"].paper.note
     assert rows["RegionViT-S"].here == Structure("Pyramid", "2", "Attention over both")
 
 

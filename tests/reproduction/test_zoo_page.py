@@ -1,4 +1,4 @@
-"""docs/zoo.md says what the code says."""
+"""docs/zoo.md agrees with the code."""
 
 import re
 from pathlib import Path

@@ -91,10 +91,10 @@ def test_unknown_models_are_found_before_anything_is_measured():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtypes": ("float16",)}, "dtypes='float16': one of float32, bfloat16"),
-        ({"modes": ("eval",)}, "modes='eval'"),
-        ({"rounds": 0}, "rounds=0: at least 1"),
-        ({"fused_attn": "yes"}, "fused_attn='yes': one of fastest, on, off"),
+        ({"dtypes": ("float16",)}, r"dtypes\[0\]='float16': should be 'float32' or 'bfloat16'"),
+        ({"modes": ("eval",)}, r"modes\[0\]='eval'"),
+        ({"rounds": 0}, "rounds=0: should be greater than or equal to 1"),
+        ({"fused_attn": "yes"}, "fused_attn='yes': should be 'fastest', 'on' or 'off'"),
     ],
 )
 def test_config_errors(options, message):
@@ -103,7 +103,7 @@ def test_config_errors(options, message):
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_fused_attention_switch_reaches_swin_and_is_put_back(on):
+def test_fused_attention_switch_applies_to_swin_and_is_restored(on):
     before = timm.layers.use_fused_attn(), timm.layers.use_fused_attn(experimental=True)
     with fused_attention(on):
         model = timm.create_model("swin_tiny_patch4_window7_224", depths=(1,), num_heads=(3,))

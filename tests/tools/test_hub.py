@@ -120,14 +120,14 @@ def test_run_as_onnx(run, tmp_path, capsys):
 @one_run
 def test_what_is_refused(run, tmp_path, capsys):
     folder, _ = run
-    for words, message in (
+    for arguments, message in (
         ([str(folder), str(folder)], "is not empty"),
         ([str(tmp_path / "none.ckpt"), str(tmp_path / "x")], "none.ckpt"),
         ([str(folder), str(tmp_path / "x"), "--num-classes", "3"], "a run knows its own"),
         ([str(folder), str(tmp_path / "x"), "--opset", "20"], "ends in .onnx"),
         (["deit_tiny_patch16_224", str(tmp_path / "x"), "--weights", "ema"], "--weights is for a run"),
     ):
-        assert cli.main(["export", *words]) == 2
+        assert cli.main(["export", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
@@ -137,6 +137,27 @@ def test_nothing_is_left_of_an_export_that_does_not_load(tmp_path):
     with pytest.raises(CheckpointError, match="timm can't load the export"):
         hub.export_hub(model, tmp_path / "out", "resnet10t", {}, Preprocessing((32, 32)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tied_and_channels_last_weights_are_exported(tmp_path):
+    """Tied tensors are in the file under each of their names, as timm wants them, and tied again where it is loaded."""
+
+    @timm.models.register_model
+    def vit_of_tied_blocks(pretrained=False, **options):
+        model = timm.create_model("vit_tiny_patch16_224", pretrained, **options)
+        model.blocks[1].mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
+        model.blocks[1].norm1 = model.blocks[0].norm1
+        return model
+
+    try:
+        model = vit_of_tied_blocks(num_classes=2, **SMALL).to(memory_format=torch.channels_last)
+        hub.export_hub(model, tmp_path / "out", "vit_of_tied_blocks", SMALL, Preprocessing((32, 32)))
+        loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    finally:
+        timm.models._registry._model_entrypoints.pop("vit_of_tied_blocks")
+    assert loaded.blocks[1].norm1 is loaded.blocks[0].norm1
+    assert torch.equal(loaded.patch_embed.proj.weight, model.patch_embed.proj.weight)
+    assert model.state_dict()["blocks.1.norm1.weight"].data_ptr() == model.blocks[0].norm1.weight.data_ptr()
 
 
 def test_the_name_grafted():

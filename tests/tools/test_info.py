@@ -1,4 +1,4 @@
-"""What `vitgraft info` says about grafted models."""
+"""What `vitgraft info` prints of grafted models."""
 
 import io
 

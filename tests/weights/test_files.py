@@ -65,9 +65,9 @@ def test_damage_is_recognised_and_the_previous_one_used(path, harm, capsys):
     found, used = files.read_or_previous(path)
     assert found["epoch"] == 1
     assert used.name == "last-previous.ckpt"
-    said = capsys.readouterr()
-    assert said.err.startswith(f"warning: {path}") and said.err.count("\n") == 1 and not said.out
-    assert "last-previous.ckpt (epoch 1, step 10)" in said.err
+    output = capsys.readouterr()
+    assert output.err.startswith(f"warning: {path}") and output.err.count("\n") == 1 and not output.out
+    assert "last-previous.ckpt (epoch 1, step 10)" in output.err
 
 
 def test_every_bit_and_length_counts_or_changes_nothing(path):
@@ -248,12 +248,12 @@ def test_what_is_no_run(tmp_path):
 def test_missing_files_are_named_with_the_option_and_what_is_there(tmp_path):
     (tmp_path / "one").mkdir()
     files.write(content(1), tmp_path / "one" / "best.ckpt")
-    for given, words in (
+    for given, message in (
         (tmp_path / "one" / "none.ckpt", r"none\.ckpt: no such file or folder; there are .*best\.ckpt"),
         (tmp_path, r"neither a run.*there are checkpoints in .*one"),
         (f"local-dir:{tmp_path}/nothing", "no such file or folder"),
     ):
-        with pytest.raises(files.MissingCheckpointError, match=f"ckpt_path={given}.*{words}|{words}"):
+        with pytest.raises(files.MissingCheckpointError, match=f"ckpt_path={given}.*{message}|{message}"):
             files.resolve_checkpoint(given, "ckpt_path", names=True)
 
 

@@ -66,7 +66,7 @@ def test_swin_authors_names():
     assert f"{len(report.loaded)} tensors loaded from 'model'" in str(report)
 
 
-def test_official_tiny_conformance_names_reach_timm_swin():
+def test_official_tiny_conformance_names_load_into_timm_swin():
     meta = json.loads(shared("conformance", "swin_tiny_dense_512.json").read_text())
     state = {name: torch.randn(shape) for name, shape, dtype in meta["state_dict"] if dtype.startswith("float")}
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0)
@@ -304,7 +304,7 @@ def remove(name):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         (remove("norm.weight"), r"1 tensors of the model are missing \(norm.weight\)"),
         (remove("head.weight"), "num_classes=0"),
@@ -315,10 +315,10 @@ def remove(name):
         (lambda s: [s], "not a list"),
     ],
 )
-def test_what_does_not_fit_changes_nothing(change, words):
+def test_what_does_not_fit_changes_nothing(change, message):
     model = swin(2)
     check = unchanged(model)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         load_official(model, change(as_authors(swin(1))))
     check()
 
@@ -372,7 +372,7 @@ def as_adapter(state):
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (as_mmdet, "own names of mmdetection or mmsegmentation.*The Swin authors' file"),
         (as_transformers, "Hugging Face transformers.*timm's names"),
@@ -385,10 +385,10 @@ def as_adapter(state):
     ],
     ids=["mmdetection", "transformers", "peft", "cswin", "pvt", "resnet", "detector", "optimizer"],
 )
-def test_a_file_of_something_else_is_an_error_also_when_not_strict(change, words, strict):
+def test_a_file_of_something_else_is_an_error_also_when_not_strict(change, message, strict):
     model = swin(2)
     check = unchanged(model)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         load_official(model, change(swin(1).state_dict()), strict)
     assert "strict=False" not in str(caught.value)
     check()
@@ -441,7 +441,7 @@ def test_grafts_of_blocks_that_the_model_leaves_out_are_named_with_the_option():
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_grafts_that_transformers_saved_under_other_names(tmp_path, strict):
-    """The error says why and what to do; what it says works."""
+    """The error gives the reason and what to do, which works."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=32,

@@ -1,13 +1,12 @@
 """What the sub-commands have in common."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vitgraft.errors import CommandError, TrainingError, VitgraftError
-from vitgraft.terminal import console, write
+from vitgraft.terminal import console, write, write_json
 
 FORMATS = ("terminal", "markdown", "json")
 
@@ -80,7 +79,7 @@ def print_as(args: argparse.Namespace, terminal: Callable, markdown: Callable, v
     elif chosen == "markdown":
         write(args.output, markdown())
     else:
-        write(args.output, json.dumps(values(), indent=1) + "\n")
+        write_json(args.output, values())
 
 
 def check_output(path: Path | None) -> None:

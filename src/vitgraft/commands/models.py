@@ -1,23 +1,14 @@
 """Commands about models: info, bench, export, families."""
 
 import argparse
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from vitgraft.commands.common import MODEL_HELP, add_command, add_format, check_output, positive, print_as
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress, console, write
+from vitgraft.terminal import Progress, console, write_json
 
-__all__ = ["add_commands"]
-
-
-def add_commands(commands) -> None:
-    """Adds these commands to the parser's sub-commands."""
-    _add_info(commands)
-    _add_bench(commands)
-    _add_export(commands)
-    _add_families(commands)
+__all__ = ["COMMANDS"]
 
 
 def _add_info(commands) -> None:
@@ -111,15 +102,14 @@ def _add_export(commands) -> None:
             "    --checkpoint best.safetensors --num-classes 10",
         ],
     )
-    parser.add_argument("model", metavar="SOURCE")
-    parser.add_argument("output", type=Path, metavar="FOLDER|OUT.onnx")
-    parser.add_argument(
-        "--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)"
-    )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
-    parser.add_argument("--num-classes", type=positive, metavar="N", help="classes of the checkpoint (default: 1000)")
-    parser.add_argument("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
-    parser.add_argument("--opset", type=positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
+    add = parser.add_argument
+    add("model", metavar="SOURCE")
+    add("output", type=Path, metavar="FOLDER|OUT.onnx")
+    add("--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)")
+    add("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
+    add("--num-classes", type=positive, metavar="N", help="classes of the checkpoint (default: 1000)")
+    add("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
+    add("--opset", type=positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
 
 
 def _add_families(commands) -> None:
@@ -164,7 +154,7 @@ def _bench(args: argparse.Namespace) -> int:
         result = bench.bench(args.models, config, step)
     bench.print_terminal(result, out)
     if args.output:
-        write(args.output, json.dumps(result, indent=1) + "\n")
+        write_json(args.output, result)
     return 0
 
 
@@ -252,3 +242,7 @@ def _families(args: argparse.Namespace) -> int:
         lambda: {"kind": "families", "families": [{**asdict(result), "ok": result.ok} for result in results]},
     )
     return 0
+
+
+COMMANDS = (_add_info, _add_bench, _add_export, _add_families)
+"""What adds each command to the sub-commands of a parser, in the order of the help."""

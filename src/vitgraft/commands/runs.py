@@ -7,14 +7,7 @@ from vitgraft.commands.common import add_command, add_format, check_output, posi
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress
 
-__all__ = ["add_commands"]
-
-
-def add_commands(commands) -> None:
-    """Adds these commands to the parser's sub-commands."""
-    _add_check_data(commands)
-    _add_predict(commands)
-    _add_demo(commands)
+__all__ = ["COMMANDS"]
 
 
 def _add_check_data(commands) -> None:
@@ -37,19 +30,18 @@ def _add_check_data(commands) -> None:
             "vitgraft check-data 'https://host/train-{0000..0127}.tar' --workers 8",
         ],
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument(
-        "--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco"
-    )
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH")
+    add("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco")
+    add("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
+    add(
         "--imbalance",
         type=float,
         default=10.0,
         metavar="X",
         help="warn where the largest class has more than X times the images of the smallest (default: 10)",
     )
-    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    add("--strict", action="store_true", help="exit code 1 for warnings too")
     labels = parser.add_argument_group("label maps of semantic segmentation (ADE20K's layout)")
     labels.add_argument(
         "--reduce-zero-label",
@@ -76,7 +68,7 @@ def _add_predict(commands) -> None:
         "Images that can't be read are named, and do not stop the others.",
         [
             "vitgraft predict --ckpt runs/NAME photos/",
-            "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html sheet.html",
+            "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html page.html",
             "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
             "vitgraft predict --ckpt runs/SEGMENTER photos/ --pictures out --output areas.csv",
             "vitgraft predict --ckpt runs/DETECTOR photos/ --pictures out --output objects.json",
@@ -146,12 +138,11 @@ def _add_demo(commands) -> None:
         "minutes on a CPU, and writes a report that opens in a browser.",
         ["vitgraft demo", "vitgraft demo --steps 20 --out runs/demo_short"],
     )
-    parser.add_argument(
-        "--out", default="runs/demo", help="folder of report.html and results.json (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="scenes, initial weights, batch order (default: 0)")
-    parser.add_argument("--steps", type=positive, default=700, help="optimizer steps of each model (default: 700)")
-    parser.add_argument("--no-report", action="store_true", help="train and print the table only")
+    add = parser.add_argument
+    add("--out", default="runs/demo", help="folder of report.html and results.json (default: %(default)s)")
+    add("--seed", type=int, default=0, help="scenes, initial weights, batch order (default: 0)")
+    add("--steps", type=positive, default=700, help="optimizer steps of each model (default: 700)")
+    add("--no-report", action="store_true", help="train and print the table only")
 
 
 def _check_data(args: argparse.Namespace) -> int:
@@ -202,3 +193,7 @@ def _demo(args: argparse.Namespace) -> int:
     command = f"vitgraft demo --seed {args.seed}{steps}"
     run_demo(args.out, DemoOptions(seed=args.seed, steps=args.steps), not args.no_report, command)
     return 0
+
+
+COMMANDS = (_add_check_data, _add_predict, _add_demo)
+"""What adds each command to the sub-commands of a parser, in the order of the help."""

@@ -8,12 +8,13 @@ import numpy as np
 
 from vitgraft.errors import MissingExtraError
 from vitgraft.metrics.base import fractions, most_confused
+from vitgraft.terminal import short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_figure", "precision_recall_figure", "reliability_figure", "save_figure"]
+__all__ = ["confusion_figure", "figure_class", "precision_recall_figure", "reliability_figure", "save_figure"]
 
 ANNOTATED = 20  # up to so many classes each cell has its number
 NAMED = 60  # up to so many each row has its name; beyond, neighbouring classes share a row
@@ -50,7 +51,7 @@ def confusion_figure(
 
     with_pairs = classes > ANNOTATED
     side = 9.5 if with_pairs else max(5.5, 1.8 + 0.45 * classes)
-    figure = _figure_class()(figsize=(side * (1.85 if with_pairs else 1.0), side), layout="constrained")
+    figure = figure_class()(figsize=(side * (1.85 if with_pairs else 1.0), side), layout="constrained")
     if with_pairs:
         axes, beside = figure.subplots(1, 2, width_ratios=(1.45, 1))
         _draw_pairs(beside, confusion, class_names, noun)
@@ -98,7 +99,7 @@ def reliability_figure(counts: np.ndarray, correct: np.ndarray, confidences: np.
         confidences: (bins,) sum of their confidences.
         title: Of the figure.
     """
-    figure = _figure_class()(figsize=(5.4, 6.2), layout="constrained")
+    figure = figure_class()(figsize=(5.4, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     edges = np.arange(len(counts)) / len(counts)
     accuracy, confidence = fractions(correct, counts), fractions(confidences, counts)
@@ -130,7 +131,7 @@ def precision_recall_figure(curves: Mapping[str, np.ndarray], title: str = "") -
         curves: Of "box" and "mask" precision (10 IoUs, 101 recalls).
         title: Of the figure.
     """
-    figure = _figure_class()(figsize=(4.6 * len(curves), 4.2), layout="constrained")
+    figure = figure_class()(figsize=(4.6 * len(curves), 4.2), layout="constrained")
     for axes, (kind, precision) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         for index in (0, 5, 8):
             label = f"IoU {0.5 + 0.05 * index:.2f}: AP {precision[index].mean():.1%}"
@@ -142,8 +143,12 @@ def precision_recall_figure(curves: Mapping[str, np.ndarray], title: str = "") -
     return figure
 
 
-def _figure_class() -> "type[Figure]":
-    """matplotlib's Figure itself: unlike pyplot it touches no window and no global state."""
+def figure_class() -> "type[Figure]":
+    """matplotlib's Figure itself: unlike pyplot it touches no window and no global state.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -153,9 +158,8 @@ def _figure_class() -> "type[Figure]":
 
 def shortened(name: str, length: int = LONGEST_NAME) -> str:
     """A class name that fits beside a figure: its first synonym, cut where it is still too long."""
-    name = name.split(",")[0].strip() or name
     # matplotlib would set what stands between two dollar signs as mathematics
-    return (name if len(name) <= length else name[: length - 1] + "…").replace("$", r"\$")
+    return short_name(name, length).replace("$", r"\$")
 
 
 def _percent(value: float) -> str:

@@ -183,9 +183,3 @@ def preprocessing_options(hyper_parameters: Mapping[str, Any], kind: type) -> di
 def class_names_of(hyper_parameters: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names of a run, or numbers."""
     return tuple(hyper_parameters.get("class_names") or map("class {}".format, range(hyper_parameters["num_classes"])))
-
-
-def short_name(name: str, longest: int | None = None) -> str:
-    """The first of the synonyms that a class name of ImageNet or ADE20K lists, cut to `longest` characters."""
-    name = name.split(",")[0].strip() or name
-    return name if longest is None or len(name) <= longest else name[: longest - 1] + "…"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vitgraft.data.transforms import Preprocessing, Transform, eval_transform, model_preprocessing
-from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options, short_name
+from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options
+from vitgraft.terminal import short_name
 from vitgraft.weights.create import build_model
 
 __all__ = ["Classifier"]

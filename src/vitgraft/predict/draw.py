@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from vitgraft.predict.base import short_name
+from vitgraft.terminal import short_name
 
 __all__ = ["draw_classes", "draw_detections", "overlay", "palette", "resized"]
 

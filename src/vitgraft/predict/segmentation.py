@@ -17,8 +17,9 @@ from vitgraft.data.segmentation_transforms import EvalTransform, SegmentationPre
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.sliding_window import infer, infer_rows, window_errors
 from vitgraft.models.upernet import UperNet
-from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options, short_name
+from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options
 from vitgraft.predict.draw import draw_classes
+from vitgraft.terminal import short_name
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["NO_CLASS", "Segmenter", "best_classes"]
@@ -57,8 +58,8 @@ class Segmenter(Predictor):
     memory_hint: ClassVar = "--window N predicts it in windows"
 
     def __post_init__(self) -> None:
-        if wrong := window_errors(self.window, self.stride, self.scales):
-            raise ValueError("; ".join(wrong))
+        if errors := window_errors(self.window, self.stride, self.scales):
+            raise ValueError("; ".join(errors))
         if self.full_size:
             self.preprocessing = replace(self.preprocessing, short_side=None, long_side=None)
 

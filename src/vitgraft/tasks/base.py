@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from vitgraft.config import GraftOptions
 from vitgraft.errors import MissingExtraError, RecipeError, VitgraftError
 from vitgraft.grafting import train_grafts_only
 from vitgraft.metrics.base import Report
@@ -19,7 +20,6 @@ from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.options import (
     BelowOne,
     Count,
-    GraftOptions,
     Model,
     ModelOptions,
     NonNegative,

@@ -14,8 +14,7 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,22 +22,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitgraft.errors import CommandError
-from vitgraft.machine import cpu_peak_bytes, describe, matmul_rate, synchronize, timed
+from vitgraft.machine import matmul_rate, peak_bytes, record, timed
 from vitgraft.models.spec import ModelSpec, input_size_of
+from vitgraft.options import Count, Positive, type_errors
 from vitgraft.terminal import print_table
 from vitgraft.tools.count import count_macs, count_params
 from vitgraft.weights.create import create_at
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MODES = ("infer", "train")
-FUSED_ATTN = ("fastest", "on", "off")
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
-MEMORY_NOTE = {
-    "cuda": "most that PyTorch's allocator held for the model: weights, gradients, optimizer state, activations",
-    "cpu": "weights and optimizer state plus the most that PyTorch's allocator handed out during a step; what "
-    "libraries allocate by themselves (oneDNN's scratch) is not seen",
-}
+MEMORY_NOTE = (
+    "weights and optimizer state plus the most that PyTorch's allocator handed out during a step; what libraries "
+    "allocate by themselves (oneDNN's scratch) is not seen"
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,8 @@ class BenchConfig:
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
-        dtypes: Of `DTYPES`; bfloat16 is autocast.
-        modes: Of `MODES`.
+        dtypes: "bfloat16" is autocast.
+        modes: Forward passes, or training steps.
         batch_size: Images per step.
         img_size: Side of the square images; None takes each model's own size.
         rounds: How often each model is timed.
@@ -56,7 +53,7 @@ class BenchConfig:
         compile: Whether the models run through `torch.compile`.
         fused_attn: timm's switch for fused attention while the models are made and run: "on" includes paths that
             timm calls experimental (Swin's), "off" is attention written out, "fastest" tries both for every model.
-        optimizer: Of `OPTIMIZERS`, for the training step.
+        optimizer: Of the training step.
         memory: Whether to measure the peak memory, which takes one more step per model.
 
     Raises:
@@ -64,35 +61,19 @@ class BenchConfig:
     """
 
     device: str = "cpu"
-    dtypes: tuple[str, ...] = ("float32",)
-    modes: tuple[str, ...] = ("infer",)
-    batch_size: int = 16
-    img_size: int | None = None
-    rounds: int = 10
-    round_seconds: float = 1.0
+    dtypes: Sequence[Literal["float32", "bfloat16"]] = ("float32",)
+    modes: Sequence[Literal["infer", "train"]] = ("infer",)
+    batch_size: Count = 16
+    img_size: Count | None = None
+    rounds: Count = 10
+    round_seconds: Positive = 1.0
     compile: bool = False
-    fused_attn: str = "fastest"
-    optimizer: str = "adamw"
+    fused_attn: Literal["fastest", "on", "off"] = "fastest"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     memory: bool = True
 
     def __post_init__(self) -> None:
-        choices = (
-            ("dtypes", self.dtypes, DTYPES),
-            ("modes", self.modes, MODES),
-            ("fused_attn", [self.fused_attn], FUSED_ATTN),
-            ("optimizer", [self.optimizer], OPTIMIZERS),
-        )
-        errors = [
-            f"{name}={value!r}: one of {', '.join(allowed)}"
-            for name, values, allowed in choices
-            for value in values
-            if value not in allowed
-        ]
-        errors += [
-            f"{name}={getattr(self, name)!r}: at least 1"
-            for name in ("batch_size", "rounds")
-            if getattr(self, name) < 1
-        ]
+        errors = type_errors(BenchConfig, vars(self))
         try:
             device = torch.device(self.device)
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -152,14 +133,8 @@ def bench(
     for mode in config.modes:
         for dtype in config.dtypes:
             results += _compare(parsed, make, mode, dtype, device, config, report)
-    return {
-        "kind": "bench",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe(device),
-        "config": asdict(config),
-        "memory": MEMORY_NOTE[device.type] if config.memory else "not measured",
-        "results": results,
-    }
+    memory = MEMORY_NOTE if config.memory else "not measured"
+    return record("bench", device, config=asdict(config), memory=memory, results=results)
 
 
 def _whole_model(spec: ModelSpec, img_size: int | None) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -221,10 +196,6 @@ def _entry(
     spec: ModelSpec, make: Make, fused: bool, mode: str, dtype: str, device: torch.device, config: BenchConfig
 ) -> Entry:
     _free(device)
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
     model, input_size = make(spec)
     model = model.to(device)
     images = torch.randn(config.batch_size, *input_size, device=device)
@@ -256,14 +227,10 @@ def _entry(
         optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=1e-5)
     one = Entry(spec, fused, model, step, input_size)
     step()  # makes the optimizer's state
-    if config.memory and on_gpu:
-        step()
-        synchronize(device)
-        one.peak_bytes = torch.cuda.max_memory_allocated(device) - before
-    elif config.memory:
+    if config.memory:
         # without the release of the gradients, which the profiler would see as memory of unknown size
         held = _tensor_bytes(model, optimizer)
-        one.peak_bytes = held + cpu_peak_bytes(update if mode == "train" else infer)
+        one.peak_bytes = held + peak_bytes(update if mode == "train" else infer, device)
         model.zero_grad()
     return one
 

@@ -5,29 +5,30 @@ trains in minutes. Small digits of one class lie on the left of a scene and of a
 the middle, 0 or 1, selects the side of the label.
 """
 
-import json
 import logging
-import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from vitgraft.data.digits import DigitScenes
-from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import graft
-from vitgraft.machine import describe, timed
-from vitgraft.terminal import console, print_table
-from vitgraft.tools.count import count_macs, count_params
+from vitgraft.machine import record
+from vitgraft.tasks.classification import Classification
+from vitgraft.terminal import Progress, console, print_table, write_json
+from vitgraft.tools.bench import BenchConfig, bench
 from vitgraft.tools.demo_page import HEADINGS, DemoOptions, DemoResult, write_demo_report
 
 __all__ = ["MODELS", "DemoOptions", "DemoResult", "build_model", "run_demo"]
 
 MODELS = {"full": "full attention", "windows": "windows only", "grafted": "windows + grafts"}
+BENCH = BenchConfig(batch_size=64, rounds=9, round_seconds=0.05, fused_attn="on", memory=False)
 
 
 def build_model(kind: str, options: DemoOptions, image_size: int, num_classes: int) -> nn.Module:
@@ -60,24 +61,16 @@ def build_model(kind: str, options: DemoOptions, image_size: int, num_classes: i
     return graft(model, **window) if kind == "grafted" else model
 
 
-def _throughput(models: dict[str, nn.Module], images: torch.Tensor, rounds: int = 9) -> dict[str, float]:
-    """Images/s of inference, interleaved, median of the rounds."""
-    seconds: dict[str, list[float]] = {kind: [] for kind in models}
-    with torch.inference_mode():
-        for number in range(rounds + 1):
-            for kind, model in models.items():
-                taken = timed(lambda: model(images), 1, images.device)  # noqa: B023
-                if number:  # the first round warms up
-                    seconds[kind].append(taken)
-    return {kind: len(images) / statistics.median(times) for kind, times in seconds.items()}
-
-
-def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, options: DemoOptions) -> DemoResult:
-    """Trains one model with a progress bar."""
+def _train(
+    kind: str,
+    model: nn.Module,
+    train: DigitScenes,
+    test: DigitScenes,
+    options: DemoOptions,
+    report: Callable[[str], None],
+) -> DemoResult:
+    """Trains one model; `report` gets a line about each step."""
     import pytorch_lightning as pl
-    from torch.utils.data import DataLoader
-
-    from vitgraft.tasks.classification import Classification
 
     result = DemoResult(MODELS[kind], 0.0, 0, 0, 0.0, 0.0)
 
@@ -86,25 +79,10 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             result.loss_curve.append((trainer.global_step, float(outputs["loss"])))
+            report(f"{MODELS[kind]}: loss {outputs['loss']:.3f}")
 
         def on_validation_end(self, trainer: Any, module: Any) -> None:
             result.accuracy_curve.append((trainer.global_step, float(trainer.callback_metrics["val/acc"])))
-
-    class Bar(pl.callbacks.TQDMProgressBar):
-        """One line per model instead of one per epoch."""
-
-        def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-            self.train_progress_bar.total = options.steps
-            self.train_progress_bar.initial = 0
-            self.train_progress_bar.set_description(f"{MODELS[kind]:>17}")
-
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            bar = self.train_progress_bar
-            bar.n = trainer.global_step
-            bar.set_postfix({k.split("/")[1]: f"{float(v):.3f}" for k, v in trainer.progress_bar_metrics.items()})
-
-        def init_validation_tqdm(self) -> Any:
-            return pl.callbacks.progress.tqdm_progress.Tqdm(disable=True)
 
     pl.seed_everything(options.seed, verbose=False)
     order = torch.Generator().manual_seed(options.seed)
@@ -118,11 +96,12 @@ def _train(kind: str, model: nn.Module, train: DigitScenes, test: DigitScenes, o
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=False,
         num_sanity_val_steps=0,
         val_check_interval=max(1, options.steps // 10),
         check_val_every_n_epoch=None,
         gradient_clip_val=1.0,
-        callbacks=[Curves(), Bar()],
+        callbacks=[Curves()],
     )
     start = time.perf_counter()
     trainer.fit(module, batches, DataLoader(test, 250))
@@ -146,15 +125,8 @@ def run_demo(
 
     Returns:
         The results by kind, in the order of `MODELS`.
-
-    Raises:
-        MissingExtraError: An extra is not installed.
     """
     out_console = console()
-    try:
-        import pytorch_lightning  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("pytorch-lightning", "train") from error
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*isinstance.treespec.*")
     options = options or DemoOptions()
@@ -165,26 +137,23 @@ def run_demo(
         test = DigitScenes(options.test_scenes, options.seed, "test", cache=True)
     size, classes = train.config.size, train.config.num_classes
     models = {kind: build_model(kind, options, size, classes) for kind in MODELS}
-    results = {kind: _train(kind, models[kind], train, test, options) for kind in MODELS}
-    for model in models.values():
-        model.eval()
-    images = torch.stack([test[i][0] for i in range(min(64, len(test)))])
-    speed = _throughput(models, images)
-    for kind, model in models.items():
-        results[kind].params = count_params(model)
-        results[kind].macs = count_macs(model, (3, size, size))
-        results[kind].images_per_second = speed[kind]
+    with Progress(len(MODELS) * options.steps) as step:
+        results = {kind: _train(kind, models[kind], train, test, options, step) for kind in MODELS}
+    measured = bench(list(MODELS), BENCH, make=lambda spec: (models[spec.name], (3, size, size)))["results"]
+    for result, row in zip(results.values(), measured, strict=True):
+        result.params, result.macs = row["params"], row["macs_per_image"]
+        result.images_per_second = row["images_per_second"]["median"]
     out_console.print("test scenes, equal steps", style="bold")
     print_table(out_console, HEADINGS, [one.texts() for one in results.values()])
-    record = {
-        "what": "demo",
-        "command": command or f"vitgraft demo --seed {options.seed}",
-        "options": asdict(options),
-        "results": {kind: asdict(result) for kind, result in results.items()},
-        "machine": describe(torch.device("cpu")),
-    }
-    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    found = record(
+        "demo",
+        "cpu",
+        command=command or f"vitgraft demo --seed {options.seed}",
+        options=asdict(options),
+        results={kind: asdict(result) for kind, result in results.items()},
+    )
+    write_json(out / "results.json", found)
     if report:
-        path = write_demo_report(out / "report.html", models, results, test, options, record)
+        path = write_demo_report(out / "report.html", models, results, test, options, found)
         out_console.print(f"report: [bold]{path}[/bold] (opens from disk)")
     return results

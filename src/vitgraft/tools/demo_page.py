@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vitgraft.data.digits import DigitScenes
-from vitgraft.errors import MissingExtraError
 from vitgraft.grafting import grafts
+from vitgraft.metrics.figures import figure_class
 from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 if TYPE_CHECKING:
@@ -77,11 +77,7 @@ class DemoResult:
 
 def _figure(size: tuple[float, float], rows: int, columns: int) -> tuple["Figure", Any]:
     """A figure and its axes, rows by columns."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "report") from error
-    figure = Figure(figsize=size)
+    figure = figure_class()(figsize=size)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -240,7 +236,7 @@ mean over {len(images)} test scenes. Covered: fraction of the pixels with more t
 <p class="note"><code>{html.escape(record["command"])}</code>, seed {options.seed}; {options.train_scenes:,} training
 scenes, {options.test_scenes:,} test scenes of other digit scans. torch {machine["torch"]}, timm {machine["timm"]},
 vitgraft {machine["vitgraft"]}, {html.escape(str(machine["device_name"]))}, {machine["threads"]} threads. Speeds are of
-inference in batches of {min(64, len(test))}, measured in turns.</p>
+inference in batches of 64, measured in turns.</p>
 """
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>vitgraft demo</title>

@@ -107,7 +107,11 @@ def export_hub(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name
         config = _config(model, architecture, preprocessing, class_names, weights)
-        save_for_hf(model, new, model_config=config, model_args=dict(arguments), safe_serialization=True)
+        untie = model.register_state_dict_post_hook(_untie)
+        try:
+            save_for_hf(model, new, model_config=config, model_args=dict(arguments), safe_serialization=True)
+        finally:
+            untie.remove()
         # safetensors makes its file for the owner alone; others may read it as they may the one beside it
         shutil.copymode(new / "config.json", new / "model.safetensors")
         _compare(model, new, preprocessing)
@@ -115,6 +119,16 @@ def export_hub(
             folder.rmdir()
         shutil.move(new, folder)
     return HubExport(folder, architecture, weights, model.num_classes)
+
+
+def _untie(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str, metadata: Any) -> None:
+    """Copies what safetensors refuses: a tensor that another one shares memory with, or that is not contiguous."""
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in stored or not tensor.is_contiguous():
+            tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        stored.add(storage)
 
 
 def _config(

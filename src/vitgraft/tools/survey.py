@@ -43,7 +43,7 @@ class FamilyResult:
 
     @property
     def outcome(self) -> str:
-        """In words."""
+        """As text."""
         return "grafted" if self.ok else f"no: {self.reason}"
 
 

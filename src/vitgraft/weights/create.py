@@ -1,6 +1,5 @@
 """Models by timm's names, with their weights: from specs, and for the tasks."""
 
-import difflib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from vitgraft import grafting
 from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
 from vitgraft.models.spec import ModelSpec, input_size_of
+from vitgraft.options import closest
 from vitgraft.weights.official import load_official, short_reason
 
 
@@ -33,7 +33,9 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
     if ":" not in spec.name and not timm.is_model(spec.name.split(".")[0]):
-        raise ModelSpecError(_unknown(spec.name, timm.list_models()))
+        names = closest(spec.name, timm.list_models())
+        hint = f"close names: {', '.join(names)}" if names else "timm.list_models() names all"
+        raise ModelSpecError(f"unknown model {spec.name!r}; {hint}")
     options = {**kwargs, **spec.options}
     file = options.get("checkpoint_path")
     if file and not str(file).endswith(".npz"):  # of JAX, which timm's ViT reads itself
@@ -89,23 +91,6 @@ def create_at(spec: ModelSpec, img_size: int | None, device: str | None = None, 
         if "'img_size'" not in str(error.__cause__):
             raise
         return create(spec, device, **kwargs)
-
-
-def _unknown(name: str, known: list[str]) -> str:
-    matcher = difflib.SequenceMatcher(b=name)
-
-    def likeness(other: str) -> float:
-        # whole names, and beginnings: who types "deit_tny" means deit_tiny_patch16_224
-        scores = []
-        for text in (other, other[: len(name) + 1]):
-            matcher.set_seq1(text)
-            scores.append(matcher.ratio())
-        return max(scores)
-
-    close = sorted(known, key=lambda other: (-likeness(other), len(other)))[:5]
-    close = [other for other in close if likeness(other) > 0.6]
-    hint = f"close names: {', '.join(close)}" if close else "timm.list_models() names all"
-    return f"unknown model {name!r}; {hint}"
 
 
 def build_model(

@@ -148,7 +148,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is an error anyway
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        # the error's own words would advise weights_only=False for damaged files too
+        # the error itself advises weights_only=False for damaged files too
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         if named or is_zip:
             what = named[1] if named else "more than tensors and plain values"

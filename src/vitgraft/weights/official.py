@@ -130,18 +130,14 @@ def check_names_and_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor]
         "tensors of the model are missing": [name for name in own if name not in weights],
         "tensors have no place in the model": [name for name in weights if name not in own],
         "shapes differ": [
-            f"{name} is {tuple(weights[name].shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
+            _shapes(name, weights[name], own)
             for name in own
             if name in weights and weights[name].shape != own[name].shape
         ],
     }
     errors = [f"{len(names)} {label}: {some(names)}" for label, names in lines.items() if names]
     if errors:
-        listed = "\n".join(f"  - {error}" for error in errors)
-        raise CheckpointError(
-            f"the weights do not fit the model, a {type(model).__name__}; nothing was loaded.\n{listed}\n"
-            + describe(weights)
-        )
+        raise _misfit(model, errors, describe(weights))
 
 
 def short_reason(error: BaseException) -> str:
@@ -154,7 +150,7 @@ def short_reason(error: BaseException) -> str:
 
 
 def _misfit(model: nn.Module, errors: Sequence[str], looks: str = "") -> CheckpointError:
-    head = f"the checkpoint does not fit this {type(model).__name__}; nothing was loaded."
+    head = f"the weights do not fit the model, a {type(model).__name__}; nothing was loaded."
     return CheckpointError("\n".join([head, *(f"  - {error}" for error in errors), *([looks] if looks else [])]))
 
 
