@@ -1,5 +1,6 @@
 """README and docs/: their Python runs, and the commands, files and links in them exist."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -31,9 +32,9 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
-def blocks(name: str, language: str) -> list[str]:
+def blocks(name: str, language: str, marked: bool = False) -> list[str]:
     found = CODE.finditer((ROOT / name).read_text())
-    return [block["text"] for block in found if block["language"] == language and not block["marked"]]
+    return [block["text"] for block in found if block["language"] == language and bool(block["marked"]) == marked]
 
 
 def commands(name: str) -> list[list[str]]:
@@ -65,6 +66,14 @@ def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
     if "(NAME)" in text:
         given |= {"NAME": str(_vit(tmp_path / "published")), "DIR": str(tmp_path / "saved")}
     exec(compile(text, name, "exec"), given)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python", marked=True)])
+def test_the_imports_of_a_block_that_does_not_run(name):
+    for text in blocks(name, "python", marked=True):
+        tree = ast.parse(text)
+        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        exec(compile(tree, name, "exec"), {})
 
 
 @pytest.fixture(scope="module")
