@@ -4,7 +4,6 @@ This module needs the `train` extra, and the `detection` extra from the first ev
 trains, never by `import vitgraft`.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +14,7 @@ from typing_extensions import TypedDict
 from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.options import Count, Fraction, Model, Positive, WholeNumber
-from vitgraft.tasks._initial_weights import load_initial_weights, new_parts
-from vitgraft.tasks.base import Task, print_once
+from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detection"]
@@ -78,12 +76,6 @@ class Detection(Task):
     ):
         super().__init__(model, num_classes, **kwargs)
 
-    @classmethod
-    def try_build(cls, values: Mapping[str, Any]) -> None:
-        """As `Task.try_build`."""
-        backbone = build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
-        MaskRCNN(backbone, values.get("num_classes") or 2, **(values.get("detector") or {}))
-
     def setup(self, stage: str) -> None:
         """As `Task.setup`; takes from the data whether there are masks."""
         super().setup(stage)
@@ -93,22 +85,11 @@ class Detection(Task):
         if stage == "fit" and self.hparams.masks and not has_masks:
             raise RecipeError("model.masks=True: the training data has no masks; null or false trains on its boxes")
 
-    def build(self) -> nn.Module:
-        """The detector around the named backbone, with the recipe's initial weights; reports what was loaded."""
+    def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
+        """The detector around the named backbone."""
         h = self.hparams
-        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained and not h.checkpoint_path)
-        masks = h.masks is None or h.masks
-        detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
-        features = detector.backbone.features
-        if h.checkpoint_path:
-            print_once(load_initial_weights(detector, features, h.checkpoint_path))
-        elif h.pretrained:
-            print_once(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
-        return detector
-
-    def backbone_of(self, model: nn.Module) -> nn.Module:
-        """The timm model inside the detector."""
-        return model.backbone.features.backbone if isinstance(model, MaskRCNN) else model
+        backbone = build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device)
+        return MaskRCNN(backbone, h.num_classes, h.masks is None or h.masks, **(h.detector or {}))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Sum of the losses of a batch with `images` (list) and `targets` (list)."""
@@ -134,3 +115,7 @@ class Detection(Task):
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, torch.Tensor]]:
         """Detections of each image, in the pixels of its file."""
         return self.model(list(batch.images), sizes=[target["orig_size"] for target in batch.targets])
+
+    def inference(self) -> tuple[list[str], dict[str, Any]]:
+        """As `Task.inference`: the detector's options, thresholds among them."""
+        return [], {"detector": self.hparams.detector}
