@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 
 from vitgraft.training.check_recipe import recipe_errors, resolve
-from vitgraft.training.cli import with_data_of_run
+from vitgraft.training.lightning_cli import with_data_of_run
 
 DETECTION = "vitgraft.tasks.detection.Detection"
 

@@ -59,7 +59,7 @@ def test_configuration_and_options_of_a_class_are_printed(capsys, recipe, with_r
 
 
 def test_missing_lightning_names_the_extra(capsys, monkeypatch):
-    for name in ("vitgraft.training.cli", "vitgraft.tasks.classification"):
+    for name in ("vitgraft.training.lightning_cli", "vitgraft.tasks.classification"):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
     monkeypatch.setitem(__import__("sys").modules, "pytorch_lightning", None)
     code, _, err = run(capsys, "fit", "--smoke")

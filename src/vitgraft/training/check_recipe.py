@@ -97,13 +97,13 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
 
 
 def with_class_paths(recipe: Mapping[str, Any], default_classes: Mapping[str, str]) -> dict[str, Any]:
-    """The recipe with full import paths for bare class names, and for sections that name none."""
+    """The recipe as jsonargparse takes it: full import paths, also for sections that name no class, and `init_args`."""
     full = dict(recipe)
     for key in KINDS:
         section = full.get(key)
         if section is None and key not in default_classes:
             continue
-        section = {"class_path": section} if isinstance(section, str) else dict(section or {})
+        section = {"class_path": section} if isinstance(section, str) else with_init_args(section or {})
         path = section.get("class_path", default_classes.get(key))
         cls = resolve(path, KINDS[key]) if path else None
         if cls is not None:
