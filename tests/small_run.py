@@ -33,7 +33,7 @@ from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.guards import Guards
 from vitgraft.weights import files as checkpoint_files
 
-SRC = Path(__file__).parents[2] / "src"
+SRC = Path(__file__).parents[1] / "src"
 
 DEFAULTS = {
     "task": "classification",

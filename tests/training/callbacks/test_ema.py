@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vitgraft.errors import CheckpointError
 from vitgraft.training.callbacks.checkpoint import Checkpoints
 from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
-from vitgraft.weights import files as checkpoint_files
+from vitgraft.weights.files import read_checkpoint
 
 
 class Task(pl.LightningModule):
@@ -47,7 +47,7 @@ def fit(tmp_path, batches=4, accumulate=1, **options):
     )  # fmt: skip
     task = Task()
     trainer.fit(task, loader(batches), loader(1))
-    return task, checkpoint_files.read_checkpoint(tmp_path / "last.ckpt")
+    return task, read_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_average_of_known_weights(tmp_path):
@@ -109,7 +109,7 @@ def test_timm_loads_the_checkpoint_of_a_run(tmp_path):
     codes, text = runs({"root": str(make_images(tmp_path / "data")), "out": str(tmp_path / "run"), "epochs": 1})
     assert codes == [0], text
     path = tmp_path / "run" / "last.ckpt"
-    saved = checkpoint_files.read_checkpoint(path)
+    saved = read_checkpoint(path)
     kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
     model = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(path), **kwargs)
     assert model.state_dict().keys() == saved["state_dict"].keys() == saved["state_dict_ema"].keys()
