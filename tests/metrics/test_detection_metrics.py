@@ -92,7 +92,7 @@ def test_boxes_alone_leave_masks_out():
     assert report.values["box_ap"] == with_masks.values["box_ap"]
 
 
-def test_an_image_is_counted_once_and_reset_forgets():
+def test_an_image_is_counted_once_and_reset_clears():
     found, targets = detections(6)
     metric = detector_metric(found + found, targets + targets)
     once = detector_metric(found, targets).report()

@@ -1,4 +1,4 @@
-"""The detection task: from a recipe's options to a run that resumes exactly, and data without masks."""
+"""The detection task: from a recipe's options to a run and its checkpoint, and data without masks."""
 
 import inspect
 
@@ -29,44 +29,22 @@ OPTIONS = {
 }  # fmt: skip
 
 
-class Crash(pl.Callback):
-    """Ends the process's run before a batch."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx == self.at:
-            raise RuntimeError("killed")
-
-
-def run(out, at=None, resume=False):
+def test_a_run_and_its_checkpoint(tmp_path):
+    """What it logs, and what it leaves to rebuild the detector; `callbacks/test_checkpoint.py` resumes one."""
     task = Detection(**OPTIONS)
     data = DetectionData(scenes=8, val_scenes=3, scene_size=64, batch_size=2, workers=0, seed=3)
-    options = {"max_epochs": 2, "num_sanity_val_steps": 1, "enable_checkpointing": True}
-    lightning = trainer(out, callbacks=[Checkpoints(every_n_steps=2), Crash(at)], **options)
-    lightning.fit(task, datamodule=data, ckpt_path=out / "last.ckpt" if resume else None)
-    return lightning, task
-
-
-def test_a_run_that_was_interrupted_ends_as_the_one_that_was_not(tmp_path):
-    lightning, task = run(tmp_path / "whole")
-    with pytest.raises(RuntimeError, match="killed"):
-        run(tmp_path / "cut", at=5)
-    run(tmp_path / "cut", resume=True)
-    whole, cut = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "cut"))
-    assert whole["global_step"] == 8 and same(whole["state_dict"], cut["state_dict"])
-    # what the run logs, and what it leaves to rebuild the detector
+    lightning = trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=2, enable_checkpointing=True)
+    lightning.fit(task, datamodule=data)
     logged = lightning.callback_metrics
     assert {"train/loss", "train/loss_mask", "val/box_ap", "val/mask_ap50", "lr"} <= set(logged)
     assert logged["train/loss"] == pytest.approx(
         sum(value for name, value in logged.items() if name.startswith("train/loss_") and "epoch" not in name).item()
     )
     assert logged["lr"] == pytest.approx(3e-4)  # dropped after epoch 1
-    saved, _ = read_run(tmp_path / "whole" / "last.ckpt")
+    saved, _ = read_run(tmp_path / "last.ckpt")
     again = resolve(saved["task"], pl.LightningModule)(**saved["hyper_parameters"])
     again.configure_model()
-    again.model.load_state_dict(whole["state_dict"])
+    again.model.load_state_dict(saved["state_dict"])
     assert again.class_names == [str(i) for i in range(10)] and again.model.has_masks
     image = [torch.randn(3, 64, 64)]
     a, b = (model.eval()(image)[0] for model in (task.model, again.model))

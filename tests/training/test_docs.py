@@ -50,7 +50,7 @@ def test_the_parser_takes_a_section(section):
         assert section["strategy"]["init_args"].items() <= vars(parsed.strategy.init_args).items()
 
 
-def test_a_wrong_section_is_refused():
+def test_an_unknown_strategy_is_refused():
     recipe = merge(
         read_recipe(ROOT / "recipes/imagenet1k/swin_tiny.yaml"), {"trainer": {"strategy": {"class_path": "X"}}}
     )

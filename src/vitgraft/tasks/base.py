@@ -264,23 +264,17 @@ class Task(pl.LightningModule):
             return
         if h.num_classes is None:
             h.num_classes = len(names)
-        if h.class_names and len(h.class_names) != len(names):
+        if h.class_names and list(h.class_names) != list(names):
             absent, unknown = (sorted(set(a) - set(b)) for a, b in ((h.class_names, names), (names, h.class_names)))
+            differing = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=False) if a != b]
             raise RecipeError(
-                f"the model knows {len(h.class_names)} classes, the data has {len(names)}; only the model has "
-                f"{absent[:5]}, only the data {unknown[:5]}. An evaluation needs images of the model's "
-                "classes, under the same names"
+                f"the {len(h.class_names)} classes of the model are not the {len(names)} of the data, in their order: "
+                f"only the model has {absent[:5]}, only the data {unknown[:5]}; model / data: {differing[:5]}"
             )
         if h.num_classes != len(names):
             raise RecipeError(
                 f"num_classes={h.num_classes}, but the data has {len(names)} classes ({', '.join(names[:3])} ...): "
                 "give num_classes: null to take those of the data"
-            )
-        if h.class_names and list(h.class_names) != list(names):
-            differing = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
-            raise RecipeError(
-                f"the model was trained for other classes than those of the data, or in another order: {differing[:5]} "
-                "(model / data)"
             )
         h.class_names = list(names)
 

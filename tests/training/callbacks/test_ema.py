@@ -40,13 +40,15 @@ def loader(batches):
     return DataLoader(TensorDataset(torch.zeros(batches, 1)), batch_size=1)
 
 
+def trainer(folder, callback, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(accelerator="cpu", callbacks=[callback, Checkpoints(str(folder))], **quiet, **options)
+
+
 def fit(tmp_path, batches=4, accumulate=1, **options):
-    trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[AveragedWeights(**options), Checkpoints(str(tmp_path))], accumulate_grad_batches=accumulate,
-    )  # fmt: skip
     task = Task()
-    trainer.fit(task, loader(batches), loader(1))
+    limits = {"max_epochs": 1, "accumulate_grad_batches": accumulate}
+    trainer(tmp_path, AveragedWeights(**options), **limits).fit(task, loader(batches), loader(1))
     return task, read_checkpoint(tmp_path / "last.ckpt")
 
 
@@ -85,22 +87,15 @@ def test_impossible_decay(decay):
 def test_chosen_weights(tmp_path, weights, expected):
     fit(tmp_path, decay=0.5)
     task = Task()
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=True,
-        callbacks=[ChosenWeights(weights), Checkpoints(str(tmp_path))],
-    )  # fmt: skip
-    trainer.validate(task, loader(1), ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
+    evaluation = trainer(tmp_path, ChosenWeights(weights))
+    evaluation.validate(task, loader(1), ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
     assert task.seen == [expected]
 
 
 def test_averaged_weights_that_are_not_there(tmp_path):
     fit(tmp_path)
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False,
-        callbacks=[ChosenWeights("ema"), Checkpoints(str(tmp_path))],
-    )  # fmt: skip
     with pytest.raises(CheckpointError, match="no averaged weights; weights=raw would work"):
-        trainer.validate(Task(), loader(1), ckpt_path=str(tmp_path / "last.ckpt"))
+        trainer(tmp_path, ChosenWeights("ema")).validate(Task(), loader(1), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
 @pytest.mark.slow
