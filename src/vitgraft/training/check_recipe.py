@@ -151,16 +151,12 @@ def _shorten(message: str) -> str:
     """The reason in jsonargparse's message, without the parser, the key and the value."""
     wanted = re.findall(r"Expected a (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     if wanted:
-        kinds = [re.sub(r"<class '([\w.]+\.)?(\w+)'>|typing\.|NoneType", _plain, kind) for kind in wanted]
+        plain = (re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>|typing\.", r"\1", kind) for kind in wanted)
+        kinds = [kind.replace("NoneType", "null") for kind in plain]
         return "expected " + " or ".join(dict.fromkeys(kinds))
     lines = [line.strip(" -") for line in message.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Given value", "Parser key"))] or [message]
     return "; ".join(dict.fromkeys(lines))
-
-
-def _plain(match: re.Match) -> str:
-    name = match[2] or ("" if match[0] == "typing." else match[0])
-    return "null" if name == "NoneType" else name
 
 
 def _subclasses(cls: type) -> set[type]:
