@@ -1,7 +1,4 @@
-"""The base of all tasks: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights.
-
-This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
-"""
+"""Base of all tasks: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -49,8 +46,11 @@ class Task(pl.LightningModule):
     Everything random in a training step is seeded by (seed, step, process), and the learning rate follows from the
     number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
-    Subclasses define `build`, `make_metric`, `training_step` (which begins with `before_step`),
-    `evaluate`, and the names of the metrics that they log.
+    `train/loss` and `lr` are logged every step, and at every validation the metrics of the task, with `_ema` behind
+    their names for averaged weights. Fractions are 0 to 1.
+
+    Subclasses define `build`, `make_metric`, `training_step` (which begins with `before_step`), `evaluate`, and the
+    names of the metrics that they log.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module.

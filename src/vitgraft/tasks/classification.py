@@ -1,7 +1,4 @@
-"""Training a classifier: timm's models, mixup and losses.
-
-This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
-"""
+"""Training a classifier: timm's models, mixup and losses."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -23,8 +20,7 @@ __all__ = ["Classification"]
 class Classification(Task):
     """A classifier and how it is trained.
 
-    Logs `train/loss` and `lr` every step, and at every validation `val/acc` (top-1, 0 to 1), `val/acc5`,
-    `val/acc_class` (mean of the classes), `val/ece` and `val/loss`, with `_ema` behind them for averaged weights.
+    Logs `val/acc` (top-1), `val/acc5`, `val/acc_class` (mean of the classes), `val/ece` and `val/loss`.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
@@ -39,9 +35,6 @@ class Classification(Task):
         mixup_mode: One lambda per "batch", "pair" or "elem".
         mixup_off_epoch: Epoch from which nothing is mixed any more; 0: never.
         **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed.
-
-    Raises:
-        RecipeError: Options out of range; the message names all of them.
     """
 
     LOGGED: ClassVar = {"acc": "top1", "acc5": "top5", "acc_class": "mean_class_accuracy", "ece": "ece", "loss": "loss"}

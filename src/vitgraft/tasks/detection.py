@@ -1,8 +1,4 @@
-"""Training a detector: boxes, or boxes and masks, on any backbone.
-
-This module needs the `train` extra, and the `detection` extra from the first evaluation on; it is imported by what
-trains, never by `import vitgraft`.
-"""
+"""Training a detector: boxes, or boxes and masks, on any backbone."""
 
 from typing import Any, ClassVar
 
@@ -47,9 +43,8 @@ class DetectorOptions(TypedDict, total=False):
 class Detection(Task):
     """A Mask R-CNN or Faster R-CNN and how it is trained.
 
-    Logs `train/loss`, each of its parts and `lr` every step, and at every validation `val/box_ap`, `val/box_ap50`,
-    `val/box_ap75` and, with masks, `val/mask_ap`, `val/mask_ap50`, `val/mask_ap75` (0 to 1), with `_ema` behind them
-    for averaged weights.
+    Logs each part of the loss, and `val/box_ap`, `val/box_ap50`, `val/box_ap75` and, with masks, `val/mask_ap`,
+    `val/mask_ap50`, `val/mask_ap75`.
 
     Args:
         model: Name of a timm backbone (vitgraft's are among them), or a `MaskRCNN`.
@@ -57,9 +52,6 @@ class Detection(Task):
         masks: False trains a Faster R-CNN, on boxes alone; None takes the masks where the data has them.
         detector: Further options of `vitgraft.models.mask_rcnn.MaskRCNN`: widths, anchors, numbers of proposals.
         **kwargs: Of `Task`: the backbone's other options, optimizer, schedule, seed.
-
-    Raises:
-        RecipeError: Options out of range; the message names all of them.
     """
 
     LOGGED: ClassVar = {name: name for name in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")}

@@ -1,7 +1,4 @@
-"""Training a semantic segmenter: UperNet on any backbone, as the Swin authors do it on ADE20K.
-
-This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
-"""
+"""Training a semantic segmenter: UperNet on any backbone, as the Swin authors do it on ADE20K."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -41,9 +38,8 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 class Segmentation(Task):
     """A segmenter and how it is trained.
 
-    Logs `train/loss` and `lr` every step (with an auxiliary head also `train/loss_main` and `train/loss_aux`, the
-    latter without its weight), and at every validation `val/mIoU`, `val/acc` (of the pixels) and `val/acc_class`, all
-    0 to 1, with `_ema` behind them for averaged weights.
+    Logs `val/mIoU`, `val/acc` (of the pixels) and `val/acc_class`; with an auxiliary head also `train/loss_main` and
+    `train/loss_aux`, the latter without its weight.
 
     Args:
         model: Name of a timm model (vitgraft's are among them) that becomes the backbone, or a module: images
@@ -61,9 +57,6 @@ class Segmentation(Task):
         flip: Average with the mirrored image in evaluation.
         **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed. `checkpoint_path` is a checkpoint of
             the backbone (ImageNet), a run of any task of this package, or the authors' whole UperNet.
-
-    Raises:
-        RecipeError: Options out of range; the message names all of them.
     """
 
     LOGGED: ClassVar = {"mIoU": "miou", "acc": "pixel_accuracy", "acc_class": "mean_class_accuracy"}
