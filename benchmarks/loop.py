@@ -97,7 +97,7 @@ def measure(recipe: str, batch_size: int, steps: int, img_size: int) -> dict[str
     Returns:
         Medians in seconds ("cli", "bare"), "ratio" of the medians, and the quartiles of the ratio of neighbours.
     """
-    from vitgraft.training.cli import main as train
+    from vitgraft.training.lightning_cli import main as train
 
     here = "benchmarks.loop"
     with tempfile.TemporaryDirectory() as folder:

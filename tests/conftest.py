@@ -1,5 +1,5 @@
 """Shared by all tests: `shared(...)` finds the reference data, or skips by name when it is not there; a folder of class
-folders, and a recipe of a tiny ViT on it."""
+folders, a recipe of a tiny ViT on it, and its run."""
 
 import os
 from collections import Counter
@@ -86,3 +86,31 @@ def recipe(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture
+def run_command(capsys):
+    """Runs the command line, and returns the exit code, stdout and stderr."""
+    from vitgraft.cli import main
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(class_folders, tmp_path_factory):
+    """The folder of a run of the recipe; a test that changes its checkpoints takes a copy."""
+    from vitgraft.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    words = ["fit", "--config", folder / "tiny.yaml", "--data.root", class_folders, "--out", folder / "run"]
+    assert main([*map(str, words), "--model.graft", "{window_size: 2}", "--model.lr", "0.003"]) == 0
+    return folder / "run"

@@ -31,8 +31,8 @@ ROOMS = (
     "benchmarks",
 )
 TOP = ("vitgraft", "vitgraft.cli", "vitgraft.__main__")
-# the part of each room that is for this task, what a room is built on, a command line
-SHARED_NAMES = {"classification.py", "detection.py", "segmentation.py", "base.py", "cli.py", "__init__.py"}
+# the part of each room that is for this task, what a room is built on
+SHARED_NAMES = {"classification.py", "detection.py", "segmentation.py", "base.py", "__init__.py"}
 
 
 def name_of(path: Path) -> str:

@@ -53,7 +53,7 @@ def _training(argv: list[str]) -> int:
     if asked(argv):
         return show_help(argv)
     try:
-        from vitgraft.training.cli import main
+        from vitgraft.training.lightning_cli import main
     except MissingExtraError as error:
         print(f"vitgraft {argv[0]}: error: {error}", file=sys.stderr)
         return 2

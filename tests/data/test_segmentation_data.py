@@ -10,7 +10,7 @@ from datasets_on_disk import SIZE, blocks, label_bytes, write_pairs, write_tar
 
 from vitgraft.data.segmentation import SegmentationData
 from vitgraft.errors import DataError
-from vitgraft.training import cli
+from vitgraft.training import lightning_cli
 from vitgraft.training.check_recipe import parameters_of
 
 FILES = {"reduce_zero_label": True, "workers": 0, "batch_size": 2, "crop_size": 32}
@@ -144,11 +144,11 @@ def test_a_recipe_takes_no_defaults_of_other_data():
     options = {"class_path": "SegmentationData", "init_args": {"root": "x", "reduce_zero_label": True}}
     recipe = {"model": {"class_path": "Segmentation", "init_args": {"model": "swin_tiny"}}, "data": options}
 
-    class Parsed(cli.VitgraftCLI):
+    class Parsed(lightning_cli.VitgraftCLI):
         def instantiate_classes(self) -> None:
             self.model = self.datamodule = self.trainer = None
 
-    recipe = cli.with_class_paths(recipe, {"data": cli.DATA})
+    recipe = lightning_cli.with_class_paths(recipe, {"data": lightning_cli.DATA})
     parsed = vars(Parsed(["fit", "--config", json.dumps(recipe)]).config.fit.data.init_args)
     own = parameters_of(SegmentationData)
     assert (parsed["train"], parsed["scale"], parsed["batch_size"]) == ("training", (0.5, 2.0), 16)

@@ -10,6 +10,7 @@ from datasets_on_disk import image_bytes
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+import vitgraft  # noqa: F401  registers the models
 from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, model_preprocessing, train_transform
 from vitgraft.randomness import seed_all
 
@@ -34,17 +35,24 @@ def test_training_is_timms(seed, reprob):
     assert torch.equal(*results) and results[0].shape == (3, 48, 48)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "beit_base_patch16_224"]
-)
+# bicubic at 0.9, 0.875 and 1.0; bilinear; mean 0.5; a size that is not 224
+MODELS = (
+    "vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "beit_base_patch16_224",
+    "graft_cswin_tiny_224", "graft_swin_tiny_patch4_window7_224", "resnet18.tv_in1k", "vit_small_patch14_reg4_dinov2",
+    "swinv2_tiny_window8_256", "convnext_tiny.fb_in1k",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_evaluation_follows_the_models_rule(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     preprocessing = model_preprocessing(model)
     config = resolve_model_data_config(model)
     assert (preprocessing.crop_pct, preprocessing.mean) == (config["crop_pct"], config["mean"])
-    timms = create_transform(**config, is_training=False)
-    assert torch.equal(timms(image((400, 300))), eval_transform(preprocessing)(image((400, 300))))
+    timms, ours = create_transform(**config, is_training=False), eval_transform(preprocessing)
+    for size in ((400, 300), (200, 300), (90, 120)):
+        assert torch.equal(timms(image(size)), ours(image(size)))
 
 
 def test_small_images_are_padded_and_cropped_not_resized():

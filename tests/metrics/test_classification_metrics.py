@@ -1,15 +1,21 @@
-"""The numbers of an evaluation against formulas written out, and against torchmetrics."""
+"""The numbers of an evaluation against formulas written out, torchmetrics, and timm's own path from the images on."""
 
 import math
 
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.data import create_dataset, create_loader, resolve_model_data_config
 
 pytest.importorskip("torchmetrics")
 from metric_samples import classified, logits_and_labels
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
+from vitgraft.data.images import ImageDataset
+from vitgraft.data.readers.open import open_source
+from vitgraft.data.sampling import EvalOrder
+from vitgraft.data.transforms import eval_transform, model_preprocessing
 from vitgraft.metrics.classification import ClassificationMetrics
 
 
@@ -64,6 +70,29 @@ def test_numbers_equal_torchmetrics():
     assert np.diag(report.confusion).tolist() == report.class_hits.tolist()
 
 
+def test_images_and_top1_are_those_of_timm(class_folders):
+    """As its validate.py calls it, without the GPU prefetcher."""
+    root = class_folders / "val"
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3).eval()
+    torch.nn.init.normal_(model.head.weight)
+    config = resolve_model_data_config(model)
+    batches = list(create_loader(create_dataset("", root=str(root)), batch_size=4, use_prefetcher=False, **config))
+    pixels, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    dataset = ImageDataset(open_source(root), eval_transform(model_preprocessing(model)))
+    own = [dataset.__getitems__(indices) for indices in EvalOrder(len(dataset), 4)]
+    assert torch.equal(torch.cat([batch.images for batch in own]), pixels)
+    assert torch.equal(torch.cat([batch.labels for batch in own]), labels)
+    metric = ClassificationMetrics(3)
+    with torch.no_grad():
+        (top1,) = timm.utils.accuracy(model(pixels), labels, topk=(1,))
+        for batch in own:
+            metric.update(model(batch.images), batch.labels)
+    report = metric.report()
+    assert report.num_samples == 9 and 0 < report.top1 < 1
+    assert 100 * report.top1 == pytest.approx(float(top1), abs=1e-4)
+
+
 def test_batches_and_order_change_nothing():
     logits, labels = logits_and_labels()
     order = torch.randperm(101, generator=torch.Generator().manual_seed(1))
@@ -97,7 +126,7 @@ def test_class_without_samples():
     assert report.mean_class_accuracy == pytest.approx(np.mean(report.class_accuracy[:6]))
 
 
-def test_logits_that_are_no_numbers_are_wrong_and_counted():
+def test_logits_that_are_not_finite_are_incorrect_and_counted():
     logits, labels = logits_and_labels(40)
     logits[3] = math.nan
     logits[5, 2] = math.inf
@@ -128,7 +157,7 @@ def test_labels_that_are_none_are_left_out():
     assert report.num_samples == 35
 
 
-def test_wrong_shapes_are_refused():
+def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match=r"expected \(B, 7\)"):
         ClassificationMetrics(7).update(torch.zeros(3, 5), torch.zeros(3, dtype=torch.long))
 

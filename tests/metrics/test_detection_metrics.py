@@ -70,7 +70,7 @@ def test_the_truth_itself_has_ap_1(name):
     assert report.num_images == len(source) and report.num_detections == report.num_objects
 
 
-def test_nothing_found_is_0_and_nothing_to_find_is_none():
+def test_no_detections_are_0_and_no_objects_are_none():
     found, targets = detections(6)
     nothing = [{name: value[:0] for name, value in one.items()} for one in found]
     report = detector_metric(nothing, targets).report()
@@ -92,7 +92,7 @@ def test_boxes_alone_leave_masks_out():
     assert report.values["box_ap"] == with_masks.values["box_ap"]
 
 
-def test_an_image_is_counted_once_and_reset_forgets():
+def test_an_image_is_counted_once_and_reset_clears():
     found, targets = detections(6)
     metric = detector_metric(found + found, targets + targets)
     once = detector_metric(found, targets).report()
@@ -101,7 +101,7 @@ def test_an_image_is_counted_once_and_reset_forgets():
     assert metric.report().num_images == 0
 
 
-def test_detections_that_are_not_finite_are_left_out_and_detector_metric():
+def test_detections_that_are_not_finite_are_left_out():
     found, targets = detections(6)
     number = next(i for i, one in enumerate(found) if len(one["boxes"]) > 2)
     found[number]["boxes"][0, 1] = float("nan")

@@ -1,4 +1,4 @@
-"""mIoU and its company against numbers that are written out, torchmetrics'."""
+"""mIoU and the other numbers against values that are written out, and against torchmetrics."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_a_confusion_matrix_that_is_written_out():
     assert np.allclose(report.class_precision, [1 / 2, 2 / 3, 1, np.nan], equal_nan=True)
 
 
-def test_sums_over_the_set_come_before_the_mean():
+def test_sums_over_the_dataset_come_before_the_mean():
     one = (torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 1]]))
     two = (torch.tensor([[1, 1]]), torch.tensor([[1, 1]]))
     report = segmented(one, two, classes=2)
@@ -60,7 +60,7 @@ def test_equal_to_torchmetrics_in_any_batches():
     assert np.allclose(whole.class_iou, theirs.compute().numpy(), atol=1e-6)
 
 
-def test_scores_that_are_not_finite_are_wrong():
+def test_scores_that_are_not_finite_are_incorrect():
     scores = torch.zeros(1, 3, 1, 4)
     scores[0, 1, 0, 0] = 1
     scores[0, 2, 0, 1] = float("nan")
@@ -77,7 +77,7 @@ def test_nothing_counted_is_not_a_number():
     assert np.isnan(report.miou) and np.isnan(report.pixel_accuracy) and report.numbers()["num_absent"] == 4
 
 
-def test_wrong_shapes_and_types():
+def test_shapes_and_types_that_are_refused():
     metric = SegmentationMetrics(3)
     with pytest.raises(ValueError, match=r"\(2, 3\) and labels \(3, 2\)"):
         metric.update(torch.zeros(2, 3, dtype=torch.long), torch.zeros(3, 2, dtype=torch.long))

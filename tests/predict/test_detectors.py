@@ -63,7 +63,7 @@ def test_by_descending_score_and_nothing_that_is_not_finite(detector):
 
 def test_files_and_drawings(detector, photos, tmp_path, capsys):
     folder = tmp_path / "drawn"
-    files = ["--output", tmp_path / "out.json", "--output", tmp_path / "out.csv", "--pictures", folder]
+    files = ["--output", tmp_path / "out.json", "--output", tmp_path / "out.csv", "--visualize", folder]
     code, out, err = predict(capsys, "--ckpt", "RUN", photos, *files, "--score", "0.2")
     assert code == 0
     values = json.loads((tmp_path / "out.json").read_text())
@@ -78,7 +78,7 @@ def test_files_and_drawings(detector, photos, tmp_path, capsys):
     assert [row["name"] for row in rows if not row["error"]] == ["bolt", "nut"] * 2
     # files of the same name in two folders have drawings of their own
     assert {path.name for path in folder.iterdir()} == {"one.jpg", "one_2.jpg"}
-    assert one["picture"] == str(folder / "one.jpg")
+    assert one["visualization"] == str(folder / "one.jpg")
     assert "2 images predicted by fixed: bolt (2), nut (2) (score 0.2 or more)" in out and "broken.jpg" in err
 
 
@@ -87,7 +87,7 @@ def test_terminal_alone_and_options_of_other_tasks(detector, photos, capsys):
     assert code == 0 and "bolt (1)" in out and "nut" not in out  # below the score of 0.5
     assert predict(capsys, "--ckpt", "RUN", photos / "broken.jpg")[0] == 1
     for arguments, named in (
-        (["--html", photos / "a.html"], "--pictures DIR"),
+        (["--html", photos / "a.html"], "--visualize DIR"),
         (["--score", "2"], "--score=2"),
         (["--top", "3"], "--top=3"),
     ):

@@ -103,7 +103,7 @@ def test_bad_requests_write_nothing(capsys, tmp_path, photos):
         ([photos, "--output", tmp_path / "none" / "p.csv"], "does not exist"),
         ([photos, "--html", tmp_path], "is a folder"),
         ([photos, "--weights", "ema"], "weights=raw would work"),
-        ([photos, "--pictures", tmp_path / "out"], "--html"),
+        ([photos, "--visualize", tmp_path / "out"], "--html"),
         ([photos, "--flip"], "--flip=True"),
         ([photos, "--full-size"], "--full-size=True"),
         ([photos, "--score", "0.5"], "--score=0.5"),

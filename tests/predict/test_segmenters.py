@@ -55,7 +55,7 @@ def images(tmp_path):
 
 def test_everything_that_predict_writes(run, images, tmp_path, capsys):
     out = tmp_path / "out"
-    files = ["--pictures", out, "--output", tmp_path / "areas.csv", "--output", tmp_path / "areas.json"]
+    files = ["--visualize", out, "--output", tmp_path / "areas.csv", "--output", tmp_path / "areas.json"]
     code, printed, err = predict(capsys, "--ckpt", run, images, *files)
     assert code == 0 and "3 images predicted by vit_tiny" in printed and "broken.jpg" in err
     rows = list(csv.DictReader((tmp_path / "areas.csv").open()))
@@ -84,7 +84,7 @@ def test_predict_in_the_terminal_and_wrong_requests(run, images, capsys):
     code, out, _ = predict(capsys, "--ckpt", run, images / "a.png")
     assert code == 0 and "64 x 64" in out
     for arguments, named in (
-        (["--html", images / "x.html"], "--pictures DIR"),
+        (["--html", images / "x.html"], "--visualize DIR"),
         (["--weights", "ema"], "no averaged weights"),
         (["--stride", "32"], "--stride=32"),
         (["--scales", "0,1"], "--scales=[0.0, 1.0]"),
@@ -101,7 +101,8 @@ def test_as_the_evaluation_and_as_the_command_line_asks(run, images, tmp_path, c
     pixels = segmenter.preprocessing.standardize(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
     (found,) = segmenter.predict([image])
     assert np.array_equal(found, infer(segmenter.model, pixels[None])[0].argmax(0))
-    arguments = ["--scales", "0.5,1", "--flip", "--window", 48, "--pictures", tmp_path, "--output", tmp_path / "a.json"]
+    output = tmp_path / "a.json"
+    arguments = ["--scales", "0.5,1", "--flip", "--window", 48, "--visualize", tmp_path, "--output", output]
     assert predict(capsys, "--ckpt", run, images / "more/a.jpg", *arguments)[0] == 0
     expected = infer(segmenter.model, pixels[None], 48, scales=(0.5, 1.0), flip=True)[0].argmax(0)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "labels/a.png")), expected)

@@ -10,36 +10,18 @@ import vitgraft
 from vitgraft.errors import CheckpointError
 
 pytest.importorskip("pytorch_lightning")
+pytest.importorskip("faster_coco_eval")
+from small_tasks import HEADS, MODELS, SWIN, make
+
 from vitgraft.predict.load import open_model
 from vitgraft.tasks.classification import Classification
 from vitgraft.tasks.detection import Detection
 from vitgraft.tasks.segmentation import Segmentation
+from vitgraft.weights.files import EMA_KEY
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
-VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
-SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
-MODELS = {
-    "a name and options": ("vit_tiny_patch16_224", {**VIT, "dynamic_img_size": True}, {"init": "identity"}),
-    "a name and attention in windows": (
-        "vit_tiny_patch16_224",
-        {**VIT, "class_token": False, "global_pool": "avg", "dynamic_img_size": True},
-        {"backbone_attention": "window", "window_size": 4},
-    ),
-    "a grafted name": ("graft_swin_tiny_patch4_window7_224", SWIN, {"levels": [1, 1, 0, 0]}),
-}
-HEADS = {
-    Classification: {},
-    Detection: {"detector": {"fpn_channels": 8, "box_channels": 8, "mask_channels": 8}},
-    Segmentation: {"head_channels": 8, "aux_channels": 8},
-}
-
-
-def make(task, kind, classes=3, **kwargs):
-    name, options, graft = MODELS[kind]
-    made = task(name, classes, model_kwargs=options, graft=graft, **HEADS[task], **kwargs)
-    made.configure_model()
-    return made
+NAME, OPTIONS, _ = MODELS["a name and options"]
 
 
 def save(task, path, **more):
@@ -49,6 +31,11 @@ def save(task, path, **more):
     torch.save({"task": where, "hyper_parameters": hyper_parameters, "state_dict": task.model.state_dict()}, path)
 
 
+def classifier(**options):
+    torch.manual_seed(7)
+    return timm.create_model(NAME, num_classes=5, **{**OPTIONS, **options})
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("task", HEADS)
 def test_from_a_checkpoint_of_the_same_model(tmp_path, capsys, task, kind):
@@ -56,42 +43,128 @@ def test_from_a_checkpoint_of_the_same_model(tmp_path, capsys, task, kind):
     save(source, tmp_path / "last.ckpt")
     started = make(task, kind, seed=2, checkpoint_path=str(tmp_path))
     assert vitgraft.grafts(started.backbone_of(started.model))
-    wanted = source.model.state_dict()
-    assert all(torch.equal(value, wanted[name]) for name, value in started.model.state_dict().items())
-    assert f"{len(wanted)} tensors loaded" in capsys.readouterr().out
+    expected = source.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in started.model.state_dict().items())
+    assert f"{len(expected)} tensors loaded" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_classifier_of_other_classes_is_new(tmp_path, capsys, kind):
-    source = make(Classification, kind, seed=1)
+@pytest.mark.parametrize("task", HEADS)
+def test_layers_of_other_classes_are_new(tmp_path, capsys, task, kind):
+    source = make(task, kind, seed=1)
     save(source, tmp_path / "last.ckpt")
-    started = make(Classification, kind, classes=5, seed=2, checkpoint_path=str(tmp_path))
+    started = make(task, kind, classes=5, seed=2, checkpoint_path=str(tmp_path))
     text = capsys.readouterr().out
-    assert "3 classes, the model has 5" in text
-    wanted = source.model.state_dict()
-    new = [name for name, value in started.model.state_dict().items() if value.shape != wanted[name].shape]
-    assert {name.rpartition(".")[2] for name in new} == {"weight", "bias"} and len(new) == 2
-    own = started.model.state_dict()
-    assert all(torch.equal(own[name], wanted[name]) for name in own if name not in new)
+    assert ("3 classes, the model has 5" if task is Classification else "skipped") in text
+    expected, own = source.model.state_dict(), started.model.state_dict()
+    new = [name for name, value in own.items() if value.shape != expected[name].shape]
+    # a weight and a bias of: the classifier; scores, boxes and masks; the head and the auxiliary head
+    assert len(new) == {Classification: 2, Detection: 6, Segmentation: 4}[task]
+    assert all(torch.equal(own[name], expected[name]) for name in own if name not in new)
 
 
 def test_a_backbone_under_identity_grafts_computes_what_it_did(tmp_path):
-    name, options, _ = MODELS["a name and options"]
-    backbone = timm.create_model(name, num_classes=3, **options).eval()
+    backbone = timm.create_model(NAME, num_classes=3, **OPTIONS).eval()
     torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
     started = make(Classification, "a name and options", checkpoint_path=str(tmp_path / "backbone.pth"))
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(started.model.eval()(image), backbone(image))
 
 
+def test_a_classifier_starts_a_detector(tmp_path, capsys):
+    source = classifier().state_dict()
+    torch.save({"state_dict": source}, tmp_path / "timm.pth")
+    started = make(Detection, "a name and options", checkpoint_path=str(tmp_path / "timm.pth"))
+    text = capsys.readouterr().out
+    inner = started.backbone_of(started.model).state_dict()
+    expected = {name: value for name, value in source.items() if not name.startswith(("head.", "norm."))}
+    assert all(torch.equal(inner[name], value) for name, value in expected.items())
+    assert f"{len(expected)} tensors loaded" in text and "new, of grafts" in text and "4 skipped" in text
+    assert "rpn.head (6 tensors)" in text and "roi_heads.mask_head (2 tensors)" in text
+    assert "backbone.features (" in text  # the pyramid
+
+
+def test_weights_of_another_image_size_are_resized_and_reported(tmp_path, capsys):
+    torch.save(classifier(img_size=48).state_dict(), tmp_path / "larger.pth")
+    make(Detection, "a name and options", checkpoint_path=str(tmp_path / "larger.pth"))
+    assert "pos_embed: (1, 145, 32) -> (1, 65, 32)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("averaged", "prefix"), [(False, "model."), (True, "model."), (False, ""), (True, "")])
+def test_averaged_weights_of_a_run_are_preferred(tmp_path, capsys, averaged, prefix):
+    source, other = classifier().state_dict(), {name: value + 1 for name, value in classifier().state_dict().items()}
+    state = {f"{prefix}{name}": value for name, value in source.items()}
+    run = {"task": "x", "state_dict": state, "hyper_parameters": {}}
+    if prefix:
+        state["metrics.raw.n"] = torch.zeros(1)
+    torch.save({**run, **({EMA_KEY: other} if averaged else {})}, tmp_path / "last.ckpt")
+    started = make(Detection, "a name and options", checkpoint_path=str(tmp_path / "last.ckpt"))
+    value = started.backbone_of(started.model).blocks[0].attn.qkv.weight
+    assert torch.equal(value, (other if averaged else source)["blocks.0.attn.qkv.weight"])
+    assert ("(averaged weights)" in capsys.readouterr().out) == averaged
+
+
+def test_stages_of_swin_get_new_norms(tmp_path, capsys):
+    source = timm.create_model("graft_swin_tiny_patch4_window7_224", graft={"levels": [1, 1, 0, 0]}, **SWIN)
+    path = str(tmp_path / "swin.pth")
+    torch.save(source.state_dict(), path)
+    make(Detection, "a grafted name", checkpoint_path=path)
+    text = capsys.readouterr().out
+    assert "not in the checkpoint: norm0.weight" in text and "4 skipped" in text
+    with pytest.raises(CheckpointError, match=r"checkpoint_path=.*\n.*looks like a Swin"):
+        make(Detection, "a name and options", checkpoint_path=path)
+
+
+def test_a_whole_segmenter_and_its_backbone_without_a_run(tmp_path, capsys):
+    source = make(Segmentation, "a grafted name", classes=7, seed=1)
+    first = source.backbone_of(source.model).state_dict()
+    torch.save({"state_dict": source.model.state_dict()}, tmp_path / "whole.pth")
+    torch.save({"model": first}, tmp_path / "backbone.pth")
+    name = "patch_embed.proj.weight"
+    for file in ("whole.pth", "backbone.pth"):
+        started = make(Segmentation, "a grafted name", classes=4, seed=5, checkpoint_path=str(tmp_path / file))
+        assert torch.equal(started.backbone_of(started.model).get_parameter(name), first[name])
+        assert started.model.decode_head.conv_seg.weight.shape[0] == 4
+        assert "tensors loaded" in capsys.readouterr().out
+    torch.save({"model": {name: first[name]}}, tmp_path / "part.pth")
+    for file, message in (("part.pth", "tensors of the model are missing"), ("none.pth", "no such file")):
+        with pytest.raises(CheckpointError, match=message):
+            make(Segmentation, "a grafted name", checkpoint_path=str(tmp_path / file))
+
+
+@pytest.mark.parametrize(("one", "other", "name"), [
+    (Detection, Segmentation, "detector"), (Segmentation, Detection, "segmenter"),
+])  # fmt: skip
+def test_a_detector_starts_a_segmenter_and_the_other_way_round(tmp_path, capsys, one, other, name):
+    source = make(one, "a grafted name", seed=3)
+    save(source, tmp_path / "last.ckpt")
+    started = make(other, "a grafted name", seed=9, checkpoint_path=str(tmp_path / "last.ckpt"))
+    assert f"a {name}'s without its heads" in capsys.readouterr().out
+    expected = source.backbone_of(source.model).state_dict()
+    own = started.backbone_of(started.model).state_dict()
+    assert own.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in own.items())
+
+
+def test_a_checkpoint_wins_over_pretrained_weights(tmp_path, monkeypatch):
+    """Which are not even downloaded."""
+    torch.save(classifier().state_dict(), tmp_path / "timm.pth")
+    asked, build = [], Detection.build
+    monkeypatch.setattr(
+        Detection, "build", lambda task, pretrained=False, device=None: asked.append(pretrained) or build(task)
+    )
+    options = {"pretrained": True, "checkpoint_path": str(tmp_path / "timm.pth")}
+    started = make(Detection, "a name and options", **options)
+    assert asked == [False]
+    value = started.backbone_of(started.model).blocks[0].attn.qkv.weight
+    assert torch.equal(value, classifier().blocks[0].attn.qkv.weight)
+
+
 @pytest.mark.parametrize("task", HEADS)
 def test_grafts_that_the_model_does_not_have(tmp_path, task):
     source = make(task, "a name and options")
     torch.save(source.backbone_of(source.model).state_dict(), tmp_path / "backbone.pth")
-    name, options, _ = MODELS["a name and options"]
-    started = task(name, 3, model_kwargs=options, **HEADS[task], checkpoint_path=str(tmp_path / "backbone.pth"))
     with pytest.raises(CheckpointError, match="Tensors of grafts: make the model with the same grafts"):
-        started.configure_model()
+        make(task, "a name and options", graft=None, checkpoint_path=str(tmp_path / "backbone.pth"))
 
 
 def _reports(text):
@@ -102,20 +175,20 @@ def _reports(text):
 @pytest.mark.parametrize("task", HEADS)
 def test_weights_of_another_model_are_reported_by_name_on_every_way(tmp_path, task):
     source = make(task, "a name and options")
-    kwargs = {**source.hparams.model_kwargs, "depth": 2}
-    other = task(source.hparams.model, 3, model_kwargs=kwargs, graft={"init": "identity"}, **HEADS[task])
-    other.configure_model()
-    save(source, tmp_path / "other.ckpt", model_kwargs=kwargs)
+    smaller = {"model_kwargs": {**OPTIONS, "depth": 2}}
+    other = make(task, "a name and options", **smaller)
+    save(source, tmp_path / "other.ckpt", **smaller)
     with pytest.raises(CheckpointError) as predict:
         open_model(tmp_path / "other.ckpt")
     _reports(str(predict.value))
     with pytest.raises(CheckpointError) as resume:
         other.load_state_dict(source.state_dict())
     _reports(str(resume.value))
-    other.hparams.checkpoint_path = str(tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError) as start:
-        other.build()
+        make(task, "a name and options", **smaller, checkpoint_path=str(tmp_path / "other.ckpt"))
     assert "loading state_dict" not in str(start.value) and "blocks.2." in str(start.value)
+    if task is not Classification:
+        assert "another backbone; nothing was loaded" in str(start.value)
 
 
 def test_weights_of_another_model_by_name(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from vitgraft.errors import RecipeError
 
 pl = pytest.importorskip("pytorch_lightning")
-from vitgraft.training import cli  # noqa: E402
+from vitgraft.training import lightning_cli  # noqa: E402
 from vitgraft.training.recipe import load_yaml, merge, read_recipe  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -19,7 +19,7 @@ BLOCKS = [load_yaml(text) for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "
 SECTIONS = [block["trainer"] for block in BLOCKS if list(block) == ["trainer"]]
 
 
-class _Parsed(cli.VitgraftCLI):
+class _Parsed(lightning_cli.VitgraftCLI):
     """Parses and makes nothing."""
 
     def instantiate_classes(self) -> None:
@@ -27,10 +27,10 @@ class _Parsed(cli.VitgraftCLI):
 
 
 def _parse(recipe: dict):
-    errors = cli.recipe_errors(recipe, cli.TOP, {"data": cli.DATA})
+    errors = lightning_cli.recipe_errors(recipe, lightning_cli.TOP, {"data": lightning_cli.DATA})
     if errors:
         raise RecipeError(errors)
-    recipe = cli.with_class_paths(recipe, {"data": cli.DATA})
+    recipe = lightning_cli.with_class_paths(recipe, {"data": lightning_cli.DATA})
     return _Parsed(["fit", "--config", json.dumps(recipe)]).config.fit
 
 
@@ -50,7 +50,7 @@ def test_the_parser_takes_a_section(section):
         assert section["strategy"]["init_args"].items() <= vars(parsed.strategy.init_args).items()
 
 
-def test_a_wrong_section_is_refused():
+def test_an_unknown_strategy_is_refused():
     recipe = merge(
         read_recipe(ROOT / "recipes/imagenet1k/swin_tiny.yaml"), {"trainer": {"strategy": {"class_path": "X"}}}
     )

@@ -19,8 +19,8 @@ def _write(folder, name, text):
     [("5e-4", 5e-4), ("1E5", 1e5), ("-2.5e-1", -0.25), (".5e1", 5.0), ("1e", "1e"), ("e5", "e5"), ("12", 12)],
 )
 def test_exponents_are_numbers(text, value):
-    found = load_yaml(text)
-    assert found == value and type(found) is type(value)
+    loaded = load_yaml(text)
+    assert loaded == value and type(loaded) is type(value)
 
 
 def test_a_key_given_twice_is_an_error(tmp_path):
@@ -49,7 +49,7 @@ def test_one_base_is_the_most(tmp_path):
     ("text", "message"),
     [("[1, 2]", "has sections"), ("a: [", "not readable as YAML"), ("base: 3", "not the name of a file")],
 )
-def test_what_is_no_recipe(tmp_path, text, message):
+def test_files_that_are_not_recipes(tmp_path, text, message):
     with pytest.raises(RecipeError, match=message):
         read_recipe(_write(tmp_path, "a.yaml", text))
 
@@ -61,7 +61,7 @@ def test_missing_file_and_missing_base(tmp_path):
         read_recipe(_write(tmp_path, "a.yaml", "base: gone.yaml"))
 
 
-def test_options_of_another_class_are_forgotten():
+def test_options_of_another_class_are_dropped():
     below = {"model": {"class_path": "A", "init_args": {"x": 1}}}
     assert merge(below, {"model": {"class_path": "B"}}) == {"model": {"class_path": "B"}}
     assert merge(below, {"model": {"class_path": "A"}}) == below
@@ -76,7 +76,7 @@ def test_arguments():
     assert values == {"model": model, "data": {"root": "x", "train": ["y"]}}
 
 
-def test_wrong_arguments_all_at_once():
+def test_all_errors_of_the_arguments_at_once():
     with pytest.raises(RecipeError) as caught:
         parse_arguments(["recipe.yaml", "--model.lr", "--data.root"])
     assert len(caught.value.errors) == 3

@@ -1,4 +1,4 @@
-"""Every recipe of the repository: it says what it must, its files are accepted, and `--smoke` runs it."""
+"""Every recipe of the repository: its header is complete and true, its options are accepted, and `--smoke` runs it."""
 
 import math
 import re
@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from vitgraft.cli import main
 
 pytest.importorskip("pytorch_lightning")
 import vitgraft
@@ -78,7 +76,7 @@ def _levels(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_header_says_of_the_model(name):
+def test_the_header_is_true_of_the_model(name):
     """Grafts, levels, scales, GMAC and epochs, where a header has them."""
     text, recipe = (FOLDER / name).read_text(), read_recipe(FOLDER / name)
     title = text.partition("\n")[0]
@@ -220,12 +218,12 @@ def test_what_does_not_decay_in_the_segmenters():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_smoke(name, capsys, tmp_path, monkeypatch):
+def test_smoke(name, run_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # crops of 512 pixels, and UperNet's head of 512 channels, are nearly all of a step's time
     narrow = ["--model.head_channels", "32", "--data.crop_size", "128"] if name.startswith("ade20k/") else []
-    command = ["fit", "--config", str(FOLDER / name), "--smoke", "--trainer.enable_progress_bar", "false", *narrow]
-    code = main(command)
-    out, err = capsys.readouterr()
+    code, out, err = run_command(
+        "fit", "--config", FOLDER / name, "--smoke", "--trainer.enable_progress_bar", "false", *narrow
+    )
     assert code == 0, err
     assert "smoke: 2 steps" in out and "train/loss" in out and not list(tmp_path.iterdir())

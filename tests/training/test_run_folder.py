@@ -1,4 +1,4 @@
-"""Who may use a run's folder, and where a run goes on."""
+"""Who may use a run's folder, and where a run is resumed."""
 
 import json
 import os
@@ -39,10 +39,7 @@ def test_new_run_and_its_record(tmp_path):
     assert begin(tmp_path / "a" / "b", RECIPE) is None
     record = json.loads((tmp_path / "a" / "b" / "run.json").read_text())
     assert record["recipe"] == RECIPE and "torch" in record["versions"]
-
-
-def test_resume_in_an_empty_folder_starts(tmp_path):
-    assert begin(tmp_path, RECIPE, resume=True) is None
+    assert begin(tmp_path / "empty", RECIPE, resume=True) is None
 
 
 def test_folder_that_holds_a_run_is_refused(run):
@@ -60,7 +57,7 @@ def test_runs_of_other_programs_are_refused_too(tmp_path, name):
             begin(tmp_path, RECIPE, resume)
 
 
-def test_resume_goes_on_and_forgets_what_will_be_logged_again(run):
+def test_resume_drops_what_will_be_logged_again(run):
     assert begin(run, RECIPE, resume=True) == run / "last.ckpt"
     assert (run / "metrics.csv").read_text().split() == ["epoch,step,loss", "0,3,1.0", "0,9,0.5"]
     logger = RunLogger(run)
@@ -73,9 +70,9 @@ def test_resume_goes_on_and_forgets_what_will_be_logged_again(run):
 def test_resume_of_a_damaged_run(run, capsys):
     (run / "last.ckpt").write_bytes(b"")
     assert begin(run, RECIPE, resume=True) == run / "last-previous.ckpt"
-    said = capsys.readouterr()
-    assert re.match(r"warning: .*last\.ckpt is empty. Using the one before it.*step 5\)$", said.err)
-    assert "resuming from" in said.out and "last-previous.ckpt (epoch 0, step 5)" in said.out
+    out, err = capsys.readouterr()
+    assert re.match(r"warning: .*last\.ckpt is empty. Using the one before it.*step 5\)$", err)
+    assert "resuming from" in out and "last-previous.ckpt (epoch 0, step 5)" in out
     checkpoint_files.previous(run / "last.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="the one before it can't be used either"):
         begin(run, RECIPE, resume=True)

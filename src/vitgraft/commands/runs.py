@@ -63,15 +63,15 @@ def _add_predict(commands) -> None:
         "predict images with a trained model",
         "Takes images (files, folders with all images below them, or a tar) and does what the checkpoint was\n"
         "trained for. Classifiers: the most probable classes, as CSV, JSON and a page of thumbnails (--html).\n"
-        "Detectors: boxes, scores and masks (--output, .csv or .json), also drawn on the images (--pictures).\n"
-        "Segmenters: areas of the classes (--output), overlays with a legend and index PNGs (--pictures).\n"
+        "Detectors: boxes, scores and masks (--output, .csv or .json), also drawn on the images (--visualize).\n"
+        "Segmenters: areas of the classes (--output), overlays with a legend and index PNGs (--visualize).\n"
         "Images that can't be read are named, and do not stop the others.",
         [
             "vitgraft predict --ckpt runs/NAME photos/",
             "vitgraft predict --ckpt runs/NAME/best.ckpt photos/ a.jpg --top 3 --output out.csv --html page.html",
             "vitgraft predict --ckpt exported/ photos.tar --output predictions.json",
-            "vitgraft predict --ckpt runs/SEGMENTER photos/ --pictures out --output areas.csv",
-            "vitgraft predict --ckpt runs/DETECTOR photos/ --pictures out --output objects.json",
+            "vitgraft predict --ckpt runs/SEGMENTER photos/ --visualize out --output areas.csv",
+            "vitgraft predict --ckpt runs/DETECTOR photos/ --visualize out --output objects.json",
             "vitgraft predict --ckpt swin_tiny_patch4_window7_224.ms_in1k a.jpg",
             "vitgraft predict --ckpt deit_tiny_patch16_224:checkpoint_path=deit.safetensors a.jpg",
         ],
@@ -88,7 +88,7 @@ def _add_predict(commands) -> None:
         "--output", type=Path, action="append", metavar="FILE", help="write .csv or .json there; may be given twice"
     )
     parser.add_argument(
-        "--pictures",
+        "--visualize",
         type=Path,
         metavar="DIR",
         help="detectors, segmenters: draw predictions there; index PNGs of labels",
@@ -179,8 +179,8 @@ def _predict(args: argparse.Namespace) -> int:
     for path in args.output:
         if path.suffix not in (".csv", ".json"):
             raise CommandError(f"--output {path}: the name must end in .csv or .json")
-    if args.pictures and (args.pictures.is_file() or not args.pictures.parent.is_dir()):
-        raise CommandError(f"--pictures {args.pictures}: not a folder that can be made")
+    if args.visualize and (args.visualize.is_file() or not args.visualize.parent.is_dir()):
+        raise CommandError(f"--visualize {args.visualize}: not a folder that can be made")
     from vitgraft.predict.run import run
 
     return run(args)

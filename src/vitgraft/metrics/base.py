@@ -18,7 +18,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Report", "ReportingMetric"]
+__all__ = ["CountReport", "Report", "ReportingMetric"]
 
 
 class Report:
@@ -48,8 +48,8 @@ class Report:
         raise NotImplementedError
 
     def numbers(self) -> dict[str, float | int | None]:
-        """The numbers of the whole dataset, by name."""
-        raise NotImplementedError
+        """The numbers of the whole dataset, by name: the attributes that have a label."""
+        return {name: getattr(self, name) for name in self.labels if name != "num_unreadable"}
 
     def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
         """One row for each class, in their order, with the same columns.
@@ -105,6 +105,65 @@ class Report:
         return shown
 
 
+class CountReport(Report):
+    """A report of counts by class: of samples in classification, of pixels in segmentation.
+
+    Attributes:
+        class_counts: int64 (C,), samples or pixels of each class.
+        class_hits: int64 (C,), the correct ones among them.
+    """
+
+    class_counts: np.ndarray
+    class_hits: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the model."""
+        return len(self.class_counts)
+
+    @property
+    def class_accuracy(self) -> np.ndarray:
+        """float64 (C,): fraction of each class that is correct (recall); nan where it is absent."""
+        return fractions(self.class_hits, self.class_counts)
+
+    @property
+    def class_precision(self) -> np.ndarray | None:
+        """float64 (C,): fraction of what was predicted as the class that is of it; nan where nothing was."""
+        if self.confusion is None:
+            return None
+        return fractions(self.class_hits, self.confusion[:, : self.num_classes].sum(0))
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean of the classes' accuracies, absent classes left out: large classes count no more than small ones."""
+        return mean_of_present(self.class_accuracy)
+
+    def class_columns(self) -> dict[str, np.ndarray | None]:
+        """Columns of `class_rows`, (C,) each; None of what is not measured."""
+        raise NotImplementedError
+
+    def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """The columns, and the most usual confusion of each class."""
+        columns, rows = self.class_columns(), []
+        for i, name in enumerate(class_names):
+            row = {"class": i, "name": name}
+            for column, values in columns.items():
+                row[column] = None if values is None or np.isnan(values[i]) else values[i].item()
+            rows.append(row | self._most_confused_with(i, class_names))
+        return rows
+
+    def _most_confused_with(self, true: int, class_names: Sequence[str]) -> dict[str, Any]:
+        """Two columns: the class that a class is most often confused with, and the fraction of the class that is."""
+        name = fraction_of_class = None
+        if self.confusion is not None:
+            wrong = self.confusion[true, : self.num_classes].copy()
+            wrong[true] = 0
+            if wrong.any():
+                name = class_names[int(wrong.argmax())]
+                fraction_of_class = float(wrong.max() / self.class_counts[true])
+        return {"most_confused_with": name, "confused_fraction": fraction_of_class}
+
+
 class ReportingMetric(Metric):
     """A torchmetrics metric whose result is a `Report`; a task's metric gives `update` and `_report`."""
 
@@ -158,22 +217,6 @@ def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = (map(int, np.unravel_index(place, wrong.shape)) for place in order)
     return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
-
-
-def confused_with(counts: np.ndarray, true: int, class_names: Sequence[str], total: int) -> dict[str, Any]:
-    """Two columns of a class: the class that it is most often confused with, and the fraction of its `total`.
-
-    Args:
-        counts: (C,), how often each class was predicted.
-        true: The class itself.
-        class_names: Of each class.
-        total: What the fraction is of.
-    """
-    wrong = counts.copy()
-    wrong[true] = 0
-    if not wrong.any():
-        return {"most_confused_with": None, "confused_fraction": None}
-    return {"most_confused_with": class_names[int(wrong.argmax())], "confused_fraction": float(wrong.max() / total)}
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitgraft.metrics.base import Report, ReportingMetric, confused_with, fraction, fractions, mean_of_present
+from vitgraft.metrics.base import CountReport, ReportingMetric, fraction, fractions
 from vitgraft.metrics.figures import confusion_figure, reliability_figure
 
 __all__ = ["ClassificationMetrics", "ClassificationReport"]
@@ -28,7 +28,7 @@ MAX_LOSS = 2.0**20  # of one sample: the sum of 500,000 of them still fits
 
 
 @dataclass(frozen=True)
-class ClassificationReport(Report):
+class ClassificationReport(CountReport):
     """What was measured on a dataset. Fractions are 0 to 1; counts are whole numbers.
 
     Attributes:
@@ -81,11 +81,6 @@ class ClassificationReport(Report):
     }
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the model."""
-        return len(self.class_counts)
-
-    @property
     def top1(self) -> float:
         """Fraction of the samples whose most probable class is correct."""
         return fraction(self.class_hits.sum(), self.num_samples)
@@ -94,21 +89,6 @@ class ClassificationReport(Report):
     def top5(self) -> float | None:
         """Fraction of the samples with the correct class among the five most probable; None where there are no more."""
         return fraction(self.class_hits5.sum(), self.num_samples) if self.num_classes > TOP else None
-
-    @property
-    def class_accuracy(self) -> np.ndarray:
-        """float64 (C,): fraction of each class's samples that is correct (recall); nan for a class without samples."""
-        return fractions(self.class_hits, self.class_counts)
-
-    @property
-    def class_precision(self) -> np.ndarray | None:
-        """float64 (C,): fraction of what was predicted as the class that is of it; nan where nothing was."""
-        return None if self.confusion is None else fractions(self.class_hits, self.confusion.sum(0))
-
-    @property
-    def mean_class_accuracy(self) -> float:
-        """Mean of the accuracies of the classes that have samples: large classes count no more than small ones."""
-        return mean_of_present(self.class_accuracy)
 
     @property
     def ece(self) -> float:
@@ -120,26 +100,15 @@ class ClassificationReport(Report):
         """Mean probability of the predicted class: above top-1, the model is over-confident."""
         return fraction(self.bin_confidences.sum(), self.bin_counts.sum())
 
-    def numbers(self) -> dict[str, float | int | None]:
-        """The numbers of the whole dataset, by name."""
-        return {name: getattr(self, name) for name in self.labels if name != "num_unreadable"}
-
-    def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """Samples, accuracies, precision and most usual confusion of each class."""
-        columns = {"accuracy": self.class_accuracy}
-        if self.num_classes > TOP:
-            columns["accuracy_top5"] = fractions(self.class_hits5, self.class_counts)
-        if self.confusion is not None:
-            columns["precision"] = self.class_precision
-        rows = []
-        for i, name in enumerate(class_names):
-            row = {"class": i, "name": name, "samples": int(self.class_counts[i]), "correct": int(self.class_hits[i])}
-            row |= dict.fromkeys(("accuracy", "accuracy_top5", "precision", "most_confused_with", "confused_fraction"))
-            row |= {column: float(values[i]) for column, values in columns.items() if not np.isnan(values[i])}
-            if self.confusion is not None:
-                row |= confused_with(self.confusion[i], i, class_names, row["samples"])
-            rows.append(row)
-        return rows
+    def class_columns(self) -> dict[str, np.ndarray | None]:
+        """Samples, accuracies and precision of each class."""
+        return {
+            "samples": self.class_counts,
+            "correct": self.class_hits,
+            "accuracy": self.class_accuracy,
+            "accuracy_top5": fractions(self.class_hits5, self.class_counts) if self.num_classes > TOP else None,
+            "precision": self.class_precision,
+        }
 
     def figures(self, class_names: Sequence[str], title: str) -> dict[str, Any]:
         """Calibration, and the confusion matrix where pairs of classes are counted."""

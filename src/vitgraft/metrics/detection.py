@@ -99,7 +99,7 @@ class DetectionReport(Report):
 
     def numbers(self) -> dict[str, float | int | None]:
         """All numbers by name: COCO's twelve for boxes and for masks, then counts."""
-        return {**self.values, **{name: getattr(self, name) for name in self.labels if name != "num_unreadable"}}
+        return {**self.values, **super().numbers()}
 
     def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Objects, detections, AP, AP50 and AR of each class."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitgraft.metrics.base import Report, ReportingMetric, confused_with, fraction, fractions, mean_of_present
+from vitgraft.metrics.base import CountReport, ReportingMetric, fraction, fractions, mean_of_present
 from vitgraft.metrics.figures import confusion_figure
 
 __all__ = ["SegmentationMetrics", "SegmentationReport", "predicted_classes"]
@@ -21,7 +21,7 @@ NO_CLASS = -1
 
 
 @dataclass(frozen=True)
-class SegmentationReport(Report):
+class SegmentationReport(CountReport):
     """What was measured on a dataset. Fractions are 0 to 1; counts are of pixels but for `num_images`.
 
     A class without one labelled pixel in the dataset is *absent*: it is left out of the means, also where it was
@@ -62,31 +62,20 @@ class SegmentationReport(Report):
     }
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the model."""
-        return len(self.confusion)
-
-    @property
-    def class_pixels(self) -> np.ndarray:
+    def class_counts(self) -> np.ndarray:
         """int64 (C,): labelled pixels of each class."""
         return self.confusion.sum(1)
 
     @property
+    def class_hits(self) -> np.ndarray:
+        """int64 (C,): the correct ones among them."""
+        return self.confusion.diagonal()
+
+    @property
     def class_iou(self) -> np.ndarray:
         """float64 (C,): intersection over union of each class, summed over the dataset; nan where it is absent."""
-        hits = self.confusion.diagonal()
-        union = self.class_pixels + self.confusion[:, :-1].sum(0) - hits
-        return fractions(hits, union, self.class_pixels > 0)
-
-    @property
-    def class_accuracy(self) -> np.ndarray:
-        """float64 (C,): fraction of each class's pixels that is correct (recall); nan where it is absent."""
-        return fractions(self.confusion.diagonal(), self.class_pixels)
-
-    @property
-    def class_precision(self) -> np.ndarray:
-        """float64 (C,): fraction of what was predicted as each class that is of it; nan where nothing was."""
-        return fractions(self.confusion.diagonal(), self.confusion[:, :-1].sum(0))
+        union = self.class_counts + self.confusion[:, :-1].sum(0) - self.class_hits
+        return fractions(self.class_hits, union, self.class_counts > 0)
 
     @property
     def miou(self) -> float:
@@ -94,38 +83,34 @@ class SegmentationReport(Report):
         return mean_of_present(self.class_iou)
 
     @property
-    def mean_class_accuracy(self) -> float:
-        """Mean of the classes' accuracies, absent classes left out."""
-        return mean_of_present(self.class_accuracy)
-
-    @property
     def pixel_accuracy(self) -> float:
         """Fraction of the labelled pixels that is correct."""
-        return fraction(np.trace(self.confusion), self.confusion.sum())
+        return fraction(self.class_hits.sum(), self.num_pixels)
 
-    def numbers(self) -> dict[str, float | int | None]:
-        """The numbers of the whole dataset, by name."""
+    @property
+    def num_pixels(self) -> int:
+        """Labelled pixels."""
+        return int(self.confusion.sum())
+
+    @property
+    def num_absent(self) -> int:
+        """Classes without a labelled pixel."""
+        return int((self.class_counts == 0).sum())
+
+    @property
+    def num_nonfinite(self) -> int:
+        """Labelled pixels whose scores are not finite."""
+        return int(self.confusion[:, -1].sum())
+
+    def class_columns(self) -> dict[str, np.ndarray | None]:
+        """Pixels, IoU, accuracy and precision of each class."""
         return {
-            "num_images": self.num_images,
-            "miou": self.miou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "mean_class_accuracy": self.mean_class_accuracy,
-            "num_pixels": int(self.confusion.sum()),
-            "num_ignored": self.num_ignored,
-            "num_absent": int((self.class_pixels == 0).sum()),
-            "num_nonfinite": int(self.confusion[:, -1].sum()),
+            "pixels": self.class_counts,
+            "pixel_fraction": self.class_counts / max(1, self.num_pixels),
+            "iou": self.class_iou,
+            "accuracy": self.class_accuracy,
+            "precision": self.class_precision,
         }
-
-    def class_rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """Pixels, IoU, accuracy, precision and most usual confusion of each class."""
-        pixels, total = self.class_pixels, max(1, int(self.confusion.sum()))
-        columns = {"iou": self.class_iou, "accuracy": self.class_accuracy, "precision": self.class_precision}
-        rows = []
-        for i, name in enumerate(class_names):
-            row = {"class": i, "name": name, "pixels": int(pixels[i]), "pixel_fraction": float(pixels[i] / total)}
-            row |= {column: None if np.isnan(values[i]) else float(values[i]) for column, values in columns.items()}
-            rows.append(row | confused_with(self.confusion[i, :-1], i, class_names, pixels[i]))
-        return rows
 
     def figures(self, class_names: Sequence[str], title: str) -> dict[str, Any]:
         """The confusion matrix."""

@@ -107,7 +107,7 @@ class Detector(Predictor):
         )
         path = folder / f"{stem}.jpg"
         drawn.save(path, quality=90)
-        return {"picture": str(path)}
+        return {"visualization": str(path)}
 
     def _confident(self, one: Prediction) -> np.ndarray:
         return np.flatnonzero(one.result["scores"] >= self.score)

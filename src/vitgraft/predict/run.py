@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     """Predicts, writes and shows; 0, or 1 where no image at all could be predicted.
 
     Args:
-        args: paths, ckpt, weights, output, pictures, html, html_images, batch_size, device, workers, and the settings
+        args: paths, ckpt, weights, output, visualize, html, html_images, batch_size, device, workers, and the settings
             of all predictors, None where not given.
 
     Raises:
@@ -123,13 +123,13 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         name, _, text = str(error).partition("=")
         raise CommandError(f"--{name.replace('_', '-')}={text}") from error
-    if args.pictures and not predictor.draws:
-        raise CommandError("--pictures is for segmentation and detection; --html FILE writes a page of thumbnails")
+    if args.visualize and not predictor.draws:
+        raise CommandError("--visualize is for segmentation and detection; --html FILE writes a page of thumbnails")
     if args.html and predictor.draws:
-        raise CommandError("--html is for classifiers; --pictures DIR draws what was predicted")
+        raise CommandError("--html is for classifiers; --visualize DIR draws what was predicted")
     predictor.model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if args.pictures:
-        args.pictures.mkdir(parents=True, exist_ok=True)
+    if args.visualize:
+        args.visualize.mkdir(parents=True, exist_ok=True)
 
     shown: list[tuple[str, str, str]] = []
     errors: list[str] = []
@@ -141,21 +141,21 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             writers.append(stack.enter_context(HtmlWriter(args.html, predictor, args.html_images)))
         step = stack.enter_context(Progress(len(source)))
-        for one in predictions(predictor, source, args.batch_size, args.workers, bool(args.pictures), thumbnails):
+        for one in predictions(predictor, source, args.batch_size, args.workers, bool(args.visualize), thumbnails):
             step(one.image)
             if one.error is not None:
                 errors.append(f"not predicted: {one.image}: {one.error}")
             else:
                 counts += predictor.counts(one)
-                if args.pictures:
-                    one.files = predictor.draw(args.pictures, unused_stem(one.image, stems), one)
+                if args.visualize:
+                    one.files = predictor.draw(args.visualize, unused_stem(one.image, stems), one)
             for writer in writers:
                 writer.add(one)
             if len(shown) < SHOWN:
                 text = predictor.describe(one) if one.error is None else f"not predicted: {one.error}"
                 shown.append((one.image, f"{one.width} x {one.height}" if one.width else "", text))
     done = len(source) - len(errors)
-    files = [*args.output, *([args.html] if args.html else []), *([args.pictures] if args.pictures and done else [])]
+    files = [*args.output, *([args.html] if args.html else []), *([args.visualize] if args.visualize and done else [])]
     if not files:
         print_table(console(), ("image", "size", "prediction"), shown, (0, 1, 2))
     usual = predictor.summary(counts) if done else ""

@@ -13,19 +13,22 @@ from vitgraft.weights.files import EMA_KEY, read_checkpoint, resolve_checkpoint
 from vitgraft.weights.load_report import LoadReport
 from vitgraft.weights.official import load_official
 
-__all__ = ["load_initial_weights", "new_parts"]
-
+__all__ = ["features_of", "load_initial_weights", "new_parts"]
 
 FEATURES = {"backbone.features.": "detector", "backbone.": "segmenter"}
 """What the names of a dense model's backbone begin with in this package's checkpoints, and what model that is."""
 
 
-def load_initial_weights(model: nn.Module, features: nn.Module | None, path: str | Path) -> str:
+def features_of(model: nn.Module) -> DenseFeatures | SimpleFeaturePyramid | None:
+    """What makes the maps of a dense model, around its backbone; None of a classifier."""
+    return next((one for one in model.modules() if isinstance(one, DenseFeatures | SimpleFeaturePyramid)), None)
+
+
+def load_initial_weights(model: nn.Module, path: str | Path) -> str:
     """Loads a file into a model, and reports what was loaded, resized, new and skipped.
 
     Args:
         model: The detector, segmenter, or classifier, which keeps its new head where the file has other classes.
-        features: The `DenseFeatures` or `SimpleFeaturePyramid` of a dense model, None of a classifier.
         path: A run's folder (its best.ckpt, else last.ckpt), or a checkpoint: of a vitgraft run (one of the same task
             goes into the whole model; of a classifier or of another dense task, into the backbone; averaged weights
             where there are any), of timm, or as the authors published it, of their backbone or, for UperNet, of the
@@ -34,7 +37,7 @@ def load_initial_weights(model: nn.Module, features: nn.Module | None, path: str
     Raises:
         CheckpointError: No such file, damaged, or of another backbone; nothing was loaded.
     """
-    path = resolve_checkpoint(path, "checkpoint_path").path
+    path, features = resolve_checkpoint(path, "checkpoint_path").path, features_of(model)
     try:
         content = read_checkpoint(path)
         own, averaged = _of_run(content)
@@ -60,12 +63,12 @@ def load_initial_weights(model: nn.Module, features: nn.Module | None, path: str
         report = load_official(inner, content if own is None else own)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint_path={path}: {error}") from error
-    return f"initial weights of the backbone from {path}{kind}: {report}\n  {new_parts(model, features)}"
+    return f"initial weights of the backbone from {path}{kind}: {report}\n  {new_parts(model)}"
 
 
-def new_parts(model: nn.Module, features: nn.Module) -> str:
+def new_parts(model: nn.Module) -> str:
     """What of a dense model is not the backbone's, and so starts new: number of parameters by part."""
-    inside = {id(parameter) for parameter in features.backbone.parameters()}
+    inside = {id(parameter) for parameter in features_of(model).backbone.parameters()}
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in inside:

@@ -1,12 +1,8 @@
-"""The base of all tasks: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights.
-
-This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
-"""
+"""Base of all tasks: model by name, optimizer and schedule, seeded steps, evaluation of raw and averaged weights."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,8 +11,6 @@ from torch import nn
 from vitgraft.config import GraftOptions
 from vitgraft.errors import MissingExtraError, RecipeError, VitgraftError
 from vitgraft.grafting import train_grafts_only
-from vitgraft.metrics.base import Report
-from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.options import (
     BelowOne,
     Count,
@@ -29,6 +23,7 @@ from vitgraft.options import (
     type_errors,
 )
 from vitgraft.randomness import derive, seed_all
+from vitgraft.tasks._initial_weights import features_of, load_initial_weights, new_parts
 from vitgraft.tasks._sharding import shard
 from vitgraft.tasks.optim import Schedule, make_optimizer, scale_learning_rates
 from vitgraft.weights.create import data_config_of, is_graft_name
@@ -40,10 +35,9 @@ try:
 except ImportError as error:
     raise MissingExtraError("pytorch-lightning", "train") from error
 
-__all__ = ["Task", "print_once"]
+__all__ = ["Task"]
 
-print_once = rank_zero_only(print)
-"""Prints in the first process, also before there is a trainer, which `Task.print` needs."""
+print_once = rank_zero_only(print)  # also before there is a trainer, which `Task.print` needs
 
 
 class Task(pl.LightningModule):
@@ -52,8 +46,11 @@ class Task(pl.LightningModule):
     Everything random in a training step is seeded by (seed, step, process), and the learning rate follows from the
     number of the step, so a resumed run needs no more than weights, optimizer and counters.
 
-    Subclasses define `try_build`, `build`, `make_metric`, `training_step` (which begins with `before_step`),
-    `evaluate`, and the names of the metrics that they log.
+    `train/loss` and `lr` are logged every step, and at every validation the metrics of the task, with `_ema` behind
+    their names for averaged weights. Fractions are 0 to 1.
+
+    Subclasses define `build`, `make_metric`, `training_step` (which begins with `before_step`), `evaluate`, and the
+    names of the metrics that they log.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module.
@@ -172,24 +169,22 @@ class Task(pl.LightningModule):
         """Why no model can be built from options without errors; tried without making a tensor."""
         if not isinstance(values.get("model"), str) or ":" in values["model"]:
             return []
+        classes = values.get("num_classes") or 2
         try:
             with torch.device("meta"):
-                cls.try_build(values)
+                cls(**{**values, "num_classes": classes}).build(device="meta")
         except (VitgraftError, TypeError, ValueError) as error:
             return [f"model: {error}"]
         return []
 
-    @classmethod
-    def try_build(cls, values: Mapping[str, Any]) -> None:
-        """Builds the model of these options on the meta device, without weights."""
-        raise NotImplementedError
-
     # what subclasses define
 
-    def build(self) -> nn.Module:
+    def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
         """The model of `num_classes` classes, from `self.hparams`; the generators are seeded.
 
-        The backbone's initial weights (`pretrained`, `checkpoint_path`) are loaded here.
+        Args:
+            pretrained: With timm's weights of the backbone.
+            device: "meta" makes no tensors.
         """
         raise NotImplementedError
 
@@ -211,12 +206,15 @@ class Task(pl.LightningModule):
         if h.num_classes is None:
             raise RecipeError("num_classes: not given, and the data has no class names to count")
         seed_all(derive(h.seed, "init"))
-        model = self.build()
-        backbone = self.backbone_of(model)
+        model = self.build(h.pretrained and not h.checkpoint_path)
+        if h.checkpoint_path:
+            print_once(load_initial_weights(model, h.checkpoint_path))
+        elif h.pretrained and features_of(model) is not None:
+            print_once(f"initial weights of the backbone: timm's of {h.model}; {new_parts(model)}")
         if h.train_grafts_only:
             print_once(train_grafts_only(model))
         if h.grad_checkpointing:
-            backbone.set_grad_checkpointing()
+            self.backbone_of(model).set_grad_checkpointing()
         self.take(model)
         h.data_config = self.data_config
         if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
@@ -230,7 +228,8 @@ class Task(pl.LightningModule):
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
         """The timm model inside the model of the task."""
-        return model
+        features = features_of(model)
+        return model if features is None else features.backbone
 
     def take(self, model: nn.Module) -> None:
         """Makes a model the task's own; tasks with losses by the options extend it."""
@@ -265,23 +264,17 @@ class Task(pl.LightningModule):
             return
         if h.num_classes is None:
             h.num_classes = len(names)
-        if h.class_names and len(h.class_names) != len(names):
+        if h.class_names and list(h.class_names) != list(names):
             absent, unknown = (sorted(set(a) - set(b)) for a, b in ((h.class_names, names), (names, h.class_names)))
+            differing = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=False) if a != b]
             raise RecipeError(
-                f"the model knows {len(h.class_names)} classes, the data has {len(names)}; only the model has "
-                f"{absent[:5]}, only the data {unknown[:5]}. An evaluation needs images of the model's "
-                "classes, under the same names"
+                f"the {len(h.class_names)} classes of the model are not the {len(names)} of the data, in their order: "
+                f"only the model has {absent[:5]}, only the data {unknown[:5]}; model / data: {differing[:5]}"
             )
         if h.num_classes != len(names):
             raise RecipeError(
                 f"num_classes={h.num_classes}, but the data has {len(names)} classes ({', '.join(names[:3])} ...): "
                 "give num_classes: null to take those of the data"
-            )
-        if h.class_names and list(h.class_names) != list(names):
-            differing = [f"{a} / {b}" for a, b in zip(h.class_names, names, strict=True) if a != b]
-            raise RecipeError(
-                f"the model was trained for other classes than those of the data, or in another order: {differing[:5]} "
-                "(model / data)"
             )
         h.class_names = list(names)
 
@@ -381,23 +374,9 @@ class Task(pl.LightningModule):
         """As validation, under `test/`."""
         self._log_evaluation("test")
 
-    def write_report(
-        self, folder: Path, report: Report, title: str, metadata: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """Writes the files of an evaluation, and returns them.
-
-        Args:
-            folder: Made where it is missing.
-            report: Of the metric.
-            title: What was evaluated.
-            metadata: What was evaluated (checkpoint, data ...), for metrics.json.
-            unreadable: "name: reason" of the images that could not be counted.
-        """
-        return write_report(folder, report, self.class_names, title, metadata, unreadable)
-
-    def print_report(self, console: Any, report: Report, title: str, unreadable: int) -> None:
-        """Shows an evaluation in the terminal; `unreadable` images are left out of it."""
-        print_report(console, report, self.class_names, title, unreadable)
+    def inference(self) -> tuple[list[str], dict[str, Any]]:
+        """How the options of the task evaluate: parts of the report's name beyond a plain evaluation, and metadata."""
+        return [], {}
 
     def _log_evaluation(self, stage: str) -> None:
         for weights in self.evaluated_models():

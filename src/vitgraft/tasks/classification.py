@@ -1,9 +1,6 @@
-"""Training a classifier: timm's models, mixup and losses.
+"""Training a classifier: timm's models, mixup and losses."""
 
-This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,8 +11,7 @@ from torch import nn
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.classification import ClassificationMetrics
 from vitgraft.options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
-from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks.base import Task, print_once
+from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_model
 
 __all__ = ["Classification"]
@@ -24,8 +20,7 @@ __all__ = ["Classification"]
 class Classification(Task):
     """A classifier and how it is trained.
 
-    Logs `train/loss` and `lr` every step, and at every validation `val/acc` (top-1, 0 to 1), `val/acc5`,
-    `val/acc_class` (mean of the classes), `val/ece` and `val/loss`, with `_ema` behind them for averaged weights.
+    Logs `val/acc` (top-1), `val/acc5`, `val/acc_class` (mean of the classes), `val/ece` and `val/loss`.
 
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
@@ -40,9 +35,6 @@ class Classification(Task):
         mixup_mode: One lambda per "batch", "pair" or "elem".
         mixup_off_epoch: Epoch from which nothing is mixed any more; 0: never.
         **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed.
-
-    Raises:
-        RecipeError: Options out of range; the message names all of them.
     """
 
     LOGGED: ClassVar = {"acc": "top1", "acc5": "top5", "acc_class": "mean_class_accuracy", "ece": "ece", "loss": "loss"}
@@ -66,20 +58,10 @@ class Classification(Task):
     ):
         super().__init__(model, num_classes, **kwargs)
 
-    @classmethod
-    def try_build(cls, values: Mapping[str, Any]) -> None:
-        """As `Task.try_build`."""
-        classes = values.get("num_classes") or 2
-        build_model(values["model"], classes, values.get("model_kwargs"), values.get("graft"), device="meta")
-
-    def build(self) -> nn.Module:
-        """The named timm model, grafted, with the recipe's initial weights; reports what was loaded."""
+    def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
+        """The named timm model, grafted."""
         h = self.hparams
-        pretrained = h.pretrained and not h.checkpoint_path
-        model = build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained)
-        if h.checkpoint_path:
-            print_once(load_initial_weights(model, None, h.checkpoint_path))
-        return model
+        return build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained, device)
 
     def take(self, model: nn.Module) -> None:
         """Takes the model, and makes the loss that belongs to the targets."""

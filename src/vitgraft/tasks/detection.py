@@ -1,10 +1,5 @@
-"""Training a detector: boxes, or boxes and masks, on any backbone.
+"""Training a detector: boxes, or boxes and masks, on any backbone."""
 
-This module needs the `train` extra, and the `detection` extra from the first evaluation on; it is imported by what
-trains, never by `import vitgraft`.
-"""
-
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +10,7 @@ from typing_extensions import TypedDict
 from vitgraft.errors import RecipeError
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.options import Count, Fraction, Model, Positive, WholeNumber
-from vitgraft.tasks._initial_weights import load_initial_weights, new_parts
-from vitgraft.tasks.base import Task, print_once
+from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detection"]
@@ -49,9 +43,8 @@ class DetectorOptions(TypedDict, total=False):
 class Detection(Task):
     """A Mask R-CNN or Faster R-CNN and how it is trained.
 
-    Logs `train/loss`, each of its parts and `lr` every step, and at every validation `val/box_ap`, `val/box_ap50`,
-    `val/box_ap75` and, with masks, `val/mask_ap`, `val/mask_ap50`, `val/mask_ap75` (0 to 1), with `_ema` behind them
-    for averaged weights.
+    Logs each part of the loss, and `val/box_ap`, `val/box_ap50`, `val/box_ap75` and, with masks, `val/mask_ap`,
+    `val/mask_ap50`, `val/mask_ap75`.
 
     Args:
         model: Name of a timm backbone (vitgraft's are among them), or a `MaskRCNN`.
@@ -59,9 +52,6 @@ class Detection(Task):
         masks: False trains a Faster R-CNN, on boxes alone; None takes the masks where the data has them.
         detector: Further options of `vitgraft.models.mask_rcnn.MaskRCNN`: widths, anchors, numbers of proposals.
         **kwargs: Of `Task`: the backbone's other options, optimizer, schedule, seed.
-
-    Raises:
-        RecipeError: Options out of range; the message names all of them.
     """
 
     LOGGED: ClassVar = {name: name for name in ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")}
@@ -78,12 +68,6 @@ class Detection(Task):
     ):
         super().__init__(model, num_classes, **kwargs)
 
-    @classmethod
-    def try_build(cls, values: Mapping[str, Any]) -> None:
-        """As `Task.try_build`."""
-        backbone = build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
-        MaskRCNN(backbone, values.get("num_classes") or 2, **(values.get("detector") or {}))
-
     def setup(self, stage: str) -> None:
         """As `Task.setup`; takes from the data whether there are masks."""
         super().setup(stage)
@@ -93,22 +77,11 @@ class Detection(Task):
         if stage == "fit" and self.hparams.masks and not has_masks:
             raise RecipeError("model.masks=True: the training data has no masks; null or false trains on its boxes")
 
-    def build(self) -> nn.Module:
-        """The detector around the named backbone, with the recipe's initial weights; reports what was loaded."""
+    def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
+        """The detector around the named backbone."""
         h = self.hparams
-        backbone = build_backbone(h.model, h.model_kwargs, h.graft, h.pretrained and not h.checkpoint_path)
-        masks = h.masks is None or h.masks
-        detector = MaskRCNN(backbone, h.num_classes, masks, **(h.detector or {}))
-        features = detector.backbone.features
-        if h.checkpoint_path:
-            print_once(load_initial_weights(detector, features, h.checkpoint_path))
-        elif h.pretrained:
-            print_once(f"initial weights of the backbone: timm's of {h.model}; {new_parts(detector, features)}")
-        return detector
-
-    def backbone_of(self, model: nn.Module) -> nn.Module:
-        """The timm model inside the detector."""
-        return model.backbone.features.backbone if isinstance(model, MaskRCNN) else model
+        backbone = build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device)
+        return MaskRCNN(backbone, h.num_classes, h.masks is None or h.masks, **(h.detector or {}))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Sum of the losses of a batch with `images` (list) and `targets` (list)."""
@@ -134,3 +107,7 @@ class Detection(Task):
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, torch.Tensor]]:
         """Detections of each image, in the pixels of its file."""
         return self.model(list(batch.images), sizes=[target["orig_size"] for target in batch.targets])
+
+    def inference(self) -> tuple[list[str], dict[str, Any]]:
+        """As `Task.inference`: the detector's options, thresholds among them."""
+        return [], {"detector": self.hparams.detector}

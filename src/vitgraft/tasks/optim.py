@@ -12,9 +12,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-__all__ = ["SCHEDULES", "LearningRates", "Schedule", "make_optimizer", "scale_learning_rates"]
-
-SCHEDULES = ("cosine", "poly", "tanh", "multistep", "constant")
+__all__ = ["LearningRates", "Schedule", "make_optimizer", "scale_learning_rates"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Schedule:
     """Learning rate over a run: warm-up, decay, and perhaps a rest at the minimum.
 
     Args:
-        sched: One of `SCHEDULES`.
+        sched: "cosine", "poly", "tanh", "multistep" or "constant".
         on_updates: The rate moves with every update (Swin); otherwise it stands still for an epoch (DeiT, CSWin).
         warmup_epochs: Length of the linear warm-up from `warmup_lr`.
         warmup_updates: The same in updates; wins where given.

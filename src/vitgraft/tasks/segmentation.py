@@ -1,10 +1,6 @@
-"""Training a semantic segmenter: UperNet on any backbone, as the Swin authors do it on ADE20K.
-
-This module needs the `train` extra and is imported by what trains, never by `import vitgraft`.
-"""
+"""Training a semantic segmenter: UperNet on any backbone, as the Swin authors do it on ADE20K."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -13,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
-from vitgraft.metrics.segmentation import SegmentationMetrics, SegmentationReport, predicted_classes
+from vitgraft.metrics.segmentation import SegmentationMetrics, predicted_classes
 from vitgraft.models.feature_pyramid import feature_backbone
 from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
-from vitgraft.tasks._initial_weights import load_initial_weights
-from vitgraft.tasks.base import Task, print_once
+from vitgraft.tasks.base import Task
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["IGNORE", "Segmentation", "pixel_loss"]
@@ -43,9 +38,8 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 class Segmentation(Task):
     """A segmenter and how it is trained.
 
-    Logs `train/loss` and `lr` every step (with an auxiliary head also `train/loss_main` and `train/loss_aux`, the
-    latter without its weight), and at every validation `val/mIoU`, `val/acc` (of the pixels) and `val/acc_class`, all
-    0 to 1, with `_ema` behind them for averaged weights.
+    Logs `val/mIoU`, `val/acc` (of the pixels) and `val/acc_class`; with an auxiliary head also `train/loss_main` and
+    `train/loss_aux`, the latter without its weight.
 
     Args:
         model: Name of a timm model (vitgraft's are among them) that becomes the backbone, or a module: images
@@ -63,9 +57,6 @@ class Segmentation(Task):
         flip: Average with the mirrored image in evaluation.
         **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed. `checkpoint_path` is a checkpoint of
             the backbone (ImageNet), a run of any task of this package, or the authors' whole UperNet.
-
-    Raises:
-        RecipeError: Options out of range; the message names all of them.
     """
 
     LOGGED: ClassVar = {"mIoU": "miou", "acc": "pixel_accuracy", "acc_class": "mean_class_accuracy"}
@@ -97,34 +88,12 @@ class Segmentation(Task):
             found.append("layer_decay: UperNet has no layers to count; give null")
         return super().conflicts(values) + found
 
-    @classmethod
-    def try_build(cls, values: Mapping[str, Any]) -> None:
-        """As `Task.try_build`; the backbone must have maps for the head."""
-        feature_backbone(
-            build_backbone(values["model"], values.get("model_kwargs"), values.get("graft"), device="meta")
-        )
-
-    def build(self) -> nn.Module:
-        """UperNet on the named timm model, with the recipe's initial weights; reports what was loaded."""
+    def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
+        """UperNet on the named timm model."""
         h = self.hparams
-        pretrained = h.pretrained and not h.checkpoint_path
-        backbone = feature_backbone(build_backbone(h.model, h.model_kwargs, h.graft, pretrained))
-        model = UperNet(
-            backbone,
-            h.num_classes,
-            h.head_channels,
-            tuple(h.pool_scales),
-            h.dropout,
-            h.aux_channels if h.aux_weight > 0 else None,
-        )
-        if h.checkpoint_path:
-            print_once(load_initial_weights(model, backbone, h.checkpoint_path))
-        return model
-
-    def backbone_of(self, model: nn.Module) -> nn.Module:
-        """The timm model that the head stands on."""
-        features = getattr(model, "backbone", model)
-        return getattr(features, "backbone", features)
+        backbone = feature_backbone(build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device))
+        aux_channels = h.aux_channels if h.aux_weight > 0 else None
+        return UperNet(backbone, h.num_classes, h.head_channels, tuple(h.pool_scales), h.dropout, aux_channels)
 
     def setup(self, stage: str) -> None:
         """As `Task.setup`; the batch norms of the head can't learn from one image."""
@@ -170,18 +139,10 @@ class Segmentation(Task):
         """Probabilities (K, H, W) of each image."""
         return [self.probabilities(self.model, image[None])[0] for image in batch[0]]
 
-    def write_report(
-        self, folder: Path, report: SegmentationReport, title: str, metadata: dict[str, Any], unreadable: Sequence[str]
-    ) -> list[Path]:
-        """As `Task.write_report`; the metadata has the options of the inference.
-
-        Sliding windows go to FOLDER_sliding, several scales or flips to FOLDER_multi_scale, beside the
-        plain evaluation's files.
-        """
-        parts = ["sliding"] if self.hparams.window else []
-        parts += ["multi_scale"] if tuple(self.hparams.scales) != (1.0,) or self.hparams.flip else []
-        folder = folder.with_name("_".join([folder.name, *parts]))
-        title = ", ".join([title, *(part.replace("_", " ") for part in parts)])
-        how = {name: self.hparams[name] for name in ("window", "stride", "scales", "flip")}
-        metadata = {**metadata, "inference": {**how, "scales": list(how["scales"])}}
-        return super().write_report(folder, report, title, metadata, unreadable)
+    def inference(self) -> tuple[list[str], dict[str, Any]]:
+        """As `Task.inference`: sliding windows, and several scales or flips."""
+        h = self.hparams
+        parts = ["sliding"] if h.window else []
+        parts += ["multi_scale"] if tuple(h.scales) != (1.0,) or h.flip else []
+        options = {"window": h.window, "stride": h.stride, "scales": list(h.scales), "flip": h.flip}
+        return parts, {"inference": options}

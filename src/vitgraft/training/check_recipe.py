@@ -97,13 +97,13 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
 
 
 def with_class_paths(recipe: Mapping[str, Any], default_classes: Mapping[str, str]) -> dict[str, Any]:
-    """The recipe with full import paths for bare class names, and for sections that name none."""
+    """The recipe as jsonargparse takes it: full import paths, also for sections that name no class, and `init_args`."""
     full = dict(recipe)
     for key in KINDS:
         section = full.get(key)
         if section is None and key not in default_classes:
             continue
-        section = {"class_path": section} if isinstance(section, str) else dict(section or {})
+        section = {"class_path": section} if isinstance(section, str) else with_init_args(section or {})
         path = section.get("class_path", default_classes.get(key))
         cls = resolve(path, KINDS[key]) if path else None
         if cls is not None:
@@ -151,16 +151,12 @@ def _shorten(message: str) -> str:
     """The reason in jsonargparse's message, without the parser, the key and the value."""
     wanted = re.findall(r"Expected a (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     if wanted:
-        kinds = [re.sub(r"<class '([\w.]+\.)?(\w+)'>|typing\.|NoneType", _plain, kind) for kind in wanted]
+        plain = (re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>|typing\.", r"\1", kind) for kind in wanted)
+        kinds = [kind.replace("NoneType", "null") for kind in plain]
         return "expected " + " or ".join(dict.fromkeys(kinds))
     lines = [line.strip(" -") for line in message.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Given value", "Parser key"))] or [message]
     return "; ".join(dict.fromkeys(lines))
-
-
-def _plain(match: re.Match) -> str:
-    name = match[2] or ("" if match[0] == "typing." else match[0])
-    return "null" if name == "NoneType" else name
 
 
 def _subclasses(cls: type) -> set[type]:

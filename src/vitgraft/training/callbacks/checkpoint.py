@@ -23,7 +23,6 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from vitgraft.errors import RunFolderError, TrainingError
 from vitgraft.options import WholeNumber
 from vitgraft.terminal import note, warn
-from vitgraft.training.callbacks.progress import update_follows
 from vitgraft.weights import files as checkpoint_files
 
 __all__ = ["Checkpoints", "Interrupted", "VerifiedCheckpointIO"]
@@ -148,11 +147,6 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """best.ckpt, or "" while there is none."""
         return str(Path(self.folder or ".") / "best.ckpt") if self.best_score is not None else ""
 
-    @property
-    def best_model_score(self) -> torch.Tensor | None:
-        """Of the monitored metric."""
-        return None if self.best_score is None else torch.tensor(self.best_score)
-
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_step": self.best_step}
 
@@ -197,7 +191,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.enabled or not update_follows(trainer, batch_idx):
+        if not self.enabled or not _update_follows(trainer, batch_idx):
             return
         if batch_idx + 1 >= trainer.num_training_batches or _validation_follows(trainer, batch_idx):
             return  # saved after the validation, or at the end of the epoch
@@ -351,6 +345,11 @@ def _begin_next_epoch(trainer: pl.Trainer) -> None:
             loop._restarting = False
             loop.reset_restart_stage()
             loops += [child for child in vars(loop).values() if isinstance(child, _Loop)]
+
+
+def _update_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer steps after this batch, that is, whether no gradients are left waiting."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or batch_idx + 1 >= trainer.num_training_batches
 
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

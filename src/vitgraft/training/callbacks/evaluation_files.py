@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from vitgraft.machine import describe
+from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.terminal import console
 
 __all__ = ["EvaluationFiles"]
@@ -18,7 +19,7 @@ class EvaluationFiles(pl.Callback):
 
     It goes to OUT/validate or OUT/test, that of averaged weights to OUT/validate_ema or OUT/test_ema, and that of a
     part of the dataset (`limit_val_batches`, `max_images`) to OUT/validate_part ..., which never replaces that of the
-    whole dataset. `Task.write_report` decides which files there are.
+    whole dataset. Sliding windows go to OUT/validate_sliding, several scales or flips to OUT/validate_multi_scale.
     """
 
     def __init__(self) -> None:
@@ -52,11 +53,11 @@ class EvaluationFiles(pl.Callback):
         data = getattr(trainer.datamodule, "metadata", {})
         part = "_part" if limited(trainer, stage) or data.get("max_images") is not None else ""
         for weights, report in getattr(pl_module, "reports", {}).items():
+            parts, options = pl_module.inference()
             words = "averaged weights (ema)" if weights == "ema" else "weights as trained"
             title = f"{stage}{', ONLY A PART of the dataset' if part else ''}: "
             title += f"{trainer.ckpt_path or 'no checkpoint'}, {words}"
-            folder = Path(trainer.default_root_dir) / (stage + ("_ema" if weights == "ema" else "") + part)
-            pl_module.print_report(console(), report, title, len(unreadable))
+            print_report(console(), report, pl_module.class_names, title, len(unreadable))
             metadata = {
                 "stage": stage,
                 "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -66,16 +67,18 @@ class EvaluationFiles(pl.Callback):
                 "split": getattr(trainer.datamodule, "splits", {}).get("val" if stage == "validate" else "test"),
                 "data_config": pl_module.data_config,
                 "data_options": data,
-                **{name: pl_module.hparams[name] for name in ("detector",) if name in pl_module.hparams},
                 "processes": trainer.world_size,
                 "precision": str(trainer.precision),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": describe(trainer.strategy.root_device),
+                **options,
             }
             if part:
                 metadata["limited"] = "only a part of the dataset was measured"
-            written = pl_module.write_report(folder, report, stage, metadata, unreadable)
-            folder = written[0].parent if written else folder  # the task may choose one beside it
+            name = "_".join([stage + ("_ema" if weights == "ema" else "") + part, *parts])
+            folder = Path(trainer.default_root_dir) / name
+            title = ", ".join([stage, *(one.replace("_", " ") for one in parts)])
+            written = write_report(folder, report, pl_module.class_names, title, metadata, unreadable)
             print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 
 

@@ -97,7 +97,7 @@ class Guards(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._loss = loss.detach()
         if trainer.accumulate_grad_batches > 1 and not torch.isfinite(self._loss):
-            # named now, while the batch is at hand; the update comes later
+            # named now, as the update comes later, when the batch is another one
             self._suspects += self._samples(trainer)
 
     def on_before_optimizer_step(
@@ -127,44 +127,40 @@ class Guards(pl.Callback):
             )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Adds to an error for want of memory what to try."""
+        """Adds advice to an error that memory ran out."""
         if is_out_of_memory(exception):
             batch = getattr(trainer.datamodule, "batch_size", None) or _size(self._batch)
             exception.add_note(advice_on_memory(batch, trainer.accumulate_grad_batches))
 
     def _skip(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer, own: bool) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        optimizer.zero_grad()
         self.skipped += 1
         self.in_a_row += 1
-        where = f"step {trainer.global_step} (epoch {trainer.current_epoch})"
+        kind, samples = "the loss of another process", ""
         if own:
-            samples = self._suspects or self._samples(trainer)
             value = float(self._loss)
             kind = "the gradient" if math.isfinite(value) and not self._suspects else f"the loss ({value})"
-            message = f"{where}: {kind} is not finite, the update is skipped. Samples: {_some(samples)}"
+            samples = f". Samples: {_some(self._suspects or self._samples(trainer))}"
+        message = f"step {trainer.global_step} (epoch {trainer.current_epoch}): {kind} is not finite, "
+        message += f"the update is skipped{samples}"
+        if own:
             warn(message)
-        else:
-            message = f"{where}: the loss of another process is not finite, the update is skipped"
+        limit = min(self.max_skipped, IN_A_ROW)
         if self.skipped > self.max_skipped:
-            raise TrainingError(
-                f"{message}.\nThat is update {self.skipped} of this epoch to be skipped, more than "
-                f"max_skipped={self.max_skipped}. {ADVICE}"
-            )
-        if self.in_a_row > (limit := min(self.max_skipped, IN_A_ROW)):
-            raise TrainingError(
-                f"{message}.\nThat is update {self.in_a_row} in a row to be skipped, more than {limit}: the run has "
-                f"diverged. {ADVICE}"
-            )
+            reason = f"{self.skipped} of this epoch to be skipped, more than max_skipped={self.max_skipped}."
+        elif self.in_a_row > limit:
+            reason = f"{self.in_a_row} in a row to be skipped, more than {limit}: the run has diverged."
+        else:
+            return
+        raise TrainingError(f"{message}.\nThat is update {reason} {ADVICE}")
 
     def _agree(self, trainer: pl.Trainer, own: bool) -> tuple[bool, int]:
         """(whether any process skips, unreadable images of all)"""
         if trainer.world_size == 1:
             return own, len(self.unreadable)
-        found = torch.tensor([int(own), len(self.unreadable)], device=trainer.strategy.root_device)
-        found = trainer.strategy.reduce(found, reduce_op="sum")
-        return bool(found[0]), int(found[1])
+        counts = torch.tensor([int(own), len(self.unreadable)], device=trainer.strategy.root_device)
+        counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        return bool(counts[0]), int(counts[1])
 
     def _note_unreadable(self, bad: Any) -> None:
         for text in bad:
@@ -197,7 +193,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice_on_memory(batch_size: int | None, accumulate: int = 1) -> str:
-    """What to try after an error for want of memory.
+    """What to try after an error that memory ran out.
 
     Args:
         batch_size: Images per process; None if unknown.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vitgraft.errors import CheckpointError
 from vitgraft.training.callbacks.checkpoint import Checkpoints
 from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
-from vitgraft.weights import files as checkpoint_files
+from vitgraft.weights.files import read_checkpoint
 
 
 class Task(pl.LightningModule):
@@ -40,14 +40,16 @@ def loader(batches):
     return DataLoader(TensorDataset(torch.zeros(batches, 1)), batch_size=1)
 
 
+def trainer(folder, callback, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(accelerator="cpu", callbacks=[callback, Checkpoints(str(folder))], **quiet, **options)
+
+
 def fit(tmp_path, batches=4, accumulate=1, **options):
-    trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[AveragedWeights(**options), Checkpoints(str(tmp_path))], accumulate_grad_batches=accumulate,
-    )  # fmt: skip
     task = Task()
-    trainer.fit(task, loader(batches), loader(1))
-    return task, checkpoint_files.read_checkpoint(tmp_path / "last.ckpt")
+    limits = {"max_epochs": 1, "accumulate_grad_batches": accumulate}
+    trainer(tmp_path, AveragedWeights(**options), **limits).fit(task, loader(batches), loader(1))
+    return task, read_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_average_of_known_weights(tmp_path):
@@ -85,22 +87,15 @@ def test_impossible_decay(decay):
 def test_chosen_weights(tmp_path, weights, expected):
     fit(tmp_path, decay=0.5)
     task = Task()
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=True,
-        callbacks=[ChosenWeights(weights), Checkpoints(str(tmp_path))],
-    )  # fmt: skip
-    trainer.validate(task, loader(1), ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
+    evaluation = trainer(tmp_path, ChosenWeights(weights))
+    evaluation.validate(task, loader(1), ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
     assert task.seen == [expected]
 
 
 def test_averaged_weights_that_are_not_there(tmp_path):
     fit(tmp_path)
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False,
-        callbacks=[ChosenWeights("ema"), Checkpoints(str(tmp_path))],
-    )  # fmt: skip
     with pytest.raises(CheckpointError, match="no averaged weights; weights=raw would work"):
-        trainer.validate(Task(), loader(1), ckpt_path=str(tmp_path / "last.ckpt"))
+        trainer(tmp_path, ChosenWeights("ema")).validate(Task(), loader(1), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
 @pytest.mark.slow
@@ -109,7 +104,7 @@ def test_timm_loads_the_checkpoint_of_a_run(tmp_path):
     codes, text = runs({"root": str(make_images(tmp_path / "data")), "out": str(tmp_path / "run"), "epochs": 1})
     assert codes == [0], text
     path = tmp_path / "run" / "last.ckpt"
-    saved = checkpoint_files.read_checkpoint(path)
+    saved = read_checkpoint(path)
     kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
     model = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(path), **kwargs)
     assert model.state_dict().keys() == saved["state_dict"].keys() == saved["state_dict_ema"].keys()

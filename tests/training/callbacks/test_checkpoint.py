@@ -5,11 +5,17 @@ one at ["val", n] before the n-th validation batch of that process.
 """
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 pytest.importorskip("pytorch_lightning")
-from small_run import assert_same_run, make_images, runs
+from small_run import assert_same_run, difference, make_images, runs
+
+from vitgraft.weights.files import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +55,7 @@ def whole_run(tmp_path_factory):
     folders = {}
 
     def make(options):
-        options = {name: value for name, value in options.items() if name not in ("workers", "every_n_steps")}
+        options = {name: value for name, value in options.items() if name not in ("out", "workers", "every_n_steps")}
         key = json.dumps(options, sort_keys=True)
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp("whole")
@@ -60,25 +66,16 @@ def whole_run(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *DENSE])
 def test_killed_and_resumed_is_never_killed(case, root, whole_run, tmp_path):
-    options, signal, places = CASES[case]
-    kill_and_compare({**options, "root": root}, signal, places, whole_run, tmp_path)
-
-
-@pytest.mark.parametrize("case", DENSE)
-def test_detectors_and_segmenters_too(case, whole_run, tmp_path):
     if case.startswith("detection"):
         pytest.importorskip("faster_coco_eval")
-    kill_and_compare(*DENSE[case], whole_run, tmp_path)
-
-
-def kill_and_compare(options, signal, places, whole_run, folder):
-    """A run with these signals, resumed after each, and one without."""
+    options, signal, places = {**CASES, **DENSE}[case]
+    options = {**options, "out": str(tmp_path), "root": root}
     attempts = [{"at": place, "signal": signal, "resume": n > 0} for n, place in enumerate(places)] + [{"resume": True}]
-    codes, text = runs(*({**options, "out": str(folder), **attempt} for attempt in attempts))
+    codes, text = runs(*({**options, **attempt} for attempt in attempts))
     assert codes == [*[CODES[signal]] * len(places), 0], text
-    assert_same_run(whole_run(options), folder)
+    assert_same_run(whole_run(options), tmp_path)
 
 
 def test_resumes_from_the_one_before_when_the_last_is_damaged(root, whole_run, tmp_path):
@@ -107,3 +104,29 @@ def test_two_processes_resume(tmp_path):
     assert_same_run(whole, cut)
     metrics = json.loads((whole / "metrics.json").read_text())
     assert 0 <= metrics["val/acc"] <= 1
+
+
+def test_sigterm_to_the_command_and_resume(recipe, class_folders, tmp_path):
+    """A real `vitgraft fit` gets SIGTERM from outside: 143, saved, and the resumed run is the whole run."""
+    command = [sys.executable, "-W", "ignore", "-m", "vitgraft", "fit", "--config", recipe]
+    command += ["--data.root", class_folders, "--data.workers", "1", "--ema.decay", "0.9"]
+    command += ["--trainer.max_epochs", "40", "--trainer.log_every_n_steps", "1"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, "--out", whole], check=True, env=env, capture_output=True)
+    process = subprocess.Popen([*command, "--out", cut], env=env, stderr=subprocess.PIPE, text=True)
+    while not (cut / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    stopped = read_checkpoint(cut / "last.ckpt")["global_step"]
+    assert 3 <= stopped < 120
+    done = subprocess.run([*command, "--out", cut, "--resume"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    a, b = (read_checkpoint(folder / "last.ckpt") for folder in (whole, cut))
+    assert a["global_step"] == b["global_step"] == 120
+    for key in ("state_dict", "state_dict_ema", "optimizer_states"):
+        assert not difference(a[key], b[key])
+    rows = [(folder / "metrics.csv").read_text().splitlines() for folder in (whole, cut)]
+    assert rows[0] == rows[1], "the log of the run that was stopped is the whole log"

@@ -33,7 +33,7 @@ from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.guards import Guards
 from vitgraft.weights import files as checkpoint_files
 
-SRC = Path(__file__).parents[2] / "src"
+SRC = Path(__file__).parents[1] / "src"
 
 DEFAULTS = {
     "task": "classification",
@@ -88,8 +88,13 @@ class Spoiling:
         return loss
 
 
-class Spoiled(Spoiling, Classification):
-    pass
+def spoiled(task):
+    """The task with losses that are not finite where the options ask for it."""
+
+    class Spoiled(Spoiling, task):
+        pass
+
+    return Spoiled
 
 
 OPTIONS = {}
@@ -100,7 +105,9 @@ def classification(o):
         "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3,
         drop_path_rate=0.3, proj_drop_rate=0.1,
     )  # fmt: skip
-    task = Spoiled(model, 3, lr=3e-3, mixup=o["mixup"], cutmix=0.5 if o["mixup"] else 0.0, warmup_epochs=1)
+    task = spoiled(Classification)(
+        model, 3, lr=3e-3, mixup=o["mixup"], cutmix=0.5 if o["mixup"] else 0.0, warmup_epochs=1
+    )
     data = ImageData(
         o["root"], batch_size=o["batch_size"], workers=o["workers"], seed=5, input_size=16, reprob=0.25,
         auto_augment="rand-m9-mstd0.5",
@@ -124,26 +131,20 @@ def detection(o):
     from vitgraft.data.detection import DetectionData
     from vitgraft.tasks.detection import Detection
 
-    class SpoiledDetection(Spoiling, Detection):
-        pass
-
     heads = {"fpn_channels": 16, "box_channels": 32, "mask_channels": 16, "mask_convs": 1, "proposals": [40, 40]}
     data = DetectionData(scenes=28, val_scenes=3, scene_size=64, batch_size=2, workers=o["workers"], seed=5)
-    return SpoiledDetection(**DENSE, detector=heads), data
+    return spoiled(Detection)(**DENSE, detector=heads), data
 
 
 def segmentation(o):
     from vitgraft.data.segmentation import SegmentationData
     from vitgraft.tasks.segmentation import Segmentation
 
-    class SpoiledSegmentation(Spoiling, Segmentation):
-        pass
-
     data = SegmentationData(
         scenes=28, val_scenes=3, scene_size=64, crop_size=64, batch_size=2, eval_batch_size=1, workers=o["workers"],
         seed=5,
     )  # fmt: skip
-    return SpoiledSegmentation(**DENSE, head_channels=16, aux_channels=8), data
+    return spoiled(Segmentation)(**DENSE, head_channels=16, aux_channels=8), data
 
 
 TASKS = {one.__name__: one for one in (classification, detection, segmentation)}
@@ -163,21 +164,11 @@ def run(**options):
         Incidents(o),
     ]
     trainer = pl.Trainer(
-        max_epochs=o["epochs"],
-        max_steps=o["max_steps"],
-        accelerator="cpu",
-        devices=o["devices"],
-        strategy="ddp" if o["devices"] > 1 else "auto",
-        default_root_dir=o["out"],
-        callbacks=parts,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accumulate_grad_batches=o["accumulate"],
-        val_check_interval=o["val_check_interval"],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=1,
-    )
+        accelerator="cpu", devices=o["devices"], strategy="ddp" if o["devices"] > 1 else "auto",
+        max_epochs=o["epochs"], max_steps=o["max_steps"], accumulate_grad_batches=o["accumulate"],
+        val_check_interval=o["val_check_interval"], num_sanity_val_steps=1, use_distributed_sampler=False,
+        default_root_dir=o["out"], callbacks=parts, logger=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
     last = f"{o['out']}/last.ckpt"
     trainer.fit(task, datamodule=data, ckpt_path=last if o["resume"] and os.path.exists(last) else None)
     if trainer.is_global_zero:

@@ -36,9 +36,8 @@ from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
 from vitgraft.training.check_recipe import MODULES, recipe_errors, resolve, with_class_paths
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["main"]
 
-COMMANDS = ("fit", "validate", "test")
 WEIGHTS = Literal["raw", "ema"] | None
 # Sections of a recipe beside model, data and trainer: the callbacks of every run
 PARTS = {"checkpoints": Checkpoints, "ema": AveragedWeights, "guards": Guards}
@@ -71,6 +70,7 @@ SMOKE = {
         "accumulate_grad_batches": 1,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
+        "logger": False,
     },
 }
 
@@ -111,7 +111,7 @@ class VitgraftCLI(LightningCLI):
             parser.link_arguments("seed_everything", target)
 
     def _parse_ckpt_path(self) -> None:
-        """Done before parsing, by `with_checkpoint`."""
+        """Done before parsing, by `_run`."""
 
     def _set_seed(self) -> None:
         """Everything is seeded where it is drawn; this is for what the user's own callbacks draw."""
@@ -123,12 +123,12 @@ class VitgraftCLI(LightningCLI):
             kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        if self.is_smoke:
-            kwargs["logger"] = False
-        if self.subcommand != "fit" or self.is_smoke:
+        callbacks = [EpochLoss()]
+        if self.subcommand != "fit":
             self.save_config_callback = None
-        evaluation = [ChosenWeights(self._get(self.config, "weights")), EvaluationFiles()]
-        self.trainer_defaults = {"callbacks": [EpochLoss()] if self.subcommand == "fit" else evaluation}
+            callbacks = [ChosenWeights(self._get(self.config, "weights"))]
+            callbacks += [] if self.is_smoke else [EvaluationFiles()]
+        self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[Any]:
@@ -144,24 +144,12 @@ class VitgraftCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.is_smoke:
             self.datamodule.smoke(self.model.hparams.get("num_classes"))
-            self.trainer.callbacks = [one for one in self.trainer.callbacks if not isinstance(one, EvaluationFiles)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""
 
     def run(self) -> None:
         super()._run_subcommand(self.subcommand)
-
-
-def with_checkpoint(recipe: dict[str, Any], path: str | None, command: str) -> dict[str, Any]:
-    """The recipe with the model that a checkpoint was saved with, by the checkpoint's own hyper-parameters.
-
-    A resumed run (fit) keeps its recipe.
-    """
-    if path is None or command == "fit":
-        return recipe
-    checkpoint, _ = read_run(path)
-    return {**recipe, "model": {"class_path": checkpoint["task"], "init_args": checkpoint["hyper_parameters"]}}
 
 
 def with_data_of_run(recipe: dict[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -256,10 +244,11 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
         out = over.get("out") or recipe.get("out") or own_out
         path = Path(out) / f"{given}.ckpt" if given in ("last", "best") else given
         over["ckpt_path"] = str(resolve_checkpoint(path, "ckpt_path").path)
-    recipe = with_checkpoint(recipe, over.get("ckpt_path"), command)
-    if command in ("validate", "test"):
+    if command != "fit":  # a resumed run keeps its recipe
         recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
         if given is not None:
+            checkpoint, _ = read_run(over["ckpt_path"])
+            recipe["model"] = {"class_path": checkpoint["task"], "init_args": checkpoint["hyper_parameters"]}
             recipe = with_data_of_run(recipe, over["ckpt_path"])
             recipe["out"] = str(Path(over["ckpt_path"]).parent)  # the run that it belongs to
     recipe.setdefault("out", own_out)
@@ -274,7 +263,6 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if errors:
         raise RecipeError(errors)
     recipe = with_class_paths(recipe, default)
-    recipe.update({key: with_init_args(recipe[key]) for key in ("model", "data")})
     if command != "fit" or arguments.smoke:
         return _launch(command, recipe, arguments.smoke)
     with run_folder.nothing_half_written(recipe["out"]):
@@ -305,12 +293,12 @@ def _print_summary(cli: VitgraftCLI) -> None:
     if cli.is_smoke:
         print(f"smoke: {trainer.global_step} steps, {values}; nothing was written")
         return
-    done = f"{cli.subcommand}: "
-    if cli.subcommand == "fit":
-        done += f"{trainer.current_epoch} epochs, {trainer.global_step} updates, "
-    print(done + values)
+    if cli.subcommand != "fit":
+        print(f"{cli.subcommand}: {values}")
+        return
+    print(f"fit: {trainer.current_epoch} epochs, {trainer.global_step} updates, {values}")
     out = Path(cli._get(cli.config, "out"))
-    if cli.subcommand == "fit" and out.is_dir():
+    if out.is_dir():
         print(f"written to {out}: {', '.join(sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()))}")
 
 
