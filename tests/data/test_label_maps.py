@@ -1,11 +1,13 @@
 """Label files: which values mean what, what is refused, and what the histogram of a set tells."""
 
+import re
+
 import numpy as np
 import pytest
 from datasets_on_disk import blocks, image_bytes, label_bytes
 from PIL import Image
 
-from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, decode_labels
+from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
 from vitgraft.errors import DataError, ImageError
 
 
@@ -66,35 +68,32 @@ def test_label_files_that_are_refused():
             decode_labels(broken, "c.png")
 
 
-def counted(rule, *maps):
+@pytest.mark.parametrize(
+    ("rule", "maps", "kind", "words"),
+    [
+        (
+            LabelRule(3),
+            ([[0, 1]], [[0, 1, 2, 3]]),
+            "values",
+            r"0: 33.3 %.*=true with ignore_index=255 would fit.*1\.png: 3",
+        ),
+        (LabelRule(3, True), ([[1, 5]],), "values", "there would have to be 5 classes"),
+        (LabelRule(3), ([[255]], [[255]]), "ignored", "not one pixel of a class in 2 label files"),
+        (LabelRule(3), ([[255]], [[0, 1, 2]]), "ignored", "1 label files have ignored pixels only; the first: 0.png"),
+        (LabelRule(3, True), ([[0, 1, 2]],), "numbering", "if 0 is a class, reduce_zero_label must be false"),
+    ],
+)
+def test_what_a_histogram_finds(rule, maps, kind, words):
+    """With value, file and repair; ignored pixels only are an error for a set and a warning for a file."""
     histogram = LabelHistogram(rule)
     for number, values in enumerate(maps):
         histogram.add(*np.unique(values, return_counts=True), f"{number}.png")
-    return histogram
+    finding = next(histogram.findings("set"))
+    assert finding.kind == kind and re.search(words, finding.line())
+    assert finding.level == ("error" if kind == "values" or "not one" in words else "warning")
 
 
-def test_a_histogram_that_can_not_be_names_value_file_and_repair():
-    rule = LabelRule(3)
-    with pytest.raises(DataError) as caught:
-        check_histogram(counted(rule, [[0, 1]], [[0, 1, 2, 3]]), "set")
-    text = str(caught.value)
-    assert "3 in 1.png" in text and "0: 33.3 %" in text
-    assert "reduce_zero_label=true with ignore_index=255 would fit" in text
-    rule = LabelRule(3, reduce_zero_label=True)
-    with pytest.raises(DataError, match="there would have to be 5 classes"):
-        check_histogram(counted(rule, [[1, 5]]), "set")
-
-
-def test_ignored_only_is_an_error_for_a_set_and_a_note_for_a_file():
-    rule = LabelRule(3)
-    with pytest.raises(DataError, match="not one pixel of a class in 2 label files"):
-        check_histogram(counted(rule, [[255]], [[255]]), "set")
-    notes = check_histogram(counted(rule, [[255]], [[0, 1, 2]]), "set")
-    assert len(notes) == 1 and "1 of 2 label files have ignored pixels only: 0.png" in notes[0]
-
-
-def test_a_numbering_that_looks_wrong_is_noted():
-    rule = LabelRule(3, reduce_zero_label=True)
-    (note,) = check_histogram(counted(rule, [[0, 1, 2]]), "set")
-    assert "if 0 is a class, reduce_zero_label must be false" in note
-    assert not check_histogram(counted(rule, [[0, 1, 2, 3]]), "set")
+def test_a_histogram_of_a_good_set_finds_nothing():
+    histogram = LabelHistogram(LabelRule(3, reduce_zero_label=True))
+    histogram.add(np.arange(4), np.ones(4, int), "0.png")
+    assert not list(histogram.findings("set"))

@@ -78,7 +78,7 @@ def test_unreadable_files_are_left_out_and_named(tmp_path):
 def test_the_check_at_the_start(tmp_path, capsys):
     root = write_pairs(tmp_path / "a")
     (root / "annotations" / "validation" / "1.png").write_bytes(label_bytes(blocks(0, (1, 200))))
-    with pytest.raises(DataError, match=r"200 in .*validation/1\.png"):
+    with pytest.raises(DataError, match=r"no class; .* the first: .*validation/1\.png: 200"):
         SegmentationData(root=str(root), **FILES).setup("fit")
     SegmentationData(root=str(root), train="training", val="training", **FILES).setup("fit")
     assert capsys.readouterr().out == ""

@@ -8,9 +8,9 @@ from PIL import Image
 
 from vitgraft.data.check import open_checks
 from vitgraft.data.findings import Options
-from vitgraft.data.label_maps import LabelRule, check_histogram
+from vitgraft.data.label_maps import LabelRule
 from vitgraft.data.readers.folder_or_tar import Files
-from vitgraft.data.semantic import DigitScenePixels, open_semantic, read_class_names
+from vitgraft.data.semantic import DigitScenePixels, find_pairs, read_class_names
 from vitgraft.errors import DataError, ImageError
 
 RULE = LabelRule(3, reduce_zero_label=True)
@@ -22,8 +22,8 @@ def test_ade20k_layout_in_a_folder_a_tar_and_one_folder_down(tmp_path):
     packed = write_tar(tmp_path / "set.tar", root)
     deeper = write_tar(tmp_path / "deeper.tar", root, prefix="ADEChallengeData2016/")
     for place in (root, packed, deeper, tmp_path):
-        source = open_semantic(place, "training", RULE, NAMES)
-        assert len(source) == 3 and len(open_semantic(place, "validation", RULE, NAMES)) == 2
+        source = find_pairs(place, "training").source(RULE, NAMES)
+        assert len(source) == 3 and len(find_pairs(place, "validation").source(RULE, NAMES)) == 2
         image, labels = source.load(1)
         assert image.size == SIZE and labels.dtype == np.uint8
         assert np.array_equal(labels, np.where(blocks(1, (0, 1, 2, 3)) == 0, 255, blocks(1, (0, 1, 2, 3)) - 1))
@@ -38,23 +38,23 @@ def test_folder_pairs_with_suffixes_and_subfolders(tmp_path):
     (tmp_path / "fine" / "ulm" / "1_ids.png").write_bytes(label_bytes(blocks(0)))
     (tmp_path / "fine" / "ulm" / "1_color.png").write_bytes(image_bytes(0, SIZE, "PNG"))
     for root, split in ((tmp_path, ["left", "fine"]), (None, [str(tmp_path / "left"), str(tmp_path / "fine")])):
-        source = open_semantic(root, split, RULE, NAMES, "_left", "_ids")
+        source = find_pairs(root, split, "_left", "_ids").source(RULE, NAMES)
         assert len(source) == 1 and set(np.unique(source.load(0)[1])) == {0, 1, 2}
     packed = write_tar(tmp_path / "city.tar", tmp_path / "left", prefix="left/")
     with pytest.raises(DataError, match=r"1 of 1 images have no label file.*1_left\.png \(looked for .*1_ids\.png\)"):
-        open_semantic(packed, ["left", "fine"], RULE, NAMES, "_left", "_ids")
+        find_pairs(packed, ["left", "fine"], "_left", "_ids").source(RULE, NAMES)
 
 
 def test_missing_partners_are_counted_and_named(tmp_path):
     root = write_pairs(tmp_path)
     (root / "annotations" / "training" / "1.png").rename(root / "annotations" / "training" / "one.png")
     with pytest.raises(DataError) as caught:
-        open_semantic(root, "training", RULE, NAMES)
+        find_pairs(root, "training").source(RULE, NAMES)
     text = str(caught.value)
     assert "1 of 3 images have no label file" in text and "images/training/1.jpg" in text
     assert "1 label files have no image" in text and "one.png" in text
     with pytest.raises(DataError, match="there is training, validation"):
-        open_semantic(root, "test", RULE, NAMES)
+        find_pairs(root, "test").source(RULE, NAMES)
 
 
 def test_what_a_pair_must_not_be(tmp_path):
@@ -65,7 +65,7 @@ def test_what_a_pair_must_not_be(tmp_path):
     (labels / "2.png").write_bytes(label_bytes(blocks(0))[:-30])
     (root / "images" / "training" / "3.jpg").write_bytes(b"")
     (labels / "4.png").write_bytes(image_bytes(0, SIZE, "PNG"))
-    source = open_semantic(root, "training", RULE, NAMES)
+    source = find_pairs(root, "training").source(RULE, NAMES)
     with pytest.raises(DataError, match=r"0\.png: labels of 20 x 32 pixels for an image of 40 x 32"):
         source.load(0)
     with pytest.raises(DataError, match=r"1\.png: label value 9"):
@@ -100,20 +100,20 @@ def test_camvid_as_it_is():
     files = Files(root)
     names = read_class_names(files)
     rule = LabelRule(len(names), reduce_zero_label=True)
-    train = open_semantic(files, "training", rule, names)
-    val = open_semantic(files, "validation", rule, names)
+    train = find_pairs(files, "training").source(rule, names)
+    val = find_pairs(files, "validation").source(rule, names)
     assert (len(train), len(val), len(names), names[0]) == (367, 101, 11, "sky")
     image, labels = train.load(0)
     assert image.size == (480, 360) and labels.shape == (360, 480)
     histogram = val.histogram(101)
-    assert not check_histogram(histogram, "camvid")
+    assert not list(histogram.findings("camvid"))
     shares = histogram.classes() / histogram.pixels.total()
     # validation column of the data's README, per cent
     published = [9.18, 25.96, 0.56, 28.95, 8.72, 16.34, 0.89, 3.08, 1.75, 0.65, 2.22]
     assert np.allclose(100 * shares, published, atol=0.006)
     wrong = LabelRule(len(names))
-    with pytest.raises(DataError, match="reduce_zero_label=true with ignore_index=255 would fit"):
-        check_histogram(open_semantic(files, "validation", wrong, names).histogram(4), "camvid")
+    error = next(find_pairs(files, "validation").source(wrong, names).histogram(4).findings("camvid"))
+    assert "reduce_zero_label=true with ignore_index=255 would fit" in error.message
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -129,7 +129,7 @@ def test_images_turned_by_exif(tmp_path, orientation, labelled):
     upright = np.rot90(np.asarray(picture), 2 if orientation == 3 else -1)
     size = SIZE if labelled == "stored" else upright.shape[1::-1]
     (root / "annotations" / "training" / "0.png").write_bytes(label_bytes(blocks(0, size=size)))
-    image, labels = open_semantic(root, "training", RULE, NAMES).load(0)
+    image, labels = find_pairs(root, "training").source(RULE, NAMES).load(0)
     stored = labelled == "stored" and orientation == 6
     assert np.array_equal(np.asarray(image), np.asarray(picture) if stored else upright)
     assert labels.shape == (image.height, image.width)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
-from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, count_values, decode_labels
+from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.semantic import Pairs, find_pairs, read_class_names
@@ -112,29 +112,7 @@ class PairCheck(Check):
         if pairs.without_image:
             message = f"{len(pairs.without_image)} label files without an image"
             yield self.finding("warning", "missing", message, pairs.without_image)
-        rule, wrong, damaged = histogram.rule, [], set()
-        for index, examined in enumerate(self.examined):
-            if examined.values is None:
-                continue
-            bad = ~rule.allowed(examined.values)
-            if bad.any():
-                damaged.add(pairs.labels.name(index))
-                values = count_values(examined.values[bad], examined.counts[bad], 8)
-                wrong.append(f"{pairs.labels.name(index)}: {values}")
-        if wrong:
-            message = f"{len(wrong)} label files have values that are no class; {rule.expected()}"
-            yield self.finding("error", "values", message, wrong)
-            histogram.wrong = {}  # listed above, file by file
-        try:
-            notes = check_histogram(histogram, self.where)
-        except DataError as error:
-            yield self.finding("error", "ignored", str(error))
-        else:
-            for note in notes:
-                if "reduce_zero_label" in note:
-                    yield self.finding("warning", "numbering", note)
-            if names := [name for name in histogram.only_ignored if name not in damaged]:
-                yield self.finding("warning", "ignored", f"{len(names)} label files have ignored pixels only", names)
+        yield from histogram.findings(self.where)
         per_class = self.report().per_class
         empty = [name for name, count in per_class.items() if not count]
         if empty and any(per_class.values()):

@@ -37,6 +37,10 @@ class Finding:
     message: str
     items: list[str] = field(default_factory=list)
 
+    def line(self) -> str:
+        """The finding in one line, with the first of its items."""
+        return f"{self.where}: {self.message}" + "".join(f"; the first: {item}" for item in self.items[:1])
+
 
 @dataclass
 class SetReport:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from vitgraft.data.decode import open_image
+from vitgraft.data.findings import Finding
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["IGNORE", "LabelHistogram", "LabelRule", "check_histogram", "count_values", "decode_labels"]
+__all__ = ["IGNORE", "LabelHistogram", "LabelRule", "count_values", "decode_labels"]
 
 IGNORE = 255
 MOST_CLASSES = 255
@@ -89,7 +91,7 @@ class LabelRule:
         return f"{zero}{first} to {last} are the {self.num_classes} classes{ignored}"
 
 
-def count_values(values: np.ndarray, counts: np.ndarray, most: int = 6) -> str:
+def count_values(values: np.ndarray, counts: np.ndarray, most: int = 8) -> str:
     """Values with their numbers of pixels, the first few."""
     shown = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(values[:most], counts[:most], strict=True))
     return shown + (f" and {len(values) - most} more" if len(values) > most else "")
@@ -144,22 +146,23 @@ class LabelHistogram:
         files: Number of files counted.
         pixels: value -> pixels with it.
         only_ignored: Files without a pixel of any class.
-        wrong: value that is not possible -> all files with it.
+        wrong: Each file with values that are not possible, and these values.
     """
 
     rule: LabelRule
     files: int = 0
     pixels: Counter[int] = field(default_factory=Counter)
     only_ignored: list[str] = field(default_factory=list)
-    wrong: dict[int, list[str]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
 
     def add(self, values: np.ndarray, counts: np.ndarray, name: str) -> None:
         """Counts a file by its different values and how many pixels have each."""
         first, last = self.rule.class_values
         self.pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-        for value in values[~self.rule.allowed(values)].tolist():
-            self.wrong.setdefault(value, []).append(name)
-        if not ((values >= first) & (values <= last)).any():
+        bad = ~self.rule.allowed(values)
+        if bad.any():
+            self.wrong.append(f"{name}: {count_values(values[bad], counts[bad])}")
+        elif not ((values >= first) & (values <= last)).any():
             self.only_ignored.append(name)
         self.files += 1
 
@@ -174,46 +177,37 @@ class LabelHistogram:
         shown = [f"{value}: {100 * count / total:.3g} %" for value, count in ordered[:most]]
         return ", ".join(shown) + (f", {len(ordered) - most} more" if len(ordered) > most else "")
 
+    def findings(self, where: str) -> Iterator[Finding]:
+        """Errors and warnings of a dataset's label values, for training and for `vitgraft check-data`.
 
-def check_histogram(histogram: LabelHistogram, where: str) -> list[str]:
-    """Whether a dataset's label values fit the rule that they were counted by.
-
-    Args:
-        histogram: Of some or all label files.
-        where: The dataset's name.
-
-    Returns:
-        Warnings: lines for the user.
-
-    Raises:
-        DataError: Values that are not possible, with the first file of each; or no pixel of any class.
-    """
-    rule = histogram.rule
-    if histogram.wrong:
-        files = [f"{value} in {names[0]}" for value, names in sorted(histogram.wrong.items())]
-        shown = "; ".join(files[:6]) + (f"; {len(files) - 6} more values" if len(files) > 6 else "")
-        raise DataError(
-            f"label values that are not possible: {shown}. {rule.expected().capitalize()}. "
-            f"In the {histogram.files} label files of {where}: {histogram.describe()}.{_repair(histogram)}"
-        )
-    classes = histogram.classes()
-    if histogram.files and not classes.any():
-        raise DataError(
-            f"{where}: not one pixel of a class in {histogram.files} label files, all are ignored "
-            f"({histogram.describe()}). {rule.expected().capitalize()}: check reduce_zero_label and ignore_index"
-        )
-    notes = []
-    zeros, total = histogram.pixels[0], histogram.pixels.total()
-    if rule.reduce_zero_label and total and not classes[-1] and zeros > 0.2 * total:
-        notes.append(
-            f"{where}: value {rule.class_values[1]} (the last class) is in none of {histogram.files} label files, and "
-            f"0 has {100 * zeros / total:.0f} % of the pixels, which are ignored: if 0 is a class, "
-            "reduce_zero_label must be false"
-        )
-    if histogram.only_ignored:
-        names = histogram.only_ignored
-        notes.append(f"{where}: {len(names)} of {histogram.files} label files have ignored pixels only: {names[0]} ...")
-    return notes
+        Args:
+            where: The dataset.
+        """
+        rule, classes = self.rule, self.classes()
+        if self.wrong:
+            message = (
+                f"{len(self.wrong)} label files have values that are no class; {rule.expected()}. In all "
+                f"{self.files}: {self.describe()}.{_repair(self)}"
+            )
+            yield Finding("error", "values", where, message, self.wrong)
+        if self.files and not classes.any():
+            message = (
+                f"not one pixel of a class in {self.files} label files, all are ignored ({self.describe()}). "
+                f"{rule.expected().capitalize()}: check reduce_zero_label and ignore_index"
+            )
+            yield Finding("error", "ignored", where, message)
+            return
+        zeros, total = self.pixels[0], self.pixels.total()
+        if rule.reduce_zero_label and total and not classes[-1] and zeros > 0.2 * total:
+            message = (
+                f"value {rule.class_values[1]} (the last class) is in none of {self.files} label files, and 0 has "
+                f"{100 * zeros / total:.0f} % of the pixels, which are ignored: if 0 is a class, reduce_zero_label "
+                "must be false"
+            )
+            yield Finding("warning", "numbering", where, message)
+        if self.only_ignored:
+            message = f"{len(self.only_ignored)} label files have ignored pixels only"
+            yield Finding("warning", "ignored", where, message, self.only_ignored)
 
 
 def _repair(histogram: LabelHistogram) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitgraft.data.base import DataModule
 from vitgraft.data.digits import SceneSize, scene_config
-from vitgraft.data.label_maps import LabelRule, check_histogram
+from vitgraft.data.label_maps import LabelRule
 from vitgraft.data.loader import Samples
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files
@@ -26,7 +26,7 @@ from vitgraft.data.segmentation_transforms import (
     SegmentationPreprocessing,
     TrainTransform,
 )
-from vitgraft.data.semantic import DigitScenePixels, SemanticSource, open_semantic, read_class_names
+from vitgraft.data.semantic import DigitScenePixels, SemanticSource, find_pairs, read_class_names
 from vitgraft.errors import DataError
 from vitgraft.options import Sizes
 
@@ -262,7 +262,7 @@ class SegmentationData(DataModule):
         names = self.class_names
         rule = LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
         root = None if self.root is None else self.files
-        return open_semantic(root, self.splits[split], rule, names, *self.suffixes, self.cache_dir)
+        return find_pairs(root, self.splits[split], *self.suffixes, self.cache_dir).source(rule, names)
 
     def prepare_data(self) -> None:
         """Unpacks a compressed tar once for each machine."""
@@ -279,9 +279,11 @@ class SegmentationData(DataModule):
         for split in ("train", "val") if stage == "fit" else ({"validate": "val"}.get(stage, stage),):
             source = self.source(split)
             if isinstance(source, SemanticSource):
-                warnings = check_histogram(source.histogram(LOOKED_AT), source.where)
-                if self._process()[1] == 0:
-                    print(*warnings, sep="\n", end="\n" if warnings else "")
+                for finding in source.histogram(LOOKED_AT).findings(source.where):
+                    if finding.level == "error":
+                        raise DataError(finding.line())
+                    if self._process()[1] == 0:
+                        print(finding.line())
 
     def samples(self, split: str, train: bool) -> SegmentationSamples:
         if train:

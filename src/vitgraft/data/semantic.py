@@ -30,7 +30,7 @@ from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.data.readers.tar import is_tar
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["DigitScenePixels", "Pairs", "SemanticSource", "find_pairs", "open_semantic", "read_class_names"]
+__all__ = ["DigitScenePixels", "Pairs", "SemanticSource", "find_pairs", "read_class_names"]
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 
@@ -142,6 +142,26 @@ class Pairs(NamedTuple):
     unpaired: list[tuple[str, str]]
     without_image: list[str]
 
+    def source(self, rule: LabelRule, class_names: Sequence[str]) -> SemanticSource:
+        """The pairs as a source of images.
+
+        Args:
+            rule: The meaning of the labels' values.
+            class_names: Of the classes.
+
+        Raises:
+            DataError: Images without labels; the message names the first of them.
+        """
+        if self.unpaired:
+            image, expected = self.unpaired[0]
+            more = f", the first is {self.without_image[0]}" if self.without_image else ""
+            raise DataError(
+                f"{len(self.unpaired)} of {len(self.images) + len(self.unpaired)} images have no label file, the first "
+                f"is {image} (looked for {expected}.png); {len(self.without_image)} label files have no image{more}. "
+                "Remove what has no partner, or set data.image_suffix and data.label_suffix where the names differ"
+            )
+        return SemanticSource(self.images, self.labels, rule, class_names)
+
 
 def find_pairs(
     root: Files | str | Path | None,
@@ -211,41 +231,6 @@ def _by_stem(files: Files, folder: str, suffix: str) -> dict[str, str]:
             raise DataError(f"{files.root}/{folder}: {names[stem]} and {name} are of one name; remove one")
         names[stem] = name
     return names
-
-
-def open_semantic(
-    root: Files | str | Path | None,
-    split: str | Sequence[str],
-    rule: LabelRule,
-    class_names: Sequence[str],
-    image_suffix: str = "",
-    label_suffix: str = "",
-    cache_dir: str | Path | None = None,
-) -> SemanticSource:
-    """Opens one split of pairs.
-
-    Args:
-        root: Folder or tar; None where `split` is two folders.
-        split: Name of a split of ADE20K's layout, or the folder of images and the folder of labels.
-        rule: The meaning of the labels' values.
-        class_names: Of the classes.
-        image_suffix: Of image files, between the common part of their name and the ending.
-        label_suffix: Of label files, between the common part of their name and the ending.
-        cache_dir: Where a compressed tar is unpacked.
-
-    Raises:
-        DataError: Nothing there, or images without labels; the message names the first of them.
-    """
-    pairs = find_pairs(root, split, image_suffix, label_suffix, cache_dir)
-    if pairs.unpaired:
-        image, expected = pairs.unpaired[0]
-        more = f", the first is {pairs.without_image[0]}" if pairs.without_image else ""
-        raise DataError(
-            f"{len(pairs.unpaired)} of {len(pairs.images) + len(pairs.unpaired)} images have no label file, the first "
-            f"is {image} (looked for {expected}.png); {len(pairs.without_image)} label files have no image{more}. "
-            "Remove what has no partner, or set data.image_suffix and data.label_suffix where the names differ"
-        )
-    return SemanticSource(pairs.images, pairs.labels, rule, class_names)
 
 
 def read_class_names(files: Files) -> list[str] | None:
