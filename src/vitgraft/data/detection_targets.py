@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from vitgraft.data.digits import NUM_DIGITS, DigitScenes, scene_config
+from vitgraft.data.digits import DigitScenes
 from vitgraft.data.readers.base import Source
 from vitgraft.errors import MissingExtraError
 
@@ -72,25 +72,13 @@ class ObjectSource(Source):
 
 
 class DigitObjects(DigitScenes, ObjectSource):
-    """The scenes of handwritten digits (`vitgraft.data.digits`), with a box and a mask for each digit.
-
-    Args:
-        length: Number of scenes.
-        seed: Which world of scenes.
-        split: "train" or "test": which digit scans the scenes are made of.
-        size: Side of the square scenes, pixels, a multiple of 4; all digits grow with it.
-        num_classes: So many instead of 10, for trying a recipe: digit d is of class d modulo it.
-    """
+    """The scenes of handwritten digits (`vitgraft.data.digits`), with a box and a mask for each digit."""
 
     has_masks = True
 
-    def __init__(
-        self, length: int, seed: int = 0, split: str = "train", size: int = 64, num_classes: int | None = None
-    ):
-        super().__init__(length, seed, split, scene_config(size))
-        self.category_ids = tuple(range(1, (num_classes or NUM_DIGITS) + 1))
-        if num_classes is not None:
-            self.class_names = tuple(f"class_{i}" for i in range(num_classes))
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        return tuple(range(1, len(self.class_names) + 1))
 
     def image_id(self, index: int) -> int:
         return index + 1

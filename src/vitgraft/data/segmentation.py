@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vitgraft.data.base import DataModule
-from vitgraft.data.digits import SceneSize, scene_config
+from vitgraft.data.digits import SceneSize
 from vitgraft.data.label_maps import LabelRule
 from vitgraft.data.loader import Samples
 from vitgraft.data.readers.base import Source
@@ -162,7 +162,7 @@ class SegmentationData(DataModule):
         self.resizing = {"short_side": short_side, "long_side": long_side, "antialias": antialias}
         self.augmentation = SegmentationAugmentation(tuple(scale), cat_max_ratio, hflip, photometric)
         self.scenes = {"train": scenes, "val": val_scenes, "test": val_scenes}
-        self.scene_config = scene_config(scene_size)
+        self.scene_size = scene_size
         self._files: Files | None = None
         self._names: tuple[str, ...] | None = None
 
@@ -195,7 +195,7 @@ class SegmentationData(DataModule):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return {"val_scenes": self.scenes["val"], "scene_size": self.scene_config.size} if self.is_digits else {}
+        return {"val_scenes": self.scenes["val"], "scene_size": self.scene_size} if self.is_digits else {}
 
     def smoke(self, num_classes: int | None = None) -> None:
         super().smoke(num_classes)
@@ -232,7 +232,7 @@ class SegmentationData(DataModule):
         if self.is_smoke:
             return self.given_names or numbered
         if self.is_digits:
-            return ("background", *self.scene_config.class_names)
+            return DigitScenePixels.class_names
         found = self.given_names or (read_class_names(self.files) if self.root is not None else None) or numbered
         if not found:
             raise DataError(
@@ -258,7 +258,7 @@ class SegmentationData(DataModule):
         if self.is_smoke:
             return DigitScenePixels(64 if split == "train" else 4, seed, digits, num_classes=len(self.class_names))
         if self.is_digits:
-            return DigitScenePixels(self.scenes[split], seed, digits, self.scene_config)
+            return DigitScenePixels(self.scenes[split], seed, digits, self.scene_size)
         names = self.class_names
         rule = LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
         root = None if self.root is None else self.files

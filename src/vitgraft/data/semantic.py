@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_annotated
-from vitgraft.data.digits import DigitScenes, SceneConfig
+from vitgraft.data.digits import DigitScenes
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, instead_of, layout_start
 from vitgraft.data.readers.base import Source
@@ -97,28 +97,9 @@ class SemanticSource(Source):
 
 
 class DigitScenePixels(DigitScenes):
-    """Scenes of handwritten digits: class 0 is the canvas, classes 1 to 10 are the digits' ink.
+    """Scenes of handwritten digits: class 0 is the canvas, classes 1 to 10 are the digits' ink."""
 
-    Args:
-        length: Number of scenes.
-        seed: Which world of scenes.
-        split: "train" or "test": which digit scans the scenes are made of.
-        config: Their looks.
-        num_classes: So many instead of 11, for trying a recipe: class c becomes c modulo it.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        seed: int = 0,
-        split: str = "train",
-        config: SceneConfig | None = None,
-        num_classes: int | None = None,
-    ):
-        super().__init__(length, seed, split, config)
-        self.class_names = ("background", *self.class_names)
-        if num_classes is not None:
-            self.class_names = tuple(f"class_{number}" for number in range(num_classes))
+    class_names = ("background", *DigitScenes.class_names)
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
         scene = self.scene(index)
