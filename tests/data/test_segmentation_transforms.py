@@ -13,27 +13,10 @@ from vitgraft.data.segmentation_transforms import (
     SegmentationPreprocessing,
     TrainTransform,
     crop_box,
-    fit_size,
     photometric_distortion,
 )
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-
-
-@pytest.mark.parametrize(
-    "size, limits, ratio, expected",
-    [
-        ((512, 683), (512, 2048), 1.0, (512, 683)),
-        ((300, 400), (512, 2048), 1.0, (512, 683)),
-        ((400, 300), (512, 2048), 0.5, (341, 256)),
-        ((100, 1000), (512, 2048), 1.0, (205, 2048)),  # the long side decides
-        ((360, 480), (None, None), 2.0, (720, 960)),
-        ((360, 480), (None, 240), 1.0, (180, 240)),
-        ((3, 1000), (None, 100), 1.0, (1, 100)),
-    ],
-)
-def test_sizes_as_mmcv_has_them(size, limits, ratio, expected):
-    assert fit_size(*size, *limits, ratio) == expected
 
 
 def scene(height=60, width=80):
