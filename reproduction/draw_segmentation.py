@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitgraft.data.label_maps import LabelRule
-from vitgraft.data.semantic import DigitScenePixels, find_pairs
+from vitgraft.data.digits import DigitScenePixels
+from vitgraft.data.label_maps import LabelRule, find_pairs
 from vitgraft.predict.draw import draw_classes, overlay, palette, resized
 from vitgraft.predict.load import open_model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitgraft.data import digits
-from vitgraft.data.digits import DigitScenes, digit_instances, make_scene, to_tensor
+from vitgraft.data.digits import DigitScenePixels, DigitScenes, digit_instances, make_scene, to_tensor
 from vitgraft.errors import MissingExtraError
 
 pytest.importorskip("sklearn")
@@ -118,3 +118,12 @@ def test_a_missing_scikit_learn_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingExtraError, match=r"vitgraft\[train\]"):
         digits._digit_scans.__wrapped__()
+
+
+def test_digit_scenes_have_eleven_classes_and_labels_that_fit():
+    scenes = DigitScenePixels(20, split="test")
+    image, labels = scenes.load(3)
+    assert image.size == (64, 64) and labels.shape == (64, 64) and scenes.class_names[:2] == ("background", "0")
+    assert labels.max() <= 10 and labels.min() == 0
+    ink = np.asarray(image).astype(int).mean(2)
+    assert ink[labels > 0].mean() > ink[labels == 0].mean() + 50

@@ -12,10 +12,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
-from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels
+from vitgraft.data.label_maps import (
+    LabelHistogram,
+    LabelRule,
+    Pairs,
+    decode_labels,
+    find_pairs,
+    read_class_names,
+)  # fmt: skip
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
 from vitgraft.data.readers.folder_or_tar import Files
-from vitgraft.data.semantic import Pairs, find_pairs, read_class_names
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["PairCheck", "open_path"]

@@ -23,6 +23,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import AfterValidator
 from torch.utils.data import Dataset
 
@@ -260,3 +261,13 @@ class DigitScenes(Source, Dataset):
             return [self[index] for index in indices]
         images = to_tensor(self.images[indices].numpy())
         return list(zip(images, self.labels[indices].tolist(), strict=True))
+
+
+class DigitScenePixels(DigitScenes):
+    """Scenes of handwritten digits: class 0 is the canvas, classes 1 to 10 are the digits' ink."""
+
+    class_names = ("background", *DigitScenes.class_names)
+
+    def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        scene = self.scene(index)
+        return Image.fromarray(scene.image), scene.semantic_mask % np.uint8(min(len(self.class_names), 255))

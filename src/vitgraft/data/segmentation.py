@@ -15,8 +15,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vitgraft.data.base import DataModule
-from vitgraft.data.digits import SceneSize
-from vitgraft.data.label_maps import LabelRule
+from vitgraft.data.digits import DigitScenePixels, SceneSize
+from vitgraft.data.label_maps import LabelRule, SemanticSource, find_pairs, read_class_names
 from vitgraft.data.loader import Samples
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files
@@ -26,7 +26,6 @@ from vitgraft.data.segmentation_transforms import (
     SegmentationPreprocessing,
     TrainTransform,
 )
-from vitgraft.data.semantic import DigitScenePixels, SemanticSource, find_pairs, read_class_names
 from vitgraft.errors import DataError
 from vitgraft.options import Sizes
 
