@@ -126,7 +126,7 @@ def test_images_turned_by_exif(tmp_path, orientation, labelled):
     assert np.array_equal(np.asarray(image), np.asarray(picture) if stored else upright)
     assert labels.shape == (image.height, image.width)
     (check,), _ = open_checks([str(root)], Options())
-    assert not check.examine(0).errors
+    assert not check[0].errors
 
 
 def test_rules_map_values_to_classes():

@@ -3,7 +3,6 @@
 import random
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -87,16 +86,3 @@ def test_evaluation_resizes_the_image_and_leaves_the_labels():
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     back = (pixels * std.view(3, 1, 1) + mean.view(3, 1, 1)).permute(1, 2, 0).numpy()
     assert np.abs(back - np.asarray(image.resize((40, 30), Image.Resampling.BILINEAR)) / 255).max() < 0.01
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"scale": (2.0, 0.5)}, "smallest and the largest"),
-        ({"cat_max_ratio": 0.0}, "cat_max_ratio"),
-        ({"hflip": 1.5}, "hflip"),
-    ],
-)
-def test_options_that_can_not_be(options, words):
-    with pytest.raises(ValueError, match=words):
-        SegmentationAugmentation(**options)

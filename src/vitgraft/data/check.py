@@ -9,11 +9,11 @@ A `Check` is one split of a dataset; each task has its own (`ImageCheck` here, `
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import DataLoader
 
 from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Examined, Finding, Options, Report, SetReport
 from vitgraft.data.layout import layouts_of
@@ -106,7 +106,8 @@ def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None]
     findings: list[Finding] = []
     seen: dict[bytes, tuple[int, int]] = {}
     for number, one in enumerate(checks):
-        for index, examined in enumerate(_examine_all(one, workers)):
+        batches = DataLoader(one, batch_size=None, num_workers=workers if workers > 1 else 0, collate_fn=_as_it_is)
+        for index, examined in enumerate(batches):
             step(one.files.name(index))
             one.examined.append(examined)
         findings += _findings_of_files(checks, number, seen)
@@ -141,21 +142,5 @@ def _findings_of_files(checks: Sequence[Check], number: int, seen: dict[bytes, t
         yield one.finding("warning", "mode", f"{len(names)} images: {kind}", names)
 
 
-def _examine_all(one: Check, workers: int) -> Iterator[Examined]:
-    if workers <= 1:
-        yield from map(one.examine, range(len(one)))
-        return
-    with multiprocessing.Pool(workers, _remember, (one,)) as pool:
-        yield from pool.imap(_examine_remembered, range(len(one)), chunksize=16)
-
-
-_check: Check
-
-
-def _remember(one: Check) -> None:
-    global _check
-    _check = one
-
-
-def _examine_remembered(index: int) -> Examined:
-    return _check.examine(index)
+def _as_it_is(examined: Examined) -> Examined:
+    return examined

@@ -68,8 +68,8 @@ class CocoCheck(Check):
         self.json = json
         self.names = {category["id"]: category["name"] for category in json.categories}
 
-    def examine(self, index: int) -> Examined:
-        examined, (height, width) = super().examine(index), self.json.sizes[index]
+    def __getitem__(self, index: int) -> Examined:
+        examined, (height, width) = super().__getitem__(index), self.json.sizes[index]
         if examined.sizes and (height, width) not in examined.sizes:
             upright = f"{examined.sizes[0][1]} x {examined.sizes[0][0]}"
             text = f"{self.files.name(index)}: {upright}, the json has {width} x {height}"

@@ -62,8 +62,8 @@ class PairCheck(Check):
         self.pairs, self.class_names, self.options = pairs, class_names, options
         self.histogram: LabelHistogram | None = None
 
-    def examine(self, index: int) -> Examined:
-        examined, name = super().examine(index), self.pairs.labels.name(index)
+    def __getitem__(self, index: int) -> Examined:
+        examined, name = super().__getitem__(index), self.pairs.labels.name(index)
         errors = dict(examined.errors)
         try:
             values = decode_labels(self.pairs.labels.read(index), name)

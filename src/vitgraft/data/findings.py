@@ -119,7 +119,7 @@ class Check:
     def __len__(self) -> int:
         return 0 if self.files is None else len(self.files)
 
-    def examine(self, index: int) -> Examined:
+    def __getitem__(self, index: int) -> Examined:
         """Decodes an image."""
         name = self.files.name(index)
         try:

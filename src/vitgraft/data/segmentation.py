@@ -6,7 +6,7 @@ Needs the `train` extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from vitgraft.data.base import DataModule
 from vitgraft.data.digits import DigitScenePixels, SceneSize
 from vitgraft.data.label_maps import LabelRule, SemanticSource, find_pairs, read_class_names
-from vitgraft.data.loader import Samples
+from vitgraft.data.loader import Batch, Samples
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.segmentation_transforms import (
@@ -29,27 +29,9 @@ from vitgraft.data.segmentation_transforms import (
 from vitgraft.errors import DataError
 from vitgraft.options import Sizes
 
-__all__ = ["SegmentationBatch", "SegmentationData", "SegmentationSamples"]
+__all__ = ["SegmentationData", "SegmentationSamples"]
 
 LOOKED_AT = 64  # label files of a split whose values are counted before a run
-
-
-class SegmentationBatch(NamedTuple):
-    """What a loader yields.
-
-    Attributes:
-        images: Training: float32 (B, 3, h, w). Evaluation: a list of B float32 (3, H, W), as each image has its size.
-        labels: Training: int64 (B, h, w). Evaluation: a list of B int64 (H', W'), of the label files' own sizes.
-            255 marks pixels that are ignored; all of a crop may be.
-        indices: int64 (B,), of the images in their source.
-        bad: "name: reason" of each unreadable image. In training the next readable image took its place; in evaluation
-            it is left out, so B may be smaller, even 0.
-    """
-
-    images: Tensor | list[Tensor]
-    labels: Tensor | list[Tensor]
-    indices: Tensor
-    bad: list[str]
 
 
 class SegmentationSamples(Samples):
@@ -69,12 +51,12 @@ class SegmentationSamples(Samples):
     def prepare(self, loaded: tuple[Image.Image, np.ndarray], index: int) -> tuple[Tensor, Tensor]:
         return self.transform(*loaded)
 
-    def collate(self, samples: list[tuple[Tensor, Tensor]], indices: list[int], bad: list[str]) -> SegmentationBatch:
+    def collate(self, samples: list[tuple[Tensor, Tensor]], indices: list[int], bad: list[str]) -> Batch:
         images, labels = [image for image, _ in samples], [label for _, label in samples]
         places = torch.tensor(indices, dtype=torch.int64)
         if self.train:
-            return SegmentationBatch(torch.stack(images), torch.stack(labels), places, bad)
-        return SegmentationBatch(images, labels, places, bad)
+            return Batch(torch.stack(images), torch.stack(labels), places, bad)
+        return Batch(images, labels, places, bad)
 
 
 class SegmentationData(DataModule):
