@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Examined, Finding, Options, Report, SetReport
+from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Examined, Finding, Options, Report, SetReport, noted
 from vitgraft.data.layout import layouts_of
 from vitgraft.data.readers.base import ImageSource, check_same_classes
 from vitgraft.data.readers.open import open_source
-from vitgraft.errors import DataError
 
 __all__ = ["ImageCheck", "check", "open_checks"]
 
@@ -55,10 +54,10 @@ class ImageCheck(Check):
                     f"({filled[most]} and {filled[least]})"
                 )
                 yield self.finding("warning", "imbalance", message, [least, most])
-        try:
+        differences: list[Finding] = []
+        with noted(differences, "classes", self.where):
             check_same_classes(first.files, self.files)
-        except DataError as error:
-            yield self.finding("error", "classes", str(error))
+        yield from differences
 
 
 def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], list[Finding]]:
@@ -72,9 +71,7 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
         from vitgraft.data.check_semantic import open_path
     else:
         open_path = _open_images
-    opened: list[Check | Finding] = [one for path in paths for one in open_path(path, options)]
-    checks = [one for one in opened if isinstance(one, Check)]
-    return checks, findings + [one for one in opened if isinstance(one, Finding)]
+    return [one for path in paths for one in open_path(path, options, findings)], findings
 
 
 def _passed_over(path: str, found: list[str], layout: str) -> Finding:
@@ -84,15 +81,13 @@ def _passed_over(path: str, found: list[str], layout: str) -> Finding:
     return Finding(level, "layout", path, f"checked as {layout}, passed over: {others}; --data-format names another")
 
 
-def _open_images(path: str, options: Options) -> Iterator[Check | Finding]:
+def _open_images(path: str, options: Options, findings: list[Finding]) -> Iterator[Check]:
     root = Path(path)
     names = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
     stems = {name.split(".")[0].split("-")[0] for name in names if not name.startswith(".")}
     for split in [split for split in SPLITS if split in stems] or [None]:
-        try:
+        with noted(findings, "set", f"{path}/{split}" if split else path):
             yield ImageCheck(open_source(path, split, options.format, allow_empty=True), options.imbalance)
-        except DataError as error:
-            yield Finding("error", "set", f"{path}/{split}" if split else path, str(error))
 
 
 def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None] = lambda text: None) -> Report:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitgraft.data.coco import CocoJson, find_images
-from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
+from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted
 from vitgraft.data.layout import find_jsons
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.folder_or_tar import Files
@@ -21,14 +21,15 @@ from vitgraft.errors import DataError
 __all__ = ["CocoCheck", "open_path"]
 
 
-def open_path(path: str, options: Options) -> Iterator[Check | Finding]:
-    """All jsons with objects of a folder or tar; what can't be opened is a finding.
+def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[Check]:
+    """All jsons with objects of a folder or tar.
 
     Args:
         path: Folder, tar, or one json, in `annotations` beside the images or among them.
         options: Not used.
+        findings: What can't be opened is added.
     """
-    try:
+    with noted(findings, "set", path):
         if path.endswith(".json"):
             here = Path(path).parent
             files = Files(here.parent if here.name == "annotations" else here)
@@ -36,23 +37,14 @@ def open_path(path: str, options: Options) -> Iterator[Check | Finding]:
         else:
             files = Files(path)
             names = find_jsons(files)
-    except DataError as error:
-        yield Finding("error", "set", path, str(error))
-        return
-    if not names:
-        yield Finding("error", "set", path, "no annotations/*.json with images, annotations and categories")
-    for name in names:
-        try:
-            json = CocoJson(files, name, decode=True)
-        except DataError as error:
-            yield Finding("error", "json", f"{files.root}/{name}", str(error))
-            continue
-        images = None
-        try:
-            images = find_images(files, json) if json.images else None
-        except DataError as error:
-            yield Finding("error", "missing", json.where, str(error))
-        yield CocoCheck(json, images)
+        if not names:
+            raise DataError("no annotations/*.json with images, annotations and categories")
+        for name in names:
+            with noted(findings, "json", f"{files.root}/{name}"):
+                json, images = CocoJson(files, name, decode=True), None
+                with noted(findings, "missing", json.where):
+                    images = find_images(files, json) if json.images else None
+                yield CocoCheck(json, images)
 
 
 class CocoCheck(Check):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
+from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted
 from vitgraft.data.label_maps import (
     LabelHistogram,
     LabelRule,
@@ -27,25 +27,17 @@ from vitgraft.errors import DataError, ImageError
 __all__ = ["PairCheck", "open_path"]
 
 
-def open_path(path: str, options: Options) -> Iterator[Check | Finding]:
-    """All splits of a folder or tar in ADE20K's layout; what has no partner or can't be opened is a finding."""
-    try:
+def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[Check]:
+    """All splits of a folder or tar in ADE20K's layout; what can't be opened is added to the findings."""
+    with noted(findings, "set", path):
         files = Files(path)
-        names = read_class_names(files)
-    except DataError as error:
-        yield Finding("error", "set", path, str(error))
-        return
-    start = layout_start(files) or ""
-    splits = sorted({split for kind in (IMAGES, ANNOTATIONS) for split in files.folders(f"{start}{kind}")})
-    if not splits:
-        yield Finding("error", "set", path, f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT")
-    for split in splits:
-        try:
-            pairs = find_pairs(files, split, options.image_suffix, options.label_suffix)
-        except DataError as error:
-            yield Finding("error", "set", f"{path}/{start}{IMAGES}/{split}", str(error))
-            continue
-        yield PairCheck(pairs, names, options)
+        names, start = read_class_names(files), layout_start(files) or ""
+        splits = sorted({split for kind in (IMAGES, ANNOTATIONS) for split in files.folders(f"{start}{kind}")})
+        if not splits:
+            raise DataError(f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT")
+        for split in splits:
+            with noted(findings, "set", f"{path}/{start}{IMAGES}/{split}"):
+                yield PairCheck(find_pairs(files, split, options.image_suffix, options.label_suffix), names, options)
 
 
 class PairCheck(Check):
