@@ -338,7 +338,7 @@ def test_digit_scenes_as_objects():
 
 
 def test_real_sets():
-    """As their own README says: annotations, crowds, images without objects."""
+    """As in their own README: annotations, crowds, images without objects."""
     nuclei = open_coco(shared("data", "nuclei", "nuclei.tar"), "val")
     assert len(nuclei) == 94 and nuclei.counts.sum(0).tolist() == [2358, 2358]
     coco = open_coco(shared("data", "coco_mini", "coco_mini.tar"), "train")

@@ -126,7 +126,7 @@ def test_batches_of_a_set(root):
     assert set(DetectionData(str(root), masks=False).samples("train", True)[0][1]) == {"boxes", "labels"}
 
 
-def test_a_draw_says_all(root):
+def test_a_sample_is_a_function_of_its_draw(root):
     samples = DetectionData(str(root), augmentation="multiscale", short_sides=[64, 80]).samples("train", True)
     one, again, other = samples[Draw(3, 0)], samples[Draw(3, 0)], [samples[Draw(e, 0)] for e in range(4, 9)]
     assert torch.equal(one[0], again[0]) and torch.equal(one[1]["masks"], again[1]["masks"])
@@ -202,7 +202,7 @@ def test_real_images():
             assert all(1 <= label <= 80 for label in target["labels"].tolist())
 
 
-def test_a_batch_says_which_images_it_has():
+def test_a_batch_names_its_images():
     """As the guards name them where a loss is not finite."""
     data = DetectionData(scenes=6, val_scenes=2, batch_size=2, workers=0)
     batch = next(iter(data.train_dataloader()))

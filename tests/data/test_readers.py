@@ -1,4 +1,4 @@
-"""Every format gives the same images, names and labels; what is wrong with a set is said."""
+"""Every format gives the same images, names and labels; errors name what is wrong with a set."""
 
 import gzip
 import io

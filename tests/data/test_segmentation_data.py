@@ -110,7 +110,7 @@ def test_options_that_can_not_be(options, words):
         SegmentationData(**options)
 
 
-def test_classes_that_are_not_said_or_are_others(tmp_path):
+def test_classes_that_are_unknown_or_others(tmp_path):
     root = write_pairs(tmp_path, names=None)
     with pytest.raises(DataError, match=r"data\.class_names or data\.num_classes"):
         _ = SegmentationData(root=str(root), **FILES).class_names

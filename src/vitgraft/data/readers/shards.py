@@ -1,6 +1,6 @@
 """WebDataset shards: tars in which the files of a sample stand together (`key.jpg`, `key.cls`), local or at URLs.
 
-They are read by place, not as a stream: an index says where each image lies and what its label is. So an epoch's order
+They are read by place, not as a stream: an index has the place and the label of each image. So an epoch's order
 is a function of (seed, epoch), as with every other source, and the number of workers changes nothing. It is made in one
 walk over all shards, which for URLs fetches each once, and kept in the cache folder; or beforehand, to lie beside them:
 
