@@ -288,6 +288,8 @@ def test_images_and_ids(root):
 def test_what_is_no_json(root):
     (root / "annotations/instances_train.json").write_text("{")
     assert "not a readable json" in checked(root)[0]["json"].message
+    found, _ = checked(root, {**coco_values(), "images": [{"id": 1}], "annotations": []})
+    assert set(found) == {"keys", "empty class"}  # no finding about no images
 
 
 def test_another_size_than_annotated_is_an_image_error(root):

@@ -184,13 +184,12 @@ class CocoJson:
             more = ": training leaves them out" if left_out and level == "warning" else ""
             self._finding(level, reason, f"annotations {words}{more}", found[reason])
         empty = [image["file_name"] for image, count in zip(self.images, self.counts[:, 0], strict=True) if not count]
-        message = "images have no object: training leaves them out, unless keep_empty is true"
         if len(empty) < len(self.images):
-            self._finding("warning", "no objects", message, empty)
-        else:
-            message = f"all {len(empty)} images have no object to learn: training has only background, "
-            message += "no AP can be measured"
-            self.findings.append(Finding("warning", "no objects", self.where, message, empty))
+            words = "images have no object: training leaves them out, unless keep_empty is true"
+            self._finding("warning", "no objects", words, empty)
+        elif empty:
+            words = "images have no object to learn: training has only background, no AP can be measured"
+            self.findings.append(Finding("warning", "no objects", self.where, f"all {len(empty)} {words}", empty))
 
 
 class CocoSource(ObjectSource):
