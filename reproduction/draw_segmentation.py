@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitgraft.data.digits import scene_config
-from vitgraft.data.label_maps import LabelRule
-from vitgraft.data.semantic import DigitScenePixels, open_semantic
+from vitgraft.data.digits import DigitScenePixels
+from vitgraft.data.label_maps import LabelRule, find_pairs
 from vitgraft.predict.draw import draw_classes, overlay, palette, resized
 from vitgraft.predict.load import open_model
 
@@ -23,10 +22,10 @@ def draw(args: argparse.Namespace) -> None:
     segmenter = open_model(args.run, args.weights, task="segmentation")
     names = segmenter.class_names
     if args.root == "-":
-        source = DigitScenePixels(max(args.images) + 1, split="test", config=scene_config(args.scene_size))
+        source = DigitScenePixels(max(args.images) + 1, split="test", size=args.scene_size)
     else:
         rule = LabelRule(len(names), reduce_zero_label=not args.zero_is_a_class)
-        source = open_semantic(args.root, args.split, rule, names)
+        source = find_pairs(args.root, args.split).source(rule, names)
     rows = []
     for index in args.images:
         image, labels = source.load(index)

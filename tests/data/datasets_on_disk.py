@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitgraft.cli import main
 from vitgraft.data.detection_targets import encode_mask
 
 
@@ -120,3 +121,11 @@ def write_pairs(root, counts=None, values=(0, 1, 2, 3), names=("cat", "dog", "ee
     if names:
         (root / "classes.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def check_data(capsys, *words):
+    """`vitgraft check-data`: exit status, its JSON, and the findings by level and kind."""
+    code = main(["check-data", *map(str, words), "--format", "json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["kind"] == "check-data"
+    return code, report, {(one["level"], one["kind"]): one for one in report["findings"]}

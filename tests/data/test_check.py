@@ -1,8 +1,7 @@
 """`vitgraft check-data`: every kind of finding, the exit codes and the formats."""
 
-import json
-
 import pytest
+from datasets_on_disk import check_data as check
 from datasets_on_disk import image_bytes, write_folder, write_tar
 
 from vitgraft.cli import main
@@ -18,13 +17,6 @@ def root(tmp_path):
     write_folder(tmp_path / "set" / "train", {"cat": 3, "dog": 3})
     write_folder(tmp_path / "set" / "val", {"cat": 2, "dog": 2}, seed=50)
     return tmp_path / "set"
-
-
-def check(capsys, *words):
-    code = main(["check-data", *map(str, words), "--format", "json"])
-    report = json.loads(capsys.readouterr().out)
-    assert report["kind"] == "check-data"
-    return code, report, {(one["level"], one["kind"]): one for one in report["findings"]}
 
 
 def test_a_good_set(root, capsys):

@@ -1,19 +1,12 @@
 """`vitgraft check-data` on label maps: everything that is wrong, at once."""
 
-import json
-
 import numpy as np
 import pytest
 from conftest import shared
 from datasets_on_disk import SIZE, blocks, image_bytes, label_bytes, write_pairs, write_tar
+from datasets_on_disk import check_data as check
 
 from vitgraft.cli import main
-
-
-def check(capsys, *words):
-    code = main(["check-data", *map(str, words), "--format", "json"])
-    report = json.loads(capsys.readouterr().out)
-    return code, report, {(one["level"], one["kind"]): one for one in report["findings"]}
 
 
 def test_a_good_set_as_folder_and_tar(tmp_path, capsys):

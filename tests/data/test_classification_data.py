@@ -198,7 +198,7 @@ raise SystemExit(3)
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=100).returncode == 3
 
 
-def test_wrong_options_are_told_at_once():
+def test_all_wrong_options_at_once():
     values = {
         "batch_size": 0,
         "workers": -1,

@@ -1,23 +1,51 @@
-"""COCO sets as they are published: what is read, what is left out, and what is refused with which words."""
+"""COCO sets as they are published: what is read, and what is wrong with them, in training and by `check-data`."""
 
 import json
+import re
 import tarfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import shared
 from datasets_on_disk import annotation, coco_values, disc, write_set
 from PIL import Image
 
+from vitgraft.cli import main
+from vitgraft.data.check import check, open_checks
 from vitgraft.data.coco import open_coco
-from vitgraft.data.detection_targets import DigitObjects, to_target
+from vitgraft.data.detection import DetectionData
+from vitgraft.data.detection_targets import REASONS, DigitObjects, encode_mask, to_rle, to_target
+from vitgraft.data.findings import Options
 from vitgraft.data.readers.base import check_same_classes
 from vitgraft.errors import DataError, ImageError
+from vitgraft.metrics.detection import DetectionMetrics
 
 
 @pytest.fixture
 def root(tmp_path):
     return write_set(tmp_path / "set", coco_values())
+
+
+def rewrite(root, values):
+    (root / "annotations/instances_train.json").write_text(json.dumps(values))
+
+
+def checked(root, values=None):
+    """The findings of `check-data`, the first of each kind, and its report."""
+    if values is not None:
+        rewrite(root, values)
+    checks, findings = open_checks([str(root)], Options("coco"))
+    report = check(checks)
+    return {finding.kind: finding for finding in [*findings, *report.findings][::-1]}, report
+
+
+def test_a_good_set(root):
+    found, report = checked(root)
+    assert set(found) == {"no objects"} and report.ok
+    assert found["no objects"].items == ["empty.png"]
+    assert report.sets[0].per_class == {"nut": 2, "bolt": 1} and report.sets[0].images == 3
+    assert report.sets[0].counted == "objects"
 
 
 def test_everything_that_coco_has(root):
@@ -73,9 +101,12 @@ def test_names_of_the_published_set(root):
     [
         (lambda v: v.pop("categories"), "lacks categories"),
         (lambda v: v["images"][1].pop("height"), r"images\[1\] lacks height"),
+        (lambda v: v["images"][0].update(id="a10"), r"images\[0\] has id \"a10\" .*valid integer"),
+        (lambda v: v["images"][0].update(file_name=None), r"has file_name null .*valid string"),
+        (lambda v: v["images"][0].update(height=0), r"has height 0 .*greater than 0"),
         (lambda v: v["annotations"][2].pop("bbox"), r"annotations\[2\] lacks bbox"),
-        (lambda v: v["images"].append(dict(v["images"][0])), "image ids that are there twice: .10"),
-        (lambda v: v["categories"].append({"id": 3, "name": "x"}), "category ids that are there twice: .3"),
+        (lambda v: v["images"].append(dict(v["images"][0])), "images id 10: 2 times"),
+        (lambda v: v["categories"].append({"id": 3, "name": "x"}), "categories id 3: 2 times"),
         (lambda v: v["images"].clear(), "no images in it"),
         (lambda v: v["images"].insert(0, 3), r"images\[0\] is no mapping but 3"),
     ],
@@ -84,39 +115,181 @@ def test_what_cannot_be_used(root, change, words):
     values = coco_values()
     values["categories"] = list(values["categories"])
     change(values)
-    (root / "annotations/instances_train.json").write_text(json.dumps(values))
+    rewrite(root, values)
     with pytest.raises(DataError, match=words):
         open_coco(root, "train")
+    findings = checked(root)[0].values()
+    assert any(re.search(words, text) for finding in findings for text in (finding.message, *finding.items))
 
 
-def test_unusable_annotations_are_left_out_and_counted(root):
+BOX = [1, 1, 5, 5]
+SQUARE = [[2, 3, 12, 3, 12, 23, 2, 23]]
+CODE = {"size": [40, 60]}
+
+
+@pytest.mark.parametrize(
+    ("reason", "entry", "words"),
+    [
+        ("unknown image", annotation(50, 5, 3, BOX, SQUARE), "image 5"),
+        ("unknown category", annotation(50, 10, 8, [2, 3, 10, 20], SQUARE), "category 8"),
+        ("box not finite", annotation(50, 10, 3, [1, float("nan"), 5, 5], SQUARE, area=1), "nan"),
+        ("box without area", annotation(50, 10, 3, [1, 1, 0, 5], SQUARE), "annotation 50"),
+        ("box outside", annotation(50, 10, 3, [61, 1, 5, 5], SQUARE), "in 60 x 40"),
+        ("box over the border", annotation(50, 10, 3, [55, 1, 9, 5], [[55, 1, 64, 1, 64, 6]]), "60 x 40"),
+        ("small box", annotation(50, 10, 3, [5, 1, 0.5, 5], [[5, 1, 5.5, 1, 5.5, 6]]), "0.5"),
+        ("segmentation", annotation(50, 10, 3, BOX, [[1, 1, 6, 6]]), "polygon of 2 points"),
+        ("segmentation", annotation(50, 10, 3, BOX, [[1, 1, 6, 6, 2]]), "5 numbers"),
+        ("segmentation", annotation(50, 10, 3, BOX, [[1, 1, 6, 6, 2, float("inf")]]), "infinity"),
+        ("segmentation", annotation(50, 10, 3, BOX, [["a", "b", "c", "d", "e", "f"]]), "what is no number"),
+        ("segmentation", annotation(50, 10, 3, BOX, [1, 1, 6, 1, 6, 6]), "this one has no numbers"),
+        ("segmentation", annotation(50, 10, 3, BOX, {"size": [9, 9], "counts": "a"}), r"has \(40, 60"),
+        ("segmentation", annotation(50, 10, 3, BOX, {**CODE, "counts": [7]}), "of 7 pixels"),
+        ("segmentation", annotation(50, 10, 3, BOX, {**CODE, "counts": [2400]}), "without"),
+        ("segmentation", annotation(50, 10, 3, BOX, {**CODE, "counts": "@@@~~~garbage"}), "malformed"),
+        ("segmentation", annotation(50, 10, 3, BOX, CODE), "with size and counts"),
+        ("polygon", annotation(50, 10, 3, [2, 3, 10, 20], [*SQUARE, [1, 1, 6, 6]]), "polygon of 2 points"),
+        ("no segmentation", annotation(50, 10, 3, BOX, []), "none"),
+        ("box and mask", annotation(50, 10, 3, [30, 3, 10, 20], SQUARE), "around the mask"),
+    ],
+)
+def test_every_reason(root, reason, entry, words):
+    """It is found by `check-data`, and left out or not in training, by the same count."""
     values = coco_values()
-    values["annotations"] += [
-        annotation(20, 77, 3, [1, 1, 5, 5], []),
-        annotation(21, 10, 5, [1, 1, 5, 5], []),
-        annotation(22, 10, 3, [1, 1, 0.5, 5], [[1, 1, 2, 1, 2, 6]]),  # less than a pixel wide
-        annotation(23, 10, 3, [1, float("nan"), 5, 5], [[1, 1, 2, 1, 2, 6]], area=1),
-        annotation(24, 10, 3, [1, 1, 5, 5], [[1, 1, 2, 1]]),  # two points
-        annotation(25, 10, 3, [70, 1, 5, 5], [[70, 1, 75, 1, 75, 6]]),  # beside the image
-        annotation(26, 10, 3, [0, 0, 1, 1], [[0, 0, 1, 0, 1, 1, 0, 1]]),  # one pixel: an object
-    ]
-    (root / "annotations/instances_train.json").write_text(json.dumps(values))
+    found, report = checked(root, {**values, "annotations": [*values["annotations"], entry]})
+    level, left_out, meaning = REASONS[reason]
+    assert set(found) == {reason, "no objects"}  # nothing else is blamed
+    assert found[reason].level == level and report.ok == (level == "warning")
+    assert found[reason].message.startswith(f"1 annotations {meaning}") and re.search(words, found[reason].items[0])
     source = open_coco(root, "train")
-    assert "1 of an unknown image, 1 of an unknown category, 4 without a usable box or mask" in source.warning()
-    target = to_target(source.objects(0))
-    assert target["boxes"].tolist() == [[22, 12, 39, 29], [2, 3, 12, 23], [0, 0, 1, 1]]
-    assert target["masks"][2].sum() == 1
+    assert source.left_out == ({reason: 1} if left_out else {})
+    assert (f"annotations that training leaves out: 1 {meaning} (" in source.warning()) == left_out
+    assert source.counts[:, 0].tolist() == [2 + (not left_out), 1, 0]
+    assert len(to_target(source.objects(0))["labels"]) == 2 + (not left_out)
 
 
-def test_boxes_alone(root):
+def test_one_pixel_is_an_object(root):
+    values = coco_values()
+    values["annotations"].append(annotation(26, 10, 3, [0, 0, 1, 1], [[0, 0, 1, 0, 1, 1, 0, 1]]))
+    rewrite(root, values)
+    target = to_target(open_coco(root, "train").objects(0))
+    assert target["boxes"][2].tolist() == [0, 0, 1, 1] and target["masks"][2].sum() == 1
+
+
+@pytest.mark.parametrize("box", [[48, 5, 10, 10], [30, 5, 0.5, 10]])
+def test_images_without_an_object_to_learn(root, box):
+    """The only object of the second image, 48 pixels wide, is beside it, or too narrow."""
+    values = coco_values()
+    values["annotations"][2]["bbox"] = box
+    found, _ = checked(root, values)
+    assert found["no objects"].items == ["b.jpg", "empty.png"]
+    assert open_coco(root, "train").to_learn(8).tolist() == [0]
+
+
+WRONG_KINDS = [
+    ({"id": [5]}, r"annotations\[4\] has id \[5\] "),
+    ({"image_id": [0]}, r"has image_id \[0\] .*integer"),
+    ({"category_id": {"a": 1}}, r"has category_id \{.a.: 1\} .*integer"),
+    ({"area": "large"}, "has area .large. .*number"),
+    ({"area": -1}, "has area -1 .*greater than or equal to 0"),
+    ({"iscrowd": "no"}, "has iscrowd .no. "),
+    ({"area": [2], "iscrowd": 7}, "has iscrowd 7.* and has area \\[2\\]"),
+    *(({"bbox": box}, "has bbox ") for box in ({"x": 1}, [1, 2, 3], None, ["a", 1, 2, 3], "box")),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_KINDS)
+def test_values_of_a_wrong_kind_are_named_here_and_left_out_in_training(root, change, words):
+    values = coco_values()
+    values["annotations"].append({**annotation(50, 10, 3, BOX, SQUARE), **change})
+    found, _ = checked(root, values)
+    assert set(found) == {"keys", "no objects"} and re.search(words, found["keys"].items[0]), found["keys"].items
+    source = open_coco(root, "train")
+    assert "annotations that training leaves out: 1 lack what is needed, or have it of a wrong" in source.warning()
+    assert len(source.objects(0).annotations) == 2
+
+
+def test_null_is_absent_and_ids_of_annotations_may_be_text(root):
+    values = coco_values()
+    values["annotations"].append({**annotation("a1", 10, 3, BOX, SQUARE), "area": None, "iscrowd": None})
+    found, _ = checked(root, values)
+    assert set(found) == {"no objects", "box and mask"}
+    source = open_coco(root, "train")
+    assert source.warning() == "" and len(source.objects(0).annotations) == 3
+    assert "area" not in source.objects(0).annotations[2]  # the box's area is taken
+
+
+SEGMENTATIONS = {
+    "text": {**CODE, "counts": "@@@~~~garbage"},
+    "cut": {**CODE, "counts": encode_mask(disc(40, 60, 20, 30, 8))["counts"][:10]},
+    "sum": {**CODE, "counts": [10, 5, 3]},
+    "size": encode_mask(disc(10, 10, 5, 5, 3)),
+    "outside": [[100, 100, 120, 100, 120, 130]],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("kind", SEGMENTATIONS)
+def test_a_mask_that_cannot_be_used_is_left_out_in_training_and_evaluation(kind, root):
+    assert to_rle(SEGMENTATIONS[kind], (40, 60)) is None
+    values = coco_values()
+    values["annotations"][1]["segmentation"] = SEGMENTATIONS[kind]
+    write_set(root, values, "train")
+    write_set(root, values, "val")
+    assert checked(root)[0].keys() & {"segmentation", "no segmentation", "box and mask"}
+    data = DetectionData(str(root), min_side=1, short_side=40, hflip=0, batch_size=1, workers=0)
+    samples = data.samples("train", True)
+    (first,) = [s for s in (samples[i] for i in range(len(samples))) if len(s[1]["boxes"]) and s[0].shape[2] == 60]
+    assert first[1]["labels"].tolist() == [2] and len(first[1]["masks"]) == 1  # the other object of the image
+    metric = DetectionMetrics(data.class_names, masks=True)
+    for batch in data.val_dataloader():
+        metric.update([_truth(target) for target in batch.targets], batch.targets)
+    numbers = metric.report().numbers()
+    assert numbers["box_ap"] == 1.0  # the object still has its box
+    assert numbers["num_objects"] == 3
+
+
+def _truth(target):
+    """The boxes of an image's objects as detections, without masks that could be right."""
+    objects = [one for one in target["objects"].annotations if not one["iscrowd"]]
+    boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (one["bbox"] for one in objects)]).float()
+    labels = torch.tensor([1 + sorted([7, 3]).index(one["category_id"]) for one in objects]).long()
+    height, width = target["orig_size"]
+    masks = torch.zeros(len(objects), height, width, dtype=torch.bool)
+    return {"boxes": boxes.reshape(-1, 4), "labels": labels, "scores": torch.ones(len(objects)), "masks": masks}
+
+
+@pytest.mark.parametrize("absent", [{}, {"segmentation": []}])
+def test_boxes_alone(root, absent):
     values = coco_values()
     for one in values["annotations"]:
         del one["segmentation"]
-    (root / "annotations/instances_train.json").write_text(json.dumps(values))
-    source = open_coco(root, "train")
-    assert not source.has_masks
-    target = to_target(source.objects(0), masks=False)
+        one.update(absent)
+    rewrite(root, values)
+    data = DetectionData(str(root), val="train", min_side=1, workers=0, batch_size=1)
+    assert not data.has_masks and len(data.samples("train", True)) == 2
+    target = to_target(data.source("train").objects(0), masks=False)
     assert set(target) == {"boxes", "labels"} and len(target["boxes"]) == 2
+
+
+def test_images_and_ids(root):
+    values = coco_values()
+    values["images"] += [{"id": 4, "file_name": "gone.png", "height": 5, "width": 5}, {"id": 8, "file_name": "x.png"}]
+    Image.new("RGB", (9, 9)).save(root / "train/a.png")
+    (root / "train/b.jpg").write_bytes(b"text")
+    found, _ = checked(root, values)
+    items = {kind: finding.items for kind, finding in found.items()}
+    assert items["missing"][0].endswith("gone.png: No such file or directory")
+    assert "9 x 9, the json has 60 x 40" in items["size"][0] and "b.jpg" in items["unreadable"][0]
+    assert items["ids"] == ["images id 4: 2 times"] and items["keys"] == ["images[4] lacks height, width"]
+    found, report = checked(root, {**coco_values(), "annotations": [annotation(5, 10, 3, [2, 3, 10, 20], SQUARE)] * 2})
+    assert found["ids"].items == ["annotations id 5: 2 times"] and not report.ok
+
+
+def test_what_is_no_json(root):
+    (root / "annotations/instances_train.json").write_text("{")
+    assert "not a readable json" in checked(root)[0]["json"].message
+    found, _ = checked(root, {**coco_values(), "images": [{"id": 1}], "annotations": []})
+    assert set(found) == {"keys", "empty class"}  # no finding about no images
 
 
 def test_another_size_than_annotated_is_an_image_error(root):
@@ -137,6 +310,22 @@ def test_categories_must_be_the_same(root, tmp_path):
     other = open_coco(write_set(tmp_path / "other", values), "train")
     with pytest.raises(DataError, match=r"only in .*set.*: 7 bolt; only in .*other.*: 7 screw"):
         check_same_classes(open_coco(root, "train"), other)
+    write_set(root, values, "val")  # the same pixels
+    found, report = checked(root)
+    assert "7: bolt / screw" in found["classes"].message
+    assert "3 images are in" in found["duplicate"].message and not report.ok
+
+
+def test_command_finds_out_what_it_is(root, tmp_path, capsys):
+    assert main(["check-data", str(root), "--workers", "2"]) == 0
+    assert "instances_train.json: 3 images, 2 classes" in capsys.readouterr().out
+    assert main(["check-data", str(root / "annotations/instances_train.json"), "--strict"]) == 1
+    assert "1 images have no object" in capsys.readouterr().out
+    (root / "train/a.png").unlink()
+    output = tmp_path / "check.json"
+    assert main(["check-data", str(root), "--data-format", "coco", "--output", str(output)]) == 1
+    values = json.loads(output.read_text())
+    assert not values["ok"] and "missing" in {one["kind"] for one in values["findings"]}
 
 
 def test_digit_scenes_as_objects():
@@ -151,7 +340,7 @@ def test_digit_scenes_as_objects():
 
 
 def test_real_sets():
-    """As their own README says: annotations, crowds, images without objects."""
+    """As in their own README: annotations, crowds, images without objects."""
     nuclei = open_coco(shared("data", "nuclei", "nuclei.tar"), "val")
     assert len(nuclei) == 94 and nuclei.counts.sum(0).tolist() == [2358, 2358]
     coco = open_coco(shared("data", "coco_mini", "coco_mini.tar"), "train")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from vitgraft.data import digits
-from vitgraft.data.digits import DigitScenes, SceneConfig, digit_instances, make_scene, to_tensor
+from vitgraft.data.digits import DigitScenePixels, DigitScenes, digit_instances, make_scene, to_tensor
 from vitgraft.errors import MissingExtraError
 
 pytest.importorskip("sklearn")
-CONFIGS = [SceneConfig(), SceneConfig(size=96, large=(30, 40), small=(8, 14), copies=2, jitter=4)]
+SIZES = [64, 96]
 
 
 def _same(one: digits.Scene, other: digits.Scene) -> bool:
@@ -45,12 +45,12 @@ def test_scenes_never_read_a_scan_of_the_other_split(monkeypatch, split, other):
     assert all(_same(scene, make_scene(i, split=split)) for i, scene in enumerate(before))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_boxes_are_tight_masks_are_apart_and_the_semantic_map_agrees(config):
+@pytest.mark.parametrize("size", SIZES)
+def test_boxes_are_tight_masks_are_apart_and_the_semantic_map_agrees(size):
     for index in range(40):
-        scene = make_scene(index, config=config)
-        assert scene.image.shape == (config.size, config.size, 3) and scene.image.dtype == np.uint8
-        assert len(scene.boxes) == len(scene.masks) == len(scene.category_ids) == 1 + 2 * config.copies
+        scene = make_scene(index, size=size)
+        assert scene.image.shape == (size, size, 3) and scene.image.dtype == np.uint8
+        assert len(scene.boxes) == len(scene.masks) == len(scene.category_ids) == 9
         assert scene.masks.sum(0).max() == 1
         semantic = np.zeros_like(scene.semantic_mask)
         for box, mask, category in zip(scene.boxes, scene.masks, scene.category_ids, strict=True):
@@ -66,20 +66,20 @@ def test_ink_is_brighter_than_the_canvas_about_it():
         assert scene.image[scene.semantic_mask > 0].mean() > scene.image[scene.semantic_mask == 0].mean() + 40
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_label_is_the_class_on_the_side_that_the_large_digit_names(config):
+@pytest.mark.parametrize("size", SIZES)
+def test_the_label_is_the_class_on_the_side_that_the_large_digit_names(size):
     sides, labels = set(), set()
     for index in range(150):
-        scene = make_scene(index, config=config)
+        scene = make_scene(index, size=size)
         areas = (scene.boxes[:, 2] - scene.boxes[:, 0]) * (scene.boxes[:, 3] - scene.boxes[:, 1])
         assert areas.argmax() == 0
-        on_right = (scene.boxes[:, 0] + scene.boxes[:, 2]) / 2 > config.size / 2
+        on_right = (scene.boxes[:, 0] + scene.boxes[:, 2]) / 2 > size / 2
         left, right = (set(scene.category_ids[1:][on_right[1:] == side].tolist()) for side in (False, True))
         assert len(left) == len(right) == 1 and left != right
         assert {scene.label} == (right if scene.category_ids[0] == 1 else left)
         sides.add(int(scene.category_ids[0]))
         labels.add(scene.label)
-    assert sides == {0, 1} and labels == set(range(config.num_classes))
+    assert sides == {0, 1} and labels == set(range(10))
 
 
 def test_dataset_gives_the_same_with_and_without_cache_one_by_one_or_in_batches():
@@ -102,24 +102,6 @@ def test_standardised_images():
     assert to_tensor(np.full((8, 8, 3), 9, np.uint8)).abs().max() == 0  # a blank one does not divide by zero
 
 
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"size": 62}, "size=62"),
-        ({"size": 32}, "size=32"),
-        ({"small": (3, 9)}, r"small=\(3, 9\)"),
-        ({"large": (30, 20)}, r"large=\(30, 20\)"),
-        ({"large": (26, 40)}, r"large=\(26, 40\)"),
-        ({"jitter": 1}, "jitter=1"),  # the default's largest digit fills the inner cells
-        ({"jitter": -1}, "jitter=-1"),
-        ({"copies": 5}, "copies=5"),
-    ],
-)
-def test_sizes_without_room_are_refused(options, named):
-    with pytest.raises(ValueError, match=named):
-        SceneConfig(**options)
-
-
 def test_bad_calls_are_refused():
     with pytest.raises(ValueError, match="'val': choose one of train, test"):
         DigitScenes(3, split="val")
@@ -127,9 +109,21 @@ def test_bad_calls_are_refused():
         DigitScenes(0)
     with pytest.raises(ValueError, match="index=-1"):
         make_scene(-1)
+    for size in (62, 20):
+        with pytest.raises(ValueError, match=f"size={size}: give a multiple of 4, at least 24"):
+            DigitScenes(1, size=size)
 
 
 def test_a_missing_scikit_learn_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingExtraError, match=r"vitgraft\[train\]"):
         digits._digit_scans.__wrapped__()
+
+
+def test_digit_scenes_have_eleven_classes_and_labels_that_fit():
+    scenes = DigitScenePixels(20, split="test")
+    image, labels = scenes.load(3)
+    assert image.size == (64, 64) and labels.shape == (64, 64) and scenes.class_names[:2] == ("background", "0")
+    assert labels.max() <= 10 and labels.min() == 0
+    ink = np.asarray(image).astype(int).mean(2)
+    assert ink[labels > 0].mean() > ink[labels == 0].mean() + 50

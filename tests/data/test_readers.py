@@ -1,4 +1,4 @@
-"""Every format gives the same images, names and labels; what is wrong with a set is said."""
+"""Every format gives the same images, names and labels; errors name what is wrong with a set."""
 
 import gzip
 import io
@@ -87,7 +87,7 @@ def test_large_tars_keep_their_index(tmp_path, cache, monkeypatch):
     path = write_tar(tmp_path / "a.tar", folder)
     monkeypatch.setattr("vitgraft.data.readers.tar.KEEP_INDEX_FROM", 0)
     first = contents(open_source(path))
-    monkeypatch.setattr("vitgraft.data.readers.tar.TarIndex.scan", None)
+    monkeypatch.setattr("vitgraft.data.readers.tar.scan_tar", None)
     assert contents(open_source(path)) == first == expected(folder)
 
 

@@ -3,7 +3,6 @@
 import random
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -13,27 +12,10 @@ from vitgraft.data.segmentation_transforms import (
     SegmentationPreprocessing,
     TrainTransform,
     crop_box,
-    fit_size,
     photometric_distortion,
 )
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-
-
-@pytest.mark.parametrize(
-    "size, limits, ratio, expected",
-    [
-        ((512, 683), (512, 2048), 1.0, (512, 683)),
-        ((300, 400), (512, 2048), 1.0, (512, 683)),
-        ((400, 300), (512, 2048), 0.5, (341, 256)),
-        ((100, 1000), (512, 2048), 1.0, (205, 2048)),  # the long side decides
-        ((360, 480), (None, None), 2.0, (720, 960)),
-        ((360, 480), (None, 240), 1.0, (180, 240)),
-        ((3, 1000), (None, 100), 1.0, (1, 100)),
-    ],
-)
-def test_sizes_as_mmcv_has_them(size, limits, ratio, expected):
-    assert fit_size(*size, *limits, ratio) == expected
 
 
 def scene(height=60, width=80):
@@ -104,16 +86,3 @@ def test_evaluation_resizes_the_image_and_leaves_the_labels():
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     back = (pixels * std.view(3, 1, 1) + mean.view(3, 1, 1)).permute(1, 2, 0).numpy()
     assert np.abs(back - np.asarray(image.resize((40, 30), Image.Resampling.BILINEAR)) / 255).max() < 0.01
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"scale": (2.0, 0.5)}, "smallest and the largest"),
-        ({"cat_max_ratio": 0.0}, "cat_max_ratio"),
-        ({"hflip": 1.5}, "hflip"),
-    ],
-)
-def test_options_that_can_not_be(options, words):
-    with pytest.raises(ValueError, match=words):
-        SegmentationAugmentation(**options)

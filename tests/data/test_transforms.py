@@ -11,7 +11,14 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 import vitgraft  # noqa: F401  registers the models
-from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, model_preprocessing, train_transform
+from vitgraft.data.transforms import (
+    Augmentation,
+    Preprocessing,
+    eval_transform,
+    fit_size,
+    model_preprocessing,
+    train_transform,
+)
 from vitgraft.randomness import seed_all
 
 DEIT = Augmentation(auto_augment="rand-m9-mstd0.5-inc1", reprob=0.25, train_interpolation="bicubic")
@@ -109,3 +116,22 @@ def test_random_interpolation_and_erasing_are_used():
     seed_all(0)
     erased = train_transform(Preprocessing((24, 24)), Augmentation(reprob=1.0, remode="const", color_jitter=None))
     assert (erased(image()) == 0).all(0).any()
+
+
+@pytest.mark.parametrize(
+    "size, limits, ratio, expected",
+    [
+        ((512, 683), (512, 2048), 1.0, (512, 683)),
+        ((300, 400), (512, 2048), 1.0, (512, 683)),
+        ((400, 300), (512, 2048), 0.5, (341, 256)),
+        ((100, 1000), (512, 2048), 1.0, (205, 2048)),  # the long side decides
+        ((360, 480), (None, None), 2.0, (720, 960)),
+        ((360, 480), (None, 240), 1.0, (180, 240)),
+        ((3, 1000), (None, 100), 1.0, (1, 100)),
+        ((480, 640), (800, 1333), 1.0, (800, 1067)),
+        ((427, 640), (800, 1333), 1.0, (800, 1199)),
+        ((200, 800), (800, 1333), 1.0, (333, 1333)),
+    ],
+)
+def test_sizes_as_mmcv_has_them(size, limits, ratio, expected):
+    assert fit_size(*size, *limits, ratio) == expected

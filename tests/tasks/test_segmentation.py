@@ -12,7 +12,8 @@ pytest.importorskip("pytorch_lightning")
 pytest.importorskip("faster_coco_eval")
 from small_tasks import trainer
 
-from vitgraft.data.segmentation import SegmentationBatch, SegmentationData
+from vitgraft.data.loader import Batch
+from vitgraft.data.segmentation import SegmentationData
 from vitgraft.metrics.segmentation import SegmentationMetrics
 from vitgraft.tasks.segmentation import Segmentation, pixel_loss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
@@ -84,22 +85,22 @@ def test_ground_truth_fed_back_is_perfect_and_labels_of_other_sizes_count():
     labels = [torch.randint(0, 5, (9, 14)), torch.randint(0, 5, (20, 6))]
     labels[0][0] = 255
     images = [label.clamp(max=4).float().expand(3, -1, -1) for label in labels]
-    task.evaluate(task.model, metric, SegmentationBatch(images, labels, torch.arange(2), []))
+    task.evaluate(task.model, metric, Batch(images, labels, torch.arange(2), []))
     assert metric.report().numbers()["miou"] == 1.0
     blocks = torch.randint(0, 5, (6, 4)).repeat_interleave(8, 0).repeat_interleave(8, 1)
     for option in ({}, {"window": 16}, {"scales": (1.0, 2.0), "flip": True}):
         metric = SegmentationMetrics(5)
         task = Segmentation(Oracle(), num_classes=5, **option)
         small = blocks[::4, ::4].float().expand(3, -1, -1)  # a quarter of the label's size
-        task.evaluate(task.model, metric, SegmentationBatch([small], [blocks], torch.arange(1), []))
+        task.evaluate(task.model, metric, Batch([small], [blocks], torch.arange(1), []))
         assert metric.report().numbers()["pixel_accuracy"] > 0.6
 
 
 def test_images_that_are_all_to_be_ignored_and_empty_batches():
     task, metric = Segmentation(nn.Conv2d(3, 4, 1), num_classes=4), SegmentationMetrics(4)
-    task.evaluate(task.model, metric, SegmentationBatch([], [], torch.arange(0), ["x.png: broken"]))
+    task.evaluate(task.model, metric, Batch([], [], torch.arange(0), ["x.png: broken"]))
     label = torch.full((5, 5), 255)
-    task.evaluate(task.model, metric, SegmentationBatch([torch.zeros(3, 5, 5)], [label], torch.arange(1), []))
+    task.evaluate(task.model, metric, Batch([torch.zeros(3, 5, 5)], [label], torch.arange(1), []))
     report = metric.report()
     assert report.num_images == 1 and report.num_ignored == 25 and report.numbers()["num_absent"] == 4
 

@@ -9,17 +9,17 @@ A `Check` is one split of a dataset; each task has its own (`ImageCheck` here, `
 
 from __future__ import annotations
 
-import multiprocessing
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import DataLoader
 
-from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Examined, Finding, Options, Report, SetReport
+from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Finding, Options, Report, SetReport, noted
 from vitgraft.data.layout import layouts_of
 from vitgraft.data.readers.base import ImageSource, check_same_classes
 from vitgraft.data.readers.open import open_source
-from vitgraft.errors import DataError
 
 __all__ = ["ImageCheck", "check", "open_checks"]
 
@@ -55,10 +55,10 @@ class ImageCheck(Check):
                     f"({filled[most]} and {filled[least]})"
                 )
                 yield self.finding("warning", "imbalance", message, [least, most])
-        try:
+        differences: list[Finding] = []
+        with noted(differences, "classes", self.where):
             check_same_classes(first.files, self.files)
-        except DataError as error:
-            yield self.finding("error", "classes", str(error))
+        yield from differences
 
 
 def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], list[Finding]]:
@@ -72,27 +72,23 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
         from vitgraft.data.check_semantic import open_path
     else:
         open_path = _open_images
-    opened: list[Check | Finding] = [one for path in paths for one in open_path(path, options)]
-    checks = [one for one in opened if isinstance(one, Check)]
-    return checks, findings + [one for one in opened if isinstance(one, Finding)]
+    return [one for path in paths for one in open_path(path, options, findings)], findings
 
 
 def _passed_over(path: str, found: list[str], layout: str) -> Finding:
-    """Says which of the layouts of a path is not looked at."""
+    """The layouts of a path that are not checked."""
     others = ", ".join(name for name in found if name != layout)
     level = "warning" if layout in found else "error"
     return Finding(level, "layout", path, f"checked as {layout}, passed over: {others}; --data-format names another")
 
 
-def _open_images(path: str, options: Options) -> Iterator[Check | Finding]:
+def _open_images(path: str, options: Options, findings: list[Finding]) -> Iterator[Check]:
     root = Path(path)
     names = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
     stems = {name.split(".")[0].split("-")[0] for name in names if not name.startswith(".")}
     for split in [split for split in SPLITS if split in stems] or [None]:
-        try:
+        with noted(findings, "set", f"{path}/{split}" if split else path):
             yield ImageCheck(open_source(path, split, options.format, allow_empty=True), options.imbalance)
-        except DataError as error:
-            yield Finding("error", "set", f"{path}/{split}" if split else path, str(error))
 
 
 def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None] = lambda text: None) -> Report:
@@ -106,7 +102,9 @@ def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None]
     findings: list[Finding] = []
     seen: dict[bytes, tuple[int, int]] = {}
     for number, one in enumerate(checks):
-        for index, examined in enumerate(_examine_all(one, workers)):
+        # 16 at a time: to send the result of a small image by itself takes longer than to decode it
+        batches = DataLoader(one, 16, num_workers=workers if workers > 1 else 0, collate_fn=list)
+        for index, examined in enumerate(itertools.chain.from_iterable(batches)):
             step(one.files.name(index))
             one.examined.append(examined)
         findings += _findings_of_files(checks, number, seen)
@@ -139,23 +137,3 @@ def _findings_of_files(checks: Sequence[Check], number: int, seen: dict[bytes, t
             yield one.finding("error", "duplicate", message, items)
     for kind, names in unusual.items():
         yield one.finding("warning", "mode", f"{len(names)} images: {kind}", names)
-
-
-def _examine_all(one: Check, workers: int) -> Iterator[Examined]:
-    if workers <= 1:
-        yield from map(one.examine, range(len(one)))
-        return
-    with multiprocessing.Pool(workers, _remember, (one,)) as pool:
-        yield from pool.imap(_examine_remembered, range(len(one)), chunksize=16)
-
-
-_check: Check
-
-
-def _remember(one: Check) -> None:
-    global _check
-    _check = one
-
-
-def _examine_remembered(index: int) -> Examined:
-    return _check.examine(index)

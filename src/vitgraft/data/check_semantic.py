@@ -11,35 +11,33 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport
-from vitgraft.data.label_maps import LabelHistogram, LabelRule, check_histogram, count_values, decode_labels
+from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted
+from vitgraft.data.label_maps import (
+    LabelHistogram,
+    LabelRule,
+    Pairs,
+    decode_labels,
+    find_pairs,
+    read_class_names,
+)  # fmt: skip
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
 from vitgraft.data.readers.folder_or_tar import Files
-from vitgraft.data.semantic import Pairs, find_pairs, read_class_names
 from vitgraft.errors import DataError, ImageError
 
 __all__ = ["PairCheck", "open_path"]
 
 
-def open_path(path: str, options: Options) -> Iterator[Check | Finding]:
-    """All splits of a folder or tar in ADE20K's layout; what has no partner or can't be opened is a finding."""
-    try:
+def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[Check]:
+    """All splits of a folder or tar in ADE20K's layout; what can't be opened is added to the findings."""
+    with noted(findings, "set", path):
         files = Files(path)
-        names = read_class_names(files)
-    except DataError as error:
-        yield Finding("error", "set", path, str(error))
-        return
-    start = layout_start(files) or ""
-    splits = sorted({split for kind in (IMAGES, ANNOTATIONS) for split in files.folders(f"{start}{kind}")})
-    if not splits:
-        yield Finding("error", "set", path, f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT")
-    for split in splits:
-        try:
-            pairs = find_pairs(files, split, options.image_suffix, options.label_suffix)
-        except DataError as error:
-            yield Finding("error", "set", f"{path}/{start}{IMAGES}/{split}", str(error))
-            continue
-        yield PairCheck(pairs, names, options)
+        names, start = read_class_names(files), layout_start(files) or ""
+        splits = sorted({split for kind in (IMAGES, ANNOTATIONS) for split in files.folders(f"{start}{kind}")})
+        if not splits:
+            raise DataError(f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT")
+        for split in splits:
+            with noted(findings, "set", f"{path}/{start}{IMAGES}/{split}"):
+                yield PairCheck(find_pairs(files, split, options.image_suffix, options.label_suffix), names, options)
 
 
 class PairCheck(Check):
@@ -56,8 +54,8 @@ class PairCheck(Check):
         self.pairs, self.class_names, self.options = pairs, class_names, options
         self.histogram: LabelHistogram | None = None
 
-    def examine(self, index: int) -> Examined:
-        examined, name = super().examine(index), self.pairs.labels.name(index)
+    def __getitem__(self, index: int) -> Examined:
+        examined, name = super().__getitem__(index), self.pairs.labels.name(index)
         errors = dict(examined.errors)
         try:
             values = decode_labels(self.pairs.labels.read(index), name)
@@ -112,29 +110,7 @@ class PairCheck(Check):
         if pairs.without_image:
             message = f"{len(pairs.without_image)} label files without an image"
             yield self.finding("warning", "missing", message, pairs.without_image)
-        rule, wrong, damaged = histogram.rule, [], set()
-        for index, examined in enumerate(self.examined):
-            if examined.values is None:
-                continue
-            bad = ~rule.allowed(examined.values)
-            if bad.any():
-                damaged.add(pairs.labels.name(index))
-                values = count_values(examined.values[bad], examined.counts[bad], 8)
-                wrong.append(f"{pairs.labels.name(index)}: {values}")
-        if wrong:
-            message = f"{len(wrong)} label files have values that are no class; {rule.expected()}"
-            yield self.finding("error", "values", message, wrong)
-            histogram.wrong = {}  # listed above, file by file
-        try:
-            notes = check_histogram(histogram, self.where)
-        except DataError as error:
-            yield self.finding("error", "ignored", str(error))
-        else:
-            for note in notes:
-                if "reduce_zero_label" in note:
-                    yield self.finding("warning", "numbering", note)
-            if names := [name for name in histogram.only_ignored if name not in damaged]:
-                yield self.finding("warning", "ignored", f"{len(names)} label files have ignored pixels only", names)
+        yield from histogram.findings(self.where)
         per_class = self.report().per_class
         empty = [name for name, count in per_class.items() if not count]
         if empty and any(per_class.values()):

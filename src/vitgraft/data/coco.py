@@ -15,16 +15,19 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from vitgraft.data.decode import decode_annotated
-from vitgraft.data.detection_targets import Objects, ObjectSource, are_numbers, is_box, is_inside, is_polygon, usable
+from vitgraft.data.detection_targets import REASONS, Objects, ObjectSource, object_errors
+from vitgraft.data.findings import Finding
 from vitgraft.data.layout import instead_of, json_names
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["CocoSource", "entry_errors", "find_images", "open_coco", "read_json", "split_entries"]
+__all__ = ["CocoJson", "CocoSource", "entry_errors", "find_images", "open_coco"]
 
 # where the images of a split are looked for below the root; {} is the name of the split
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
+NEEDED = {"image_id", "category_id", "bbox"}  # of an annotation
+_KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")
 
 Text = Annotated[StrictStr, Field(min_length=1)]
 Side = Annotated[StrictInt, Field(gt=0)]
@@ -89,17 +92,104 @@ def entry_errors(kind: str, entry: Any) -> list[str]:
     return []
 
 
-def split_entries(values: dict[str, Any]) -> tuple[dict[str, list[Any]], list[tuple[str, int, list[str]]]]:
-    """The entries of a json that have all that is needed; of the others their kind, number and errors."""
-    whole: dict[str, list[Any]] = {kind: [] for kind in ENTRIES}
-    damaged = []
-    for kind in ENTRIES:
-        for number, one in enumerate(values[kind]):
-            if errors := entry_errors(kind, one):
-                damaged.append((kind, number, errors))
+class CocoJson:
+    """The content of a COCO json: its objects by image, and all that is wrong with it.
+
+    Training and `vitgraft check-data` read it by this one pass.
+
+    Args:
+        files: Where it is.
+        name: Its path there.
+        decode: Whether run-length codes are decoded to their pixels, as in `segmentation_errors`.
+
+    Attributes:
+        images: The entries that have all that is needed; `annotations` and `categories` likewise.
+        sizes: (height, width) of each image, pixels.
+        objects: The annotations of each image that an evaluation counts: of known categories, with a box.
+        counts: int64 (images, 2): objects to learn from, and objects in all.
+        has_masks: Whether any annotation has a segmentation.
+        findings: Errors and warnings.
+        fatal: Errors that make the json useless for training.
+        left_out: Reason of `REASONS` -> annotations that can't be learned, without crowds.
+
+    Raises:
+        DataError: No json, or not COCO's of objects.
+    """
+
+    def __init__(self, files: Files, name: str, decode: bool = False):
+        self.name, self.where = name, f"{files.root}/{name}"
+        self.findings: list[Finding] = []
+        self.fatal: list[str] = []
+        self.left_out: Counter[str] = Counter()
+        values = _read_json(files, name)
+        self.images, self.annotations, self.categories = (self._whole(kind, values[kind]) for kind in ENTRIES)
+        self.sizes = [(image["height"], image["width"]) for image in self.images]
+        self._check_ids()
+        self._sort_objects(decode)
+
+    def _finding(self, level: str, kind: str, message: str, items: list[str]) -> None:
+        if items:
+            self.findings.append(Finding(level, kind, self.where, f"{len(items)} {message}", items))
+
+    def _whole(self, kind: str, entries: list[Any]) -> list[dict[str, Any]]:
+        """The entries that have all that is needed."""
+        whole, items = [], []
+        for number, entry in enumerate(entries):
+            errors = entry_errors(kind, entry)
+            if not errors:
+                whole.append(entry)
+                continue
+            items.append(f"{kind}[{number}] {' and '.join(errors)}")
+            # a damaged value makes an annotation unusable, which is counted where it is left out
+            if kind == "annotations" and isinstance(entry, dict) and entry.keys() >= NEEDED:
+                self.left_out["keys"] += 1
             else:
-                whole[kind].append(one)
-    return whole, damaged
+                self.fatal.append(items[-1])
+        self._finding("error", "keys", f"of {len(entries)} {kind} {REASONS['keys'].words}", items)
+        return whole
+
+    def _check_ids(self) -> None:
+        for kind, name, level in (
+            *((kind, "id", "error") for kind in ENTRIES),
+            ("images", "file_name", "error"),
+            ("categories", "name", "warning"),
+        ):
+            values = Counter(entry[name] for entry in getattr(self, kind) if entry.get(name) is not None)
+            twice = [f"{kind} {name} {value}: {count} times" for value, count in values.items() if count > 1]
+            if name == "id" and kind != "annotations":
+                self.fatal += twice
+            self._finding(level, "ids", f"values of {name} of {kind} are there twice", twice)
+
+    def _sort_objects(self, decode: bool) -> None:
+        places = {image["id"]: place for place, image in enumerate(self.images)}
+        category_ids = {category["id"] for category in self.categories}
+        self.has_masks = any(annotation.get("segmentation") for annotation in self.annotations)
+        self.objects: list[list[dict[str, Any]]] = [[] for _ in self.images]
+        self.counts = np.zeros((len(self.images), 2), dtype=np.int64)
+        found: dict[str, list[str]] = {reason: [] for reason in REASONS}
+        for number, one in enumerate(self.annotations):
+            place, crowd = places.get(one["image_id"]), bool(one.get("iscrowd"))
+            size = None if place is None else self.sizes[place]
+            errors = dict(object_errors(one, size, category_ids, self.has_masks, decode))
+            for reason, text in errors.items():
+                name = f"annotation {one.get('id', f'[{number}]')} (image {one['image_id']})"
+                found[reason].append(f"{name}: {text}")
+            why = next((reason for reason in errors if REASONS[reason].left_out), None)
+            if why and not crowd:
+                self.left_out[why] += 1
+            if not errors.keys() & {"unknown image", "unknown category", "box not finite"}:
+                self.counts[place] += (not why and not crowd, 1)
+                self.objects[place].append({name: one[name] for name in _KEPT if one.get(name) is not None})
+        for reason, (level, left_out, words) in REASONS.items():
+            more = ": training leaves them out" if left_out and level == "warning" else ""
+            self._finding(level, reason, f"annotations {words}{more}", found[reason])
+        empty = [image["file_name"] for image, count in zip(self.images, self.counts[:, 0], strict=True) if not count]
+        if len(empty) < len(self.images):
+            words = "images have no object: training leaves them out, unless keep_empty is true"
+            self._finding("warning", "no objects", words, empty)
+        elif empty:
+            words = "images have no object to learn: training has only background, no AP can be measured"
+            self.findings.append(Finding("warning", "no objects", self.where, f"all {len(empty)} {words}", empty))
 
 
 class CocoSource(ObjectSource):
@@ -109,47 +199,27 @@ class CocoSource(ObjectSource):
     take gigabytes in each worker process.
 
     Args:
-        values: The content of the json, of which every entry has what is needed.
-        files: The images, in the order of `values["images"]`.
-        where: The dataset's name in messages.
-        damaged: Number of annotations that the json has beside them.
+        json: The content of the json.
+        files: The images, in its order.
+
+    Attributes:
+        counts: As in `CocoJson`; `findings` and `left_out` as well.
 
     Raises:
-        DataError: The json uses an id twice; `vitgraft check-data` lists all errors.
+        DataError: The json lacks what is needed; `vitgraft check-data` lists all errors.
     """
 
-    def __init__(self, values: dict[str, Any], files: ImageSource, where: str, damaged: int = 0):
-        self.files, self.where = files, where
-        images, categories = values["images"], sorted(values["categories"], key=lambda one: one["id"])
+    def __init__(self, json: CocoJson, files: ImageSource):
+        self.files, self.where, self.has_masks, self.counts = files, json.where, json.has_masks, json.counts
+        self.findings, self.left_out = json.findings, json.left_out
+        categories = sorted(json.categories, key=lambda one: one["id"])
         self.category_ids = tuple(one["id"] for one in categories)
         self.class_names = tuple(str(one["name"]) for one in categories)
-        self.ids = np.array([one["id"] for one in images], dtype=np.int64)
-        self.sizes = np.array([(one["height"], one["width"]) for one in images], dtype=np.int64).reshape(-1, 2)
-        for what, ids in (("image", self.ids.tolist()), ("category", self.category_ids)):
-            if twice := [i for i, count in Counter(ids).items() if count > 1]:
-                raise DataError(f"{where}: {what} ids that are there twice: {twice[:5]}; see vitgraft check-data")
-        place = {number: i for i, number in enumerate(self.ids.tolist())}
-        kept: list[list[dict[str, Any]]] = [[] for _ in images]
-        self.counts = np.zeros((len(images), 2), dtype=np.int64)  # objects to learn from, objects in all
-        self.has_masks = any(one.get("segmentation") for one in values["annotations"])
-        known, skipped = set(self.category_ids), Counter({"with values of a wrong kind": damaged} if damaged else {})
-        for one in values["annotations"]:
-            number = place.get(one["image_id"])
-            if number is None or one["category_id"] not in known:
-                skipped["of an unknown image" if number is None else "of an unknown category"] += 1
-                continue
-            size = tuple(self.sizes[number].tolist())
-            good = usable(one) and is_inside(one["bbox"], size) and (not self.has_masks or _has_segmentation(one, size))
-            if not good and not one.get("iscrowd"):
-                skipped["without a usable box or mask in the image"] += 1
-            if not is_box(one["bbox"]):
-                continue
-            self.counts[number] += (good, 1)
-            kept[number].append({name: one[name] for name in _KEPT if one.get(name) is not None})
-        packed = [pickle.dumps(annotations, protocol=5) for annotations in kept]
+        self.ids = np.array([one["id"] for one in json.images], dtype=np.int64)
+        self.sizes = np.array(json.sizes, dtype=np.int64).reshape(-1, 2)
+        packed = [pickle.dumps(annotations, protocol=5) for annotations in json.objects]
         self.ends = np.cumsum([len(part) for part in packed], dtype=np.int64)
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
-        self.skipped = dict(skipped)  # reason -> annotations
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -190,29 +260,13 @@ class CocoSource(ObjectSource):
 
     def warning(self) -> str:
         """Which annotations training leaves out, in one line; empty where it takes all."""
-        if not self.skipped:
+        if not self.left_out:
             return ""
-        parts = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+        parts = ", ".join(f"{count} {REASONS[reason].words}" for reason, count in self.left_out.items())
         return f"{self.where}: annotations that training leaves out: {parts} (vitgraft check-data lists them)"
 
 
-_KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")
-
-
-def _has_segmentation(annotation: dict[str, Any], size: tuple[int, int]) -> bool:
-    """Whether there are polygons, or a code of the image's size; text of a code is decoded when it is used."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, list):
-        return any(map(is_polygon, segmentation))
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        return False
-    counts = segmentation["counts"]
-    if isinstance(counts, list) and not (are_numbers(counts) and sum(counts) == size[0] * size[1]):
-        return False
-    return bool(counts) and tuple(segmentation["size"]) == size
-
-
-def read_json(files: Files, name: str) -> dict[str, list[Any]]:
+def _read_json(files: Files, name: str) -> dict[str, list[Any]]:
     """The content of a COCO json, with its three lists; their entries are not checked.
 
     Raises:
@@ -231,30 +285,29 @@ def read_json(files: Files, name: str) -> dict[str, list[Any]]:
     return values
 
 
-def find_images(files: Files, values: dict[str, Any], json_name: str, folder: str | None = None) -> FileSource:
+def find_images(files: Files, json: CocoJson, folder: str | None = None) -> FileSource:
     """The images of a json, in its order, in the folder that has the first one that any has.
 
     Args:
         files: Where they are.
-        values: The content of the json.
-        json_name: Its path, which names the split.
+        json: Its path names the split.
         folder: Path of the images; None looks for it.
 
     Raises:
         DataError: No folder has any of them.
     """
-    beside, base = os.path.split(json_name)
+    beside, base = os.path.split(json.name)
     split = base.removesuffix(".json").removeprefix("instances_").removesuffix("2017")
     if base in ("_annotations.coco.json", "annotations.json"):
         split = os.path.basename(beside)
-    names = [str(one.get("file_name", "")) for one in values["images"]]
+    names = [str(one.get("file_name", "")) for one in json.images]
     options = [folder] if folder is not None else [*(pattern.format(split) for pattern in FOLDERS), beside]
     for name in names[:20]:
         for option in options:
             if files.has(os.path.normpath(os.path.join(option, name))):
                 return FileSource(files, [os.path.normpath(os.path.join(option, one)) for one in names])
     looked = ", ".join(repr(str(files.root / option)) for option in dict.fromkeys(options))
-    raise DataError(f"{json_name}: its images, such as {names[0]!r}, are not in {looked}; name their folder")
+    raise DataError(f"{json.name}: its images, such as {names[0]!r}, are not in {looked}; name their folder")
 
 
 def open_coco(
@@ -283,14 +336,7 @@ def open_coco(
             f"{files.root}: no annotations of {split!r} (looked for {looked}); there is {there}"
             f"{instead and '; '}{instead}"
         )
-    values = read_json(files, name)
-    whole, damaged = split_entries(values)
-    needed = {"image_id", "category_id", "bbox"}
-    for kind, number, errors in damaged:
-        entry = values[kind][number]
-        # a damaged value makes an annotation unusable, which is counted where it is left out
-        if kind != "annotations" or not isinstance(entry, dict) or not entry.keys() >= needed:
-            raise DataError(
-                f"{files.root}/{name}: {kind}[{number}] {' and '.join(errors)}; vitgraft check-data lists all"
-            )
-    return CocoSource(whole, find_images(files, whole, name, images), f"{files.root}/{name}", len(damaged))
+    json = CocoJson(files, name)
+    if json.fatal:
+        raise DataError(f"{json.where}: {json.fatal[0]}; vitgraft check-data lists all")
+    return CocoSource(json, find_images(files, json, images))

@@ -8,14 +8,15 @@ in the order of their ids: 1 to C; 0 is the background.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Container, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from vitgraft.data.digits import NUM_DIGITS, DigitScenes, scene_config
+from vitgraft.data.digits import DigitScenes
 from vitgraft.data.readers.base import Source
 from vitgraft.errors import MissingExtraError
 
@@ -24,7 +25,12 @@ try:
 except ImportError as error:
     raise MissingExtraError("faster-coco-eval", "detection") from error
 
-__all__ = ["DigitObjects", "ObjectSource", "Objects", "encode_mask", "to_rle", "to_target"]
+__all__ = [
+    "REASONS", "DigitObjects", "ObjectSource", "Objects", "decode_mask", "encode_mask", "object_errors", "to_rle",
+    "to_target",
+]  # fmt: skip
+
+BORDER = 1.0  # pixels that a box may lie outside of its image, or beside its mask, by rounding
 
 
 class Objects:
@@ -66,25 +72,13 @@ class ObjectSource(Source):
 
 
 class DigitObjects(DigitScenes, ObjectSource):
-    """The scenes of handwritten digits (`vitgraft.data.digits`), with a box and a mask for each digit.
-
-    Args:
-        length: Number of scenes.
-        seed: Which world of scenes.
-        split: "train" or "test": which digit scans the scenes are made of.
-        size: Side of the square scenes, pixels, a multiple of 4; all digits grow with it.
-        num_classes: So many instead of 10, for trying a recipe: digit d is of class d modulo it.
-    """
+    """The scenes of handwritten digits (`vitgraft.data.digits`), with a box and a mask for each digit."""
 
     has_masks = True
 
-    def __init__(
-        self, length: int, seed: int = 0, split: str = "train", size: int = 64, num_classes: int | None = None
-    ):
-        super().__init__(length, seed, split, scene_config(size))
-        self.category_ids = tuple(range(1, (num_classes or NUM_DIGITS) + 1))
-        if num_classes is not None:
-            self.class_names = tuple(f"class_{i}" for i in range(num_classes))
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        return tuple(range(1, len(self.class_names) + 1))
 
     def image_id(self, index: int) -> int:
         return index + 1
@@ -147,7 +141,7 @@ def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
         if sum(counts) != height * width:
             raise ValueError(f"of {sum(counts)} pixels, the image has {height * width}")
         return _as_text(rle_codec.frPyObjects(segmentation, height, width))
-    polygons = [list(map(float, polygon)) for polygon in segmentation or [] if is_polygon(polygon)]
+    polygons = [list(map(float, polygon)) for polygon in segmentation or [] if not polygon_error(polygon)]
     return _as_text(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width))) if polygons else None
 
 
@@ -156,65 +150,142 @@ def _as_text(code: dict[str, Any]) -> dict[str, Any]:
     return {"size": [int(n) for n in code["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
-def check_segmentation(segmentation: Any, size: tuple[int, int]) -> str:
-    """Why a segmentation can't be used; empty where it can.
+def polygon_error(polygon: Any) -> str:
+    """Why a polygon can't be used; empty where it can."""
+    if not isinstance(polygon, list) or len(polygon) % 2:
+        length = len(polygon) if isinstance(polygon, list) else "no"
+        return f"a polygon is a list of x, y, x, y ..., this one has {length} numbers"
+    if len(polygon) < 6:
+        return f"a polygon of {len(polygon) // 2} points; at least 3 have an inside"
+    return "" if _are_numbers(polygon) else "a polygon with nan, infinity, or what is no number"
+
+
+# objects
+
+
+class Reason(NamedTuple):
+    """What may be wrong with an object.
+
+    Attributes:
+        level: "error" or "warning".
+        left_out: Whether the object can't be learned and training leaves it out.
+        words: What such objects are, after their number.
+    """
+
+    level: str
+    left_out: bool
+    words: str
+
+
+# SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_parse_ann_info` leaves out crowds, boxes
+# beside their image, and boxes narrower than a pixel
+REASONS = {
+    "keys": Reason("error", True, "lack what is needed, or have it of a wrong kind"),
+    "unknown image": Reason("error", True, "are of an unknown image"),
+    "unknown category": Reason("error", True, "are of an unknown category"),
+    "box not finite": Reason("error", True, "have a box with nan or infinity"),
+    "box without area": Reason("error", True, "have a box whose width or height is not above 0"),
+    "box outside": Reason("error", True, "have a box that lies beside its image"),
+    "segmentation": Reason("error", True, "have a segmentation that can't be used"),
+    "polygon": Reason("error", False, "have a polygon that can't be used, beside others"),
+    "no segmentation": Reason("error", True, "have no segmentation, where others of the dataset have one"),
+    "small box": Reason("warning", True, "have a box narrower than a pixel"),
+    "box over the border": Reason("warning", False, "have a box that goes over the border of its image: it is clipped"),
+    "box and mask": Reason("warning", False, "have a box that does not fit their mask"),
+}
+
+
+def object_errors(
+    annotation: dict[str, Any],
+    size: tuple[int, int] | None,
+    category_ids: Container[int],
+    masks: bool,
+    decode: bool = False,
+) -> Iterator[tuple[str, str]]:
+    """Reason, a key of `REASONS`, and detail of all that is wrong with an object.
+
+    Args:
+        annotation: COCO's dict; `bbox` has four numbers.
+        size: (height, width) of its image, pixels; None: there is no such image.
+        category_ids: Of the dataset.
+        masks: Whether it must have a segmentation.
+        decode: As in `segmentation_errors`.
+    """
+    if annotation["category_id"] not in category_ids:
+        yield "unknown category", f"category {annotation['category_id']}"
+    if size is None:
+        yield "unknown image", f"image {annotation['image_id']}"
+        return
+    box, segmentation = annotation["bbox"], annotation.get("segmentation")
+    errors = list(box_errors(box, size))
+    yield from errors
+    if any(REASONS[reason].level == "error" for reason, _ in errors):
+        return
+    if not segmentation:
+        if masks:
+            yield "no segmentation", "none"
+    else:
+        yield from segmentation_errors(segmentation, box, size, decode)
+
+
+def box_errors(box: list[float], size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """Reason and detail of all that is wrong with a box x, y, width, height in an image of (height, width)."""
+    x, y, w, h = box
+    if not _are_numbers(box):
+        yield "box not finite", f"{box}"
+    elif w <= 0 or h <= 0:
+        yield "box without area", f"{box}"
+    else:
+        if w < 1 or h < 1:
+            yield "small box", f"{box}"
+        shown = f"{box} in {size[1]} x {size[0]}"
+        if not (x < size[1] and y < size[0] and x + w > 0 and y + h > 0):
+            yield "box outside", shown
+        elif x < -BORDER or y < -BORDER or x + w > size[1] + BORDER or y + h > size[0] + BORDER:
+            yield "box over the border", shown
+
+
+def segmentation_errors(
+    segmentation: Any, box: list[float], size: tuple[int, int], decode: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Reason and detail of what is wrong with a segmentation, at most one.
 
     Args:
         segmentation: Polygons, or a run-length code.
+        box: x, y, width, height of the object, pixels.
         size: (height, width) of the image.
+        decode: Whether a code is decoded to its pixels: slow, and the only way to see that some of them are missing.
     """
     if isinstance(segmentation, list):
-        for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) % 2:
-                length = len(polygon) if isinstance(polygon, list) else "no"
-                return f"a polygon is a list of x, y, x, y ..., this one has {length} numbers"
-            if len(polygon) < 6:
-                return f"a polygon of {len(polygon) // 2} points; at least 3 have an inside"
-            if not are_numbers(polygon):
-                return "a polygon with nan, infinity, or what is no number"
-        return ""
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        return "neither polygons nor a run-length code with size and counts"
-    try:
-        area = int(decode_mask(_encode(segmentation, size)).sum())
-    except Exception as error:  # whatever the decoder makes of damaged text
-        return f"a run-length code that can't be used: {error}"
-    return "" if area else "a mask without a pixel"
+        errors = [polygon_error(polygon) for polygon in segmentation]
+        if any(errors):
+            yield "segmentation" if all(errors) else "polygon", next(filter(None, errors))
+            return
+        # COCO's boxes are those of the polygons, before they are drawn on pixels
+        xs, ys = ([n for polygon in segmentation for n in polygon[start::2]] for start in (0, 1))
+        around = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        yield "segmentation", "neither polygons nor a run-length code with size and counts"
+        return
+    else:
+        try:
+            code = _encode(segmentation, size)
+            around = rle_codec.toBbox(code).tolist()
+            has_pixels = decode_mask(code).any() if decode else around[2] > 0
+        except Exception as error:  # whatever the codec makes of damaged text
+            yield "segmentation", f"a run-length code that can't be used: {error}"
+            return
+        if not has_pixels:
+            yield "segmentation", "a mask without a pixel"
+            return
+    corners = [(b[0], b[1], b[0] + b[2], b[1] + b[3]) for b in (box, around)]
+    apart = max(abs(one - other) for one, other in zip(*corners, strict=True))
+    if apart > 2 * BORDER + 0.02 * max(box[2], box[3]):
+        yield "box and mask", f"box {box}, around the mask {[round(n, 1) for n in around]}"
 
 
-# boxes and targets
-
-
-def are_numbers(values: Any) -> bool:
-    """Whether it is a list of finite numbers."""
-    return isinstance(values, list | tuple) and all(
-        isinstance(value, int | float) and math.isfinite(value) for value in values
-    )
-
-
-def is_box(box: Any) -> bool:
-    """Whether it is x, y, width, height in finite numbers."""
-    return are_numbers(box) and len(box) == 4
-
-
-def is_polygon(polygon: Any) -> bool:
-    """Whether it has at least 3 points, whole ones, all finite."""
-    return are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0
-
-
-def usable(annotation: dict[str, Any]) -> bool:
-    """Whether an object can be learned: a box with finite numbers and at least one pixel wide and high, no crowd.
-
-    SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_parse_ann_info` leaves out the others.
-    """
-    box = annotation["bbox"]
-    return not annotation.get("iscrowd") and is_box(box) and min(box[2:]) >= 1
-
-
-def is_inside(box: list[float], size: tuple[int, int]) -> bool:
-    """Whether a part of a box x, y, width, height lies in an image of (height, width)."""
-    x, y, w, h = box
-    return x < size[1] and y < size[0] and x + w > 0 and y + h > 0
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
@@ -231,8 +302,8 @@ def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:
     labels = {category: number + 1 for number, category in enumerate(objects.category_ids)}
     boxes, numbers, decoded = [], [], []
     for annotation in objects.annotations:
-        known = annotation["category_id"] in labels
-        if not (known and usable(annotation) and is_inside(annotation["bbox"], objects.size)):
+        bad = any(REASONS[reason].left_out for reason, _ in box_errors(annotation["bbox"], objects.size))
+        if annotation.get("iscrowd") or annotation["category_id"] not in labels or bad:
             continue
         if masks:
             code = to_rle(annotation.get("segmentation"), objects.size)

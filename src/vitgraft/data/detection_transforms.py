@@ -11,7 +11,7 @@ One difference from mmdetection: an object with a mask of which the crop leaves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any, Literal
 
@@ -23,9 +23,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from vitgraft.data.transforms import fit_size
 from vitgraft.options import Fraction
 
-__all__ = ["DetectionAugmentation", "DetectionPreprocessing", "eval_transform", "resized_size", "train_transform"]
+__all__ = ["DetectionAugmentation", "DetectionPreprocessing", "eval_transform", "train_transform"]
 
 Transform = Callable[[Image.Image, dict[str, Any]], tuple[torch.Tensor, dict[str, Any]]]
 
@@ -80,31 +81,16 @@ class DetectionAugmentation:
     vflip: Fraction = 0.0
 
 
-def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
-    """(height, width) with the short side as asked for, or less where the long one would be over `max_size`.
+class ResizeShortSide(v2.RandomShortestSize):
+    """Keeps the aspect; the short side is drawn from `min_size`, the long one is at most `max_size`.
 
-    Rounded as mmcv.imrescale does: int(side * scale + 0.5).
+    Rounded as mmcv does, where torchvision rounds down.
     """
-    scale = min(short_side / min(height, width), max_size / max(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-class ResizeShortSide(v2.Transform):
-    """Keeps the aspect; the short side is drawn from `short_sides`, the long one is at most `max_size`."""
-
-    def __init__(self, short_sides: Sequence[int], max_size: int):
-        super().__init__()
-        self.short_sides, self.max_size = tuple(short_sides), max_size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The size, drawn once for the image and all that belongs to it."""
-        height, width = v2.query_size(flat_inputs)
-        side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
-        return {"size": list(resized_size(height, width, side, self.max_size))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Image bilinear with antialiasing, masks nearest."""
-        return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
+        side = self.min_size[int(torch.randint(len(self.min_size), ()))]
+        return {"size": list(fit_size(*v2.query_size(flat_inputs), side, self.max_size))}
 
 
 class RandomCropRange(v2.Transform):

@@ -9,7 +9,7 @@ pixels, 16 grey levels, `sklearn.datasets.load_digits`); nothing is downloaded. 
 - detection with instance masks: boxes, masks and category ids of every digit;
 - semantic segmentation: one map with 0 for the canvas and 1 + class for the ink of a digit.
 
-A scene is a function of (seed, split, index) and of the `SceneConfig`, of nothing else: no generator has a history, so
+A scene is a function of (seed, split, index) and of its size, of nothing else: no generator has a history, so
 workers, order and resumption change nothing. Train and test scenes are made of different digit scans.
 
 Shapes: H x W canvas in pixels, N digits of a scene. Images are uint8 (H, W, 3), boxes float32 (N, 4) as x0, y0, x1, y1
@@ -19,11 +19,11 @@ in pixels with the right and the bottom edge exclusive.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import AfterValidator
 from torch.utils.data import Dataset
 
@@ -31,66 +31,29 @@ from vitgraft.data.readers.base import Source
 from vitgraft.errors import MissingExtraError
 
 NUM_DIGITS = 10
+COPIES = 4  # small digits on each side
+# smallest and largest side of the large digit and of the small ones, of a canvas of 64 pixels
+LARGE, SMALL = (26, 32), (11, 14)
 SPLITS = ("train", "test")
 # A pixel belongs to a digit where at least this fraction of its colour is ink; below it the stroke can't be seen.
 INK_THRESHOLD = 0.35
 
 
-@dataclass(frozen=True)
-class SceneConfig:
-    """What the scenes look like.
+def _scene_size(size: int) -> int:
+    if size % 4 or size < 24:
+        raise ValueError(f"size={size}: give a multiple of 4, at least 24; smaller digits are unreadable")
+    return size
 
-    Args:
-        size: Side of the square canvas, pixels; a multiple of 4.
-        large: Smallest and largest side of the large digit, pixels; at most half of the canvas.
-        small: Smallest and largest side of the small digits, pixels; at most a quarter of the canvas.
-        copies: Small digits on each side, 1 to 4.
-        jitter: How far the large digit's centre may lie from the canvas's, pixels in x and in y; it stays on the four
-            inner cells, so large + 2 * jitter is at most half of the canvas.
 
-    Raises:
-        ValueError: Sizes for which there is no room.
-    """
-
-    size: int = 64
-    large: tuple[int, int] = (26, 32)
-    small: tuple[int, int] = (11, 14)
-    copies: int = 4
-    jitter: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("large", "small"):
-            low, high = getattr(self, name)
-            if not 4 <= low <= high:
-                raise ValueError(f"{name}={(low, high)}: give (least, most), 4 <= least <= most; smaller is unreadable")
-        if self.size % 4 or self.small[1] > self.size // 4:
-            raise ValueError(f"size={self.size}: give a multiple of 4, at least 4 x {self.small[1]} (the small digits)")
-        if not 1 <= self.copies <= 4:
-            raise ValueError(f"copies={self.copies}: there is room for 1 to 4 small digits on a side")
-        if self.jitter < 0:
-            raise ValueError(f"jitter={self.jitter}: give 0 or more pixels")
-        if self.large[1] + 2 * self.jitter > self.size // 2:
-            raise ValueError(
-                f"large={self.large} with jitter={self.jitter} would cover the small digits: the largest side plus "
-                f"twice the jitter may be {self.size // 2} pixels at most on a canvas of {self.size}"
-            )
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classification labels: the digits."""
-        return NUM_DIGITS
-
-    @property
-    def class_names(self) -> list[str]:
-        """The name of each label."""
-        return [str(digit) for digit in range(NUM_DIGITS)]
+# Side of a square canvas, pixels; all digits grow with it
+SceneSize = Annotated[int, AfterValidator(_scene_size)]
 
 
 class Scene(NamedTuple):
     """One scene. The first digit is the large one."""
 
     image: np.ndarray  # uint8 (H, W, 3)
-    label: int  # index into SceneConfig.class_names
+    label: int  # a digit, 0 to 9
     boxes: np.ndarray  # float32 (N, 4)
     masks: np.ndarray  # bool (N, H, W); they never overlap
     category_ids: np.ndarray  # int64 (N,), digit classes 0 to 9
@@ -152,22 +115,22 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return dark + blend[..., None] * (light - dark)
 
 
-def _place(rng: np.random.Generator, config: SceneConfig) -> list[tuple[int, int, int, int]]:
+def _place(rng: np.random.Generator, canvas: int) -> list[tuple[int, int, int, int]]:
     """Boxes (x, y, width, height) that never overlap: the large digit, then those on the left, then on the right.
 
     The canvas has 4 x 4 cells. The large digit lies about the middle, on the four inner cells; each small digit has a
     cell of the outer column of its side for itself.
     """
-    cell = config.size // 4
-    cells = [(row, column) for column in (0, 3) for row in rng.permutation(4)[: config.copies]]
+    cell = canvas // 4
+    cells = [(row, column) for column in (0, 3) for row in rng.permutation(4)[:COPIES]]
     placed = []
     for number, (row, column) in enumerate([(0, 0), *cells]):
-        low, high = config.small if number else config.large
+        low, high = (side * canvas // 64 for side in (SMALL if number else LARGE))
         height = int(rng.integers(low, high + 1))
         # Handwriting is wider or narrower than the 8 x 8 frame it was scanned into.
         width = min(high, round(height * rng.uniform(0.85, 1.15)))
-        room, x0, y0 = (cell, int(column) * cell, int(row) * cell) if number else (config.size, 0, 0)
-        jitter = 2 if number else config.jitter
+        room, x0, y0 = (cell, int(column) * cell, int(row) * cell) if number else (canvas, 0, 0)
+        jitter = 2 if number else 0
         x, y = (
             start + min(max((room - side) // 2 + int(rng.integers(-jitter, jitter + 1)), 0), room - side)
             for start, side in ((x0, width), (y0, height))
@@ -176,20 +139,20 @@ def _place(rng: np.random.Generator, config: SceneConfig) -> list[tuple[int, int
     return placed
 
 
-def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneConfig | None = None) -> Scene:
+def make_scene(index: int, seed: int = 0, split: str = "train", size: int = 64) -> Scene:
     """Draw one scene.
 
     Args:
         index: which scene, 0 or more; there is no end.
         seed: which world of scenes, 0 or more.
         split: 'train' or 'test': which digit scans may be used.
-        config: sizes and classes; None is the default `SceneConfig()`.
+        size: side of the canvas, pixels, a multiple of 4.
 
     Raises:
-        ValueError: for an unknown split, a negative index or seed, or sizes for which there is no room.
+        ValueError: for an unknown split, a negative index or seed, or a size for which there is no room.
         MissingExtraError: where scikit-learn is not installed.
     """
-    config = config or SceneConfig()
+    _scene_size(size)
     instances = digit_instances(split)
     if index < 0 or seed < 0:
         raise ValueError(f"index={index}, seed={seed}: both count from 0")
@@ -197,19 +160,19 @@ def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneCon
     rng = np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
     side = int(rng.integers(2))
     left, right = (int(digit) for digit in rng.permutation(NUM_DIGITS)[:2])
-    digits = [side] + [left] * config.copies + [right] * config.copies
-    places = _place(rng, config)
-    canvas = _texture(rng, config.size)
+    digits = [side] + [left] * COPIES + [right] * COPIES
+    places = _place(rng, size)
+    canvas = _texture(rng, size)
 
     boxes, masks, category_ids = [], [], []
-    semantic_mask = np.zeros((config.size, config.size), dtype=np.uint8)
+    semantic_mask = np.zeros((size, size), dtype=np.uint8)
     for digit, (x, y, width, height) in zip(digits, places, strict=True):
         scan = int(rng.choice(instances[digit]))
         ink = _resize(scans[scan], height, width)[..., None] * np.float32(rng.uniform(0.8, 1.0))  # (h, w, 1)
         colour = rng.uniform(0.8, 1.0, 3).astype(np.float32)
         window = canvas[y : y + height, x : x + width]
         window += ink * (colour - window)
-        mask = np.zeros((config.size, config.size), dtype=bool)
+        mask = np.zeros((size, size), dtype=bool)
         mask[y : y + height, x : x + width] = ink[..., 0] >= INK_THRESHOLD
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
@@ -224,25 +187,6 @@ def make_scene(index: int, seed: int = 0, split: str = "train", config: SceneCon
         category_ids=np.array(category_ids, dtype=np.int64),
         semantic_mask=semantic_mask,
     )
-
-
-def scene_config(size: int) -> SceneConfig:
-    """Scenes of so many pixels a side, with the proportions of the usual 64.
-
-    Raises:
-        ValueError: No multiple of 4, or too small.
-    """
-    usual = SceneConfig()
-    large, small = (tuple(side * size // usual.size for side in sides) for sides in (usual.large, usual.small))
-    return SceneConfig(size, large, small)
-
-
-def _scene_size(size: int) -> int:
-    scene_config(size)
-    return size
-
-
-SceneSize = Annotated[int, AfterValidator(_scene_size)]
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -265,22 +209,28 @@ class DigitScenes(Source, Dataset):
         length: Number of scenes.
         seed: Which world of scenes.
         split: "train" or "test": which digit scans the scenes are made of.
-        config: Their looks.
+        size: Side of the square scenes, pixels, a multiple of 4; all digits grow with it.
+        num_classes: Of the dense tasks, for trying a recipe: class c becomes c modulo it; None: one for each digit.
         cache: Draw all images now (close to 1,000 a second on one core) and keep them in memory, H * W * 3 bytes each.
     """
+
+    class_names: tuple[str, ...] = tuple(map(str, range(NUM_DIGITS)))
 
     def __init__(
         self,
         length: int,
         seed: int = 0,
         split: str = "train",
-        config: SceneConfig | None = None,
+        size: int = 64,
+        num_classes: int | None = None,
         cache: bool = False,
     ):
         if length < 1:
             raise ValueError(f"length={length}: give at least 1 scene")
-        self.length, self.seed, self.split, self.config = length, seed, split, config or SceneConfig()
-        self.class_names, self.where = tuple(self.config.class_names), f"digit scenes ({split})"
+        self.length, self.seed, self.split, self.size = length, seed, split, _scene_size(size)
+        self.where = f"digit scenes ({split})"
+        if num_classes is not None:
+            self.class_names = tuple(f"class_{number}" for number in range(num_classes))
         digit_instances(split)  # an unknown split or a missing scikit-learn shows here, not in a worker
         scenes = [self.scene(index) for index in range(length)] if cache else []
         # uint8 (length, H, W, 3) and int64 (length,)
@@ -295,7 +245,7 @@ class DigitScenes(Source, Dataset):
 
     def scene(self, index: int) -> Scene:
         """One scene with all its annotations."""
-        return make_scene(index, self.seed, self.split, self.config)
+        return make_scene(index, self.seed, self.split, self.size)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if not 0 <= index < self.length:
@@ -311,3 +261,13 @@ class DigitScenes(Source, Dataset):
             return [self[index] for index in indices]
         images = to_tensor(self.images[indices].numpy())
         return list(zip(images, self.labels[indices].tolist(), strict=True))
+
+
+class DigitScenePixels(DigitScenes):
+    """Scenes of handwritten digits: class 0 is the canvas, classes 1 to 10 are the digits' ink."""
+
+    class_names = ("background", *DigitScenes.class_names)
+
+    def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        scene = self.scene(index)
+        return Image.fromarray(scene.image), scene.semantic_mask % np.uint8(min(len(self.class_names), 255))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from vitgraft.data.decode import decode_image, open_image
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.errors import ImageError
+from vitgraft.errors import DataError, ImageError
 
 # A class with this many times the images of another one is worth a warning; ImageNet-1K's training set has 1.8.
 IMBALANCE = 10.0
@@ -36,6 +37,19 @@ class Finding:
     where: str
     message: str
     items: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """The finding in one line, with the first of its items."""
+        return f"{self.where}: {self.message}" + "".join(f"; the first: {item}" for item in self.items[:1])
+
+
+@contextmanager
+def noted(findings: list[Finding], kind: str, where: str) -> Iterator[None]:
+    """A dataset that can't be used becomes a finding, where training ends with a `DataError`."""
+    try:
+        yield
+    except DataError as error:
+        findings.append(Finding("error", kind, where, str(error)))
 
 
 @dataclass
@@ -115,7 +129,7 @@ class Check:
     def __len__(self) -> int:
         return 0 if self.files is None else len(self.files)
 
-    def examine(self, index: int) -> Examined:
+    def __getitem__(self, index: int) -> Examined:
         """Decodes an image."""
         name = self.files.name(index)
         try:

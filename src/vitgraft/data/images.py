@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from vitgraft.data.loader import Samples
+from vitgraft.data.loader import Batch, Samples
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.sampling import Draw
 from vitgraft.data.transforms import BatchedTransform, Transform
 from vitgraft.errors import ImageError
-
-
-class Batch(NamedTuple):
-    """What a loader yields.
-
-    Attributes:
-        images: float32 (B, 3, H, W).
-        labels: int64 (B,), -1 where an image has none.
-        indices: int64 (B,), of the images in their source.
-        bad: "name: reason" of each image that was to be in the batch and can't be read. In training the next readable
-            image of the source took its place; in evaluation it is left out, so B may be smaller, even 0.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    bad: list[str]
 
 
 class ImageDataset(Samples):

@@ -1,4 +1,14 @@
-"""Label files of semantic segmentation: the meaning of their pixel values, and whether a dataset's values fit it.
+"""Label maps, images with a class for every pixel: pairs of image and label files, and the meaning of pixel values.
+
+| layout | train, val, test of the data module |
+|---|---|
+| `ROOT/images/SPLIT/NAME.jpg`, `ROOT/annotations/SPLIT/NAME.png` (ADE20K) | `SPLIT`, such as `training` |
+| a folder of images and a folder of label files, below ROOT or anywhere | `[IMAGES, LABELS]` |
+
+ROOT is a folder or a tar, and may hold one folder with all of that. An image and its labels have the same path below
+their folders but for the ending; `image_suffix` and `label_suffix` stand between the common part and the ending
+(Cityscapes: `_leftImg8bit`, `_gtFine_labelTrainIds`). Class names are given, or are read from `classes.txt` (line k
+names class k) or ADE20K's `objectInfo150.txt`.
 
 A label file is an image with a whole number for each pixel: 8-bit or 16-bit grey, or a palette image, whose indices
 count (the colours only show them). The tasks see classes 0 to C - 1 and 255 for pixels that are ignored.
@@ -7,16 +17,30 @@ count (the colours only show them). The tasks see classes 0 to C - 1 and 255 for
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from vitgraft.data.decode import open_image
+from vitgraft.data.decode import decode_annotated, open_image
+from vitgraft.data.findings import Finding
+from vitgraft.data.layout import ANNOTATIONS, IMAGES, instead_of, layout_start
+from vitgraft.data.readers.base import Source
+from vitgraft.data.readers.folder_or_tar import Files, FileSource
+from vitgraft.data.readers.tar import is_tar
 from vitgraft.errors import DataError, ImageError
 
-__all__ = ["IGNORE", "LabelHistogram", "LabelRule", "check_histogram", "count_values", "decode_labels"]
+__all__ = [
+    "IGNORE", "LabelHistogram", "LabelRule", "Pairs", "SemanticSource", "decode_labels", "find_pairs",
+    "read_class_names",
+]  # fmt: skip
 
+CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 IGNORE = 255
 MOST_CLASSES = 255
 _INDEX_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
@@ -89,7 +113,7 @@ class LabelRule:
         return f"{zero}{first} to {last} are the {self.num_classes} classes{ignored}"
 
 
-def count_values(values: np.ndarray, counts: np.ndarray, most: int = 6) -> str:
+def count_values(values: np.ndarray, counts: np.ndarray, most: int = 8) -> str:
     """Values with their numbers of pixels, the first few."""
     shown = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(values[:most], counts[:most], strict=True))
     return shown + (f" and {len(values) - most} more" if len(values) > most else "")
@@ -144,22 +168,23 @@ class LabelHistogram:
         files: Number of files counted.
         pixels: value -> pixels with it.
         only_ignored: Files without a pixel of any class.
-        wrong: value that is not possible -> all files with it.
+        wrong: Each file with values that are not possible, and these values.
     """
 
     rule: LabelRule
     files: int = 0
     pixels: Counter[int] = field(default_factory=Counter)
     only_ignored: list[str] = field(default_factory=list)
-    wrong: dict[int, list[str]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
 
     def add(self, values: np.ndarray, counts: np.ndarray, name: str) -> None:
         """Counts a file by its different values and how many pixels have each."""
         first, last = self.rule.class_values
         self.pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-        for value in values[~self.rule.allowed(values)].tolist():
-            self.wrong.setdefault(value, []).append(name)
-        if not ((values >= first) & (values <= last)).any():
+        bad = ~self.rule.allowed(values)
+        if bad.any():
+            self.wrong.append(f"{name}: {count_values(values[bad], counts[bad])}")
+        elif not ((values >= first) & (values <= last)).any():
             self.only_ignored.append(name)
         self.files += 1
 
@@ -174,46 +199,37 @@ class LabelHistogram:
         shown = [f"{value}: {100 * count / total:.3g} %" for value, count in ordered[:most]]
         return ", ".join(shown) + (f", {len(ordered) - most} more" if len(ordered) > most else "")
 
+    def findings(self, where: str) -> Iterator[Finding]:
+        """Errors and warnings of a dataset's label values, for training and for `vitgraft check-data`.
 
-def check_histogram(histogram: LabelHistogram, where: str) -> list[str]:
-    """Whether a dataset's label values fit the rule that they were counted by.
-
-    Args:
-        histogram: Of some or all label files.
-        where: The dataset's name.
-
-    Returns:
-        Warnings: lines for the user.
-
-    Raises:
-        DataError: Values that are not possible, with the first file of each; or no pixel of any class.
-    """
-    rule = histogram.rule
-    if histogram.wrong:
-        files = [f"{value} in {names[0]}" for value, names in sorted(histogram.wrong.items())]
-        shown = "; ".join(files[:6]) + (f"; {len(files) - 6} more values" if len(files) > 6 else "")
-        raise DataError(
-            f"label values that are not possible: {shown}. {rule.expected().capitalize()}. "
-            f"In the {histogram.files} label files of {where}: {histogram.describe()}.{_repair(histogram)}"
-        )
-    classes = histogram.classes()
-    if histogram.files and not classes.any():
-        raise DataError(
-            f"{where}: not one pixel of a class in {histogram.files} label files, all are ignored "
-            f"({histogram.describe()}). {rule.expected().capitalize()}: check reduce_zero_label and ignore_index"
-        )
-    notes = []
-    zeros, total = histogram.pixels[0], histogram.pixels.total()
-    if rule.reduce_zero_label and total and not classes[-1] and zeros > 0.2 * total:
-        notes.append(
-            f"{where}: value {rule.class_values[1]} (the last class) is in none of {histogram.files} label files, and "
-            f"0 has {100 * zeros / total:.0f} % of the pixels, which are ignored: if 0 is a class, "
-            "reduce_zero_label must be false"
-        )
-    if histogram.only_ignored:
-        names = histogram.only_ignored
-        notes.append(f"{where}: {len(names)} of {histogram.files} label files have ignored pixels only: {names[0]} ...")
-    return notes
+        Args:
+            where: The dataset.
+        """
+        rule, classes = self.rule, self.classes()
+        if self.wrong:
+            message = (
+                f"{len(self.wrong)} label files have values that are no class; {rule.expected()}. In all "
+                f"{self.files}: {self.describe()}.{_repair(self)}"
+            )
+            yield Finding("error", "values", where, message, self.wrong)
+        if self.files and not classes.any():
+            message = (
+                f"not one pixel of a class in {self.files} label files, all are ignored ({self.describe()}). "
+                f"{rule.expected().capitalize()}: check reduce_zero_label and ignore_index"
+            )
+            yield Finding("error", "ignored", where, message)
+            return
+        zeros, total = self.pixels[0], self.pixels.total()
+        if rule.reduce_zero_label and total and not classes[-1] and zeros > 0.2 * total:
+            message = (
+                f"value {rule.class_values[1]} (the last class) is in none of {self.files} label files, and 0 has "
+                f"{100 * zeros / total:.0f} % of the pixels, which are ignored: if 0 is a class, reduce_zero_label "
+                "must be false"
+            )
+            yield Finding("warning", "numbering", where, message)
+        if self.only_ignored:
+            message = f"{len(self.only_ignored)} label files have ignored pixels only"
+            yield Finding("warning", "ignored", where, message, self.only_ignored)
 
 
 def _repair(histogram: LabelHistogram) -> str:
@@ -231,3 +247,196 @@ def _repair(histogram: LabelHistogram) -> str:
         need = most + 1 - int(rule.reduce_zero_label)
         return f" With this numbering there would have to be {need} classes"
     return ""
+
+
+class SemanticSource(Source):
+    """Image files and label files, in pairs; `load` gives the image and its labels, uint8 (H, W): 0 to C - 1, and 255
+    where a pixel is ignored.
+
+    Args:
+        images: The image files.
+        labels: The label file of each.
+        rule: The meaning of the labels' values.
+        class_names: Of classes 0 to C - 1.
+    """
+
+    def __init__(self, images: FileSource, labels: FileSource, rule: LabelRule, class_names: Sequence[str]):
+        self.images, self.labels, self.rule, self.class_names = images, labels, rule, tuple(class_names)
+        self.where = images.where
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        image, values = self.load_values(index)
+        return image, self.rule.apply(values, self.labels.name(index))
+
+    def load_values(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """An RGB image and the raw values of its label file, int32 (H, W).
+
+        Raises:
+            ImageError: One of its two files can't be read.
+            DataError: The labels have colours, or another size than the image.
+        """
+        name, data = self.labels.name(index), self.images.read(index)
+        values = decode_labels(self.labels.read(index), name)
+        image = decode_annotated(data, self.images.name(index), values.shape)
+        if values.shape != (image.height, image.width):
+            raise DataError(
+                f"{name}: labels of {values.shape[1]} x {values.shape[0]} pixels for an image of {image.width} x "
+                f"{image.height} ({self.images.name(index)}); resize one of them, labels without interpolation"
+            )
+        return image, values
+
+    def histogram(self, most: int) -> LabelHistogram:
+        """Counts the label values of at most `most` images that lie evenly over the dataset.
+
+        Files that can't be read are left out here: they are named where they are used.
+
+        Raises:
+            DataError: Labels with colours, or of another size than their image.
+        """
+        histogram = LabelHistogram(self.rule)
+        count = min(most, len(self))
+        for index in np.linspace(0, len(self) - 1, count).round().astype(int).tolist():
+            try:
+                _, values = self.load_values(index)
+            except ImageError:
+                continue
+            histogram.add(*np.unique(values, return_counts=True), self.labels.name(index))
+        return histogram
+
+
+class Pairs(NamedTuple):
+    """The image files and label files of a split.
+
+    Attributes:
+        where: The folder of the images.
+        images: The image files that have a label file.
+        labels: The label file of each.
+        unpaired: Images without labels, each with the path that was looked for, without ending.
+        without_image: Label files without an image.
+    """
+
+    where: str
+    images: FileSource
+    labels: FileSource
+    unpaired: list[tuple[str, str]]
+    without_image: list[str]
+
+    def source(self, rule: LabelRule, class_names: Sequence[str]) -> SemanticSource:
+        """The pairs as a source of images.
+
+        Args:
+            rule: The meaning of the labels' values.
+            class_names: Of the classes.
+
+        Raises:
+            DataError: Images without labels; the message names the first of them.
+        """
+        if self.unpaired:
+            image, expected = self.unpaired[0]
+            more = f", the first is {self.without_image[0]}" if self.without_image else ""
+            raise DataError(
+                f"{len(self.unpaired)} of {len(self.images) + len(self.unpaired)} images have no label file, the first "
+                f"is {image} (looked for {expected}.png); {len(self.without_image)} label files have no image{more}. "
+                "Remove what has no partner, or set data.image_suffix and data.label_suffix where the names differ"
+            )
+        return SemanticSource(self.images, self.labels, rule, class_names)
+
+
+def find_pairs(
+    root: Files | str | Path | None,
+    split: str | Sequence[str],
+    image_suffix: str = "",
+    label_suffix: str = "",
+    cache_dir: str | Path | None = None,
+) -> Pairs:
+    """The pairs of a split.
+
+    Args:
+        root: Folder or tar; None where `split` is two folders.
+        split: Name of a split of ADE20K's layout, or the folder of images and the folder of labels.
+        image_suffix: Of image files, between the common part of their name and the ending.
+        label_suffix: Of label files, between the common part of their name and the ending.
+        cache_dir: Where a compressed tar is unpacked.
+
+    Raises:
+        DataError: No images there.
+    """
+    if not isinstance(split, str) and len(split) != 2:
+        raise DataError(f"{list(split)}: two folders, that of the images and that of the labels")
+    if isinstance(split, str) and root is None:
+        raise DataError(f"{split!r} is the name of a split: data.root must name the folder or tar it is in")
+    path = root.root if isinstance(root, Files) else root
+    if isinstance(split, str) or (path is not None and is_tar(path)):
+        files = root if isinstance(root, Files) else Files(root, cache_dir)
+        places, folders = (files, files), tuple(split)
+        if isinstance(split, str):
+            start = layout_start(files) or ""
+            folders = (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
+            if not files.images(folders[0]):
+                there = ", ".join(files.folders(f"{start}{IMAGES}")) or ", ".join(files.folders()) or "nothing"
+                instead = instead_of("semantic", files)
+                raise DataError(
+                    f"{files.root}: no images in {folders[0]}; there is {there}. Wanted: {IMAGES}/{split}/NAME.jpg and "
+                    f"{ANNOTATIONS}/{split}/NAME.png, or two folders, [IMAGES, LABELS], instead of {split!r}"
+                    f"{instead and '; '}{instead}"
+                )
+    else:
+        places, folders = tuple(Files(Path(path or "") / folder, cache_dir) for folder in split), ("", "")
+    images = _by_stem(places[0], folders[0], image_suffix)
+    labels = _by_stem(places[1], folders[1], label_suffix)
+    if not images:
+        raise DataError(f"{places[0].root}/{folders[0]}: no images" + (f" *{image_suffix}.jpg" if image_suffix else ""))
+    prefix = [f"{folder}/" if folder else "" for folder in folders]
+    shown = [f"{place.root}/{start}" for place, start in zip(places, prefix, strict=True)]
+    common = sorted(images.keys() & labels.keys())
+    return Pairs(
+        shown[0].rstrip("/"),
+        FileSource(places[0], [prefix[0] + images[stem] for stem in common]),
+        FileSource(places[1], [prefix[1] + labels[stem] for stem in common]),
+        [(shown[0] + images[stem], shown[1] + stem + label_suffix) for stem in sorted(images.keys() - labels.keys())],
+        [shown[1] + labels[stem] for stem in sorted(labels.keys() - images.keys())],
+    )
+
+
+def _by_stem(files: Files, folder: str, suffix: str) -> dict[str, str]:
+    """The part that an image shares with its labels -> path below the folder."""
+    names: dict[str, str] = {}
+    for name in files.images(folder):
+        stem = os.path.splitext(name)[0]
+        if not stem.endswith(suffix):
+            continue  # such as Cityscapes' colour images beside the labels
+        stem = stem[: len(stem) - len(suffix)]
+        if stem in names:
+            raise DataError(f"{files.root}/{folder}: {names[stem]} and {name} are of one name; remove one")
+        names[stem] = name
+    return names
+
+
+def read_class_names(files: Files) -> list[str] | None:
+    """The names in `classes.txt` (one a line) or ADE20K's `objectInfo150.txt`; None where neither is there.
+
+    Raises:
+        DataError: Such a file is no text, or empty.
+    """
+    for start in dict.fromkeys(("", layout_start(files) or "")):
+        for name in CLASS_FILES:
+            data = files.read(start + name)
+            if data is None:
+                continue
+            try:
+                lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+            except UnicodeDecodeError as error:
+                raise DataError(f"{files.root}/{start}{name}: no text in UTF-8 ({error})") from error
+            names = [line for line in lines if line]
+            if name == "objectInfo150.txt":  # Idx Ratio Train Val Name, with tabs between
+                names = [line.split("\t")[-1].strip() for line in names[1:]]
+            if not names:
+                raise DataError(f"{files.root}/{start}{name}: empty; one name of a class in each line")
+            return names
+    return None

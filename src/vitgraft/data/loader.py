@@ -6,7 +6,7 @@ import atexit
 import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +18,24 @@ from vitgraft.randomness import derive, preserve_rng, seed_all
 
 # So many unreadable images in a row are no accident: the disk is gone, or the files are no images.
 MOST_IN_A_ROW = 64
+
+
+class Batch(NamedTuple):
+    """What a loader of images with labels yields.
+
+    Attributes:
+        images: float32 (B, 3, H, W); a list of B (3, H, W) where a segmenter is evaluated, as each has its own size.
+        labels: int64 (B,), -1 where an image has none. Of segmentation int64 (B, H, W), 255 where a pixel is ignored;
+            in evaluation a list of B (H', W'), of the label files' own sizes.
+        indices: int64 (B,), of the images in their source.
+        bad: "name: reason" of each image that was to be in the batch and can't be read. In training the next readable
+            image of the source took its place; in evaluation it is left out, so B may be smaller, even 0.
+    """
+
+    images: torch.Tensor | list[torch.Tensor]
+    labels: torch.Tensor | list[torch.Tensor]
+    indices: torch.Tensor
+    bad: list[str]
 
 
 class Samples(Dataset):

@@ -6,7 +6,7 @@ Needs the `train` extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vitgraft.data.base import DataModule
-from vitgraft.data.digits import SceneSize, scene_config
-from vitgraft.data.label_maps import LabelRule, check_histogram
-from vitgraft.data.loader import Samples
+from vitgraft.data.digits import DigitScenePixels, SceneSize
+from vitgraft.data.label_maps import LabelRule, SemanticSource, find_pairs, read_class_names
+from vitgraft.data.loader import Batch, Samples
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.segmentation_transforms import (
@@ -26,31 +26,12 @@ from vitgraft.data.segmentation_transforms import (
     SegmentationPreprocessing,
     TrainTransform,
 )
-from vitgraft.data.semantic import DigitScenePixels, SemanticSource, open_semantic, read_class_names
 from vitgraft.errors import DataError
 from vitgraft.options import Sizes
 
-__all__ = ["SegmentationBatch", "SegmentationData", "SegmentationSamples"]
+__all__ = ["SegmentationData", "SegmentationSamples"]
 
 LOOKED_AT = 64  # label files of a split whose values are counted before a run
-
-
-class SegmentationBatch(NamedTuple):
-    """What a loader yields.
-
-    Attributes:
-        images: Training: float32 (B, 3, h, w). Evaluation: a list of B float32 (3, H, W), as each image has its size.
-        labels: Training: int64 (B, h, w). Evaluation: a list of B int64 (H', W'), of the label files' own sizes.
-            255 marks pixels that are ignored; all of a crop may be.
-        indices: int64 (B,), of the images in their source.
-        bad: "name: reason" of each unreadable image. In training the next readable image took its place; in evaluation
-            it is left out, so B may be smaller, even 0.
-    """
-
-    images: Tensor | list[Tensor]
-    labels: Tensor | list[Tensor]
-    indices: Tensor
-    bad: list[str]
 
 
 class SegmentationSamples(Samples):
@@ -70,12 +51,12 @@ class SegmentationSamples(Samples):
     def prepare(self, loaded: tuple[Image.Image, np.ndarray], index: int) -> tuple[Tensor, Tensor]:
         return self.transform(*loaded)
 
-    def collate(self, samples: list[tuple[Tensor, Tensor]], indices: list[int], bad: list[str]) -> SegmentationBatch:
+    def collate(self, samples: list[tuple[Tensor, Tensor]], indices: list[int], bad: list[str]) -> Batch:
         images, labels = [image for image, _ in samples], [label for _, label in samples]
         places = torch.tensor(indices, dtype=torch.int64)
         if self.train:
-            return SegmentationBatch(torch.stack(images), torch.stack(labels), places, bad)
-        return SegmentationBatch(images, labels, places, bad)
+            return Batch(torch.stack(images), torch.stack(labels), places, bad)
+        return Batch(images, labels, places, bad)
 
 
 class SegmentationData(DataModule):
@@ -162,7 +143,7 @@ class SegmentationData(DataModule):
         self.resizing = {"short_side": short_side, "long_side": long_side, "antialias": antialias}
         self.augmentation = SegmentationAugmentation(tuple(scale), cat_max_ratio, hflip, photometric)
         self.scenes = {"train": scenes, "val": val_scenes, "test": val_scenes}
-        self.scene_config = scene_config(scene_size)
+        self.scene_size = scene_size
         self._files: Files | None = None
         self._names: tuple[str, ...] | None = None
 
@@ -195,7 +176,7 @@ class SegmentationData(DataModule):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return {"val_scenes": self.scenes["val"], "scene_size": self.scene_config.size} if self.is_digits else {}
+        return {"val_scenes": self.scenes["val"], "scene_size": self.scene_size} if self.is_digits else {}
 
     def smoke(self, num_classes: int | None = None) -> None:
         super().smoke(num_classes)
@@ -232,7 +213,7 @@ class SegmentationData(DataModule):
         if self.is_smoke:
             return self.given_names or numbered
         if self.is_digits:
-            return ("background", *self.scene_config.class_names)
+            return DigitScenePixels.class_names
         found = self.given_names or (read_class_names(self.files) if self.root is not None else None) or numbered
         if not found:
             raise DataError(
@@ -258,11 +239,11 @@ class SegmentationData(DataModule):
         if self.is_smoke:
             return DigitScenePixels(64 if split == "train" else 4, seed, digits, num_classes=len(self.class_names))
         if self.is_digits:
-            return DigitScenePixels(self.scenes[split], seed, digits, self.scene_config)
+            return DigitScenePixels(self.scenes[split], seed, digits, self.scene_size)
         names = self.class_names
         rule = LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
         root = None if self.root is None else self.files
-        return open_semantic(root, self.splits[split], rule, names, *self.suffixes, self.cache_dir)
+        return find_pairs(root, self.splits[split], *self.suffixes, self.cache_dir).source(rule, names)
 
     def prepare_data(self) -> None:
         """Unpacks a compressed tar once for each machine."""
@@ -279,9 +260,11 @@ class SegmentationData(DataModule):
         for split in ("train", "val") if stage == "fit" else ({"validate": "val"}.get(stage, stage),):
             source = self.source(split)
             if isinstance(source, SemanticSource):
-                warnings = check_histogram(source.histogram(LOOKED_AT), source.where)
-                if self._process()[1] == 0:
-                    print(*warnings, sep="\n", end="\n" if warnings else "")
+                for finding in source.histogram(LOOKED_AT).findings(source.where):
+                    if finding.level == "error":
+                        raise DataError(finding.line())
+                    if self._process()[1] == 0:
+                        print(finding.line())
 
     def samples(self, split: str, train: bool) -> SegmentationSamples:
         if train:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from vitgraft.data.label_maps import IGNORE
+from vitgraft.data.transforms import fit_size
 from vitgraft.options import Fraction, Range
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
     "SegmentationPreprocessing",
     "TrainTransform",
     "crop_box",
-    "fit_size",
     "photometric_distortion",
 ]
 
@@ -94,19 +94,6 @@ class SegmentationAugmentation:
     cat_max_ratio: Annotated[float, Field(gt=0, le=1)] = 0.75
     hflip: Fraction = 0.5
     photometric: bool = True
-
-
-def fit_size(
-    height: int, width: int, short_side: int | None, long_side: int | None, ratio: float = 1.0
-) -> tuple[int, int]:
-    """(height, width) with the aspect kept, as large as both limits times `ratio` allow (mmcv's `imrescale`)."""
-    factors = [
-        limit * ratio / side
-        for limit, side in ((short_side, min(height, width)), (long_side, max(height, width)))
-        if limit is not None
-    ]
-    factor = min(factors) if factors else ratio
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def crop_box(labels: Tensor, size: tuple[int, int], cat_max_ratio: float) -> tuple[int, int, int, int]:

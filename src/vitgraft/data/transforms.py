@@ -201,3 +201,16 @@ def model_preprocessing(model: nn.Module, input_size: tuple[int, int] | None = N
     config = resolve_model_data_config(model)
     config["input_size"] = input_size or input_size_of(model)[1:]
     return Preprocessing(**config | {name: value for name, value in options.items() if value is not None})
+
+
+def fit_size(
+    height: int, width: int, short_side: int | None, long_side: int | None, ratio: float = 1.0
+) -> tuple[int, int]:
+    """(height, width) with the aspect kept, as large as both limits times `ratio` allow (mmcv's `imrescale`)."""
+    factors = [
+        limit * ratio / side
+        for limit, side in ((short_side, min(height, width)), (long_side, max(height, width)))
+        if limit is not None
+    ]
+    factor = min(factors) if factors else ratio
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))

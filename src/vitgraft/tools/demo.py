@@ -135,7 +135,7 @@ def run_demo(
     with out_console.status(f"drawing {options.train_scenes + options.test_scenes:,} scenes of handwritten digits ..."):
         train = DigitScenes(options.train_scenes, options.seed, "train", cache=True)
         test = DigitScenes(options.test_scenes, options.seed, "test", cache=True)
-    size, classes = train.config.size, train.config.num_classes
+    size, classes = train.size, len(train.class_names)
     models = {kind: build_model(kind, options, size, classes) for kind in MODELS}
     with Progress(len(MODELS) * options.steps) as step:
         results = {kind: _train(kind, models[kind], train, test, options, step) for kind in MODELS}

@@ -122,7 +122,7 @@ def _predictions(models: dict[str, nn.Module], test: DigitScenes, count: int = 1
     count = min(count, len(test))
     images = torch.stack([test[i][0] for i in range(count)])
     labels = [test[i][1] for i in range(count)]
-    names = test.config.class_names
+    names = test.class_names
     with torch.inference_mode():
         guesses = {kind: model(images).argmax(1).tolist() for kind, model in models.items()}
     columns = 6
@@ -222,7 +222,7 @@ the middle selects the side that counts: 0 the left, 1 the right; the label is t
 model of windows only can name the two candidates, and guess.</p>
 {_table(results)}
 <p>Windows with grafts against windows only: {100 * margin:+.1f} points. Ahead: {results[ahead].name}.
-Chance is {1 / test.config.num_classes:.0%}; naming a candidate without knowing the side gives about 50 %.</p>
+Chance is {1 / len(test.class_names):.0%}; naming a candidate without knowing the side gives about 50 %.</p>
 <h2>Learning curves</h2>{_curves(results)}
 <h2>Test scenes and the predictions of the three models</h2>{_predictions(models, test)}
 <h2>The scales of one graft</h2>{_scales(models["grafted"], images[0], test.scene(0).image)}

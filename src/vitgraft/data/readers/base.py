@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_image
-from vitgraft.errors import DataError
+from vitgraft.errors import DataError, ImageError
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
@@ -112,6 +113,19 @@ class Names:
     def __getitem__(self, index: int) -> str:
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.text[start : self.ends[index]].tobytes())
+
+
+def read_file(path: str | Path, name: str) -> bytes:
+    """The bytes of an image's file.
+
+    Raises:
+        ImageError: They can't be read.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(name, error.strerror or str(error)) from error
 
 
 def is_image_name(name: str) -> bool:

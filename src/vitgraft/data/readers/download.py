@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock  # a dependency of torch's
 
-from vitgraft.data.readers.tar import atomic_file
+from vitgraft.data.readers.tar import atomic_file, digest
 from vitgraft.errors import DataError
 
 TRIES = 4
@@ -61,12 +60,12 @@ class FileCache:
         """
         if not is_url(url):
             return Path(url)
-        digest = hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
-        target = self.folder / f"{digest}-{url.rsplit('/', 1)[-1][-80:]}"
+        key = digest(url)
+        target = self.folder / f"{key}-{url.rsplit('/', 1)[-1][-80:]}"
         if not self._touch(target):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.folder / f".{digest}.lock"):  # one process fetches, others wait for it
+                with FileLock(self.folder / f".{key}.lock"):  # one process fetches, others wait for it
                     if not self._touch(target):
                         _download(url, target)
                         self._make_room(target)

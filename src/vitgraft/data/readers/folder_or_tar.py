@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name
-from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, is_tar, open_index
+from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name, read_file
+from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, TarIndex, is_tar
 from vitgraft.errors import DataError, ImageError
 
 
@@ -33,7 +33,7 @@ class Files:
             raise DataError(f"{root}: no such file or folder")
         if not is_tar(self.root):
             raise DataError(f"{root}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)})")
-        self.plain, self.index = open_index(self.root, cache_dir)
+        self.index = TarIndex(self.root, cache_dir)
 
     @cached_property
     def names(self) -> list[str]:
@@ -60,7 +60,7 @@ class Files:
         if self.index is None:
             return (self.root / name).read_bytes()
         place = self._places[name]
-        return PlainTar(self.plain).read(int(self.index.offsets[place]), int(self.index.sizes[place]))
+        return PlainTar(self.index.plain).read(int(self.index.offsets[place]), int(self.index.sizes[place]))
 
     def images(self, folder: str = "") -> list[str]:
         """Paths of the image files below a folder, relative to it, sorted."""
@@ -131,26 +131,19 @@ class FileSource(ImageSource):
         self.tar = None
         if files.index is not None:
             places = np.array([files._places.get(name, -1) for name in names], dtype=np.int64)
-            self.tar, self.sizes = PlainTar(files.plain), files.index.sizes[places]
+            self.tar, self.sizes = PlainTar(files.index.plain), files.index.sizes[places]
             self.offsets = np.where(places < 0, -1, files.index.offsets[places])
 
     def name(self, index: int) -> str:
         return self.names[index] if self.where == "." else os.path.join(self.where, self.names[index])
 
     def read(self, index: int) -> bytes:
-        try:
-            if self.tar is None:
-                with open(self.name(index), "rb", buffering=0) as file:
-                    return file.read()
-            offset, size = int(self.offsets[index]), int(self.sizes[index])
-            if offset < 0:
-                raise ImageError(self.name(index), "No such file in the tar")
-            data = self.tar.read(offset, size)
-        except OSError as error:
-            raise ImageError(self.name(index), error.strerror or str(error)) from error
-        if len(data) < size:
-            raise ImageError(self.name(index), f"the tar ends after {len(data)} of {size} bytes")
-        return data
+        name = self.name(index)
+        if self.tar is None:
+            return read_file(name, name)
+        if self.offsets[index] < 0:
+            raise ImageError(name, "No such file in the tar")
+        return self.tar.read_image(int(self.offsets[index]), int(self.sizes[index]), name)
 
 
 def open_class_folders(

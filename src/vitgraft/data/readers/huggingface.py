@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.base import ImageSource, read_file
 from vitgraft.errors import DataError, ImageError
 
 PREFIX = "hf:"
@@ -42,10 +42,7 @@ class HuggingFaceSource(ImageSource):
             return image["bytes"]
         if not image.get("path"):
             raise ImageError(self.name(index), "the row has no image")
-        try:
-            return Path(image["path"]).read_bytes()
-        except OSError as error:
-            raise ImageError(self.name(index), error.strerror or str(error)) from error
+        return read_file(image["path"], self.name(index))
 
 
 def is_huggingface(root: str | Path) -> bool:

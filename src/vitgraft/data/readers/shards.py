@@ -1,6 +1,6 @@
 """WebDataset shards: tars in which the files of a sample stand together (`key.jpg`, `key.cls`), local or at URLs.
 
-They are read by place, not as a stream: an index says where each image lies and what its label is. So an epoch's order
+They are read by place, not as a stream: an index has the place and the label of each image. So an epoch's order
 is a function of (seed, epoch), as with every other source, and the number of workers changes nothing. It is made in one
 walk over all shards, which for URLs fetches each once, and kept in the cache folder; or beforehand, to lie beside them:
 
@@ -11,13 +11,12 @@ Shards at URLs come into the cache folder when they are needed, and the longest 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
+import os
 import re
 import sys
-import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +26,16 @@ import numpy as np
 
 from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names
 from vitgraft.data.readers.download import FileCache, fetch, is_url
-from vitgraft.data.readers.tar import PlainTar, atomic_file, check_tar_end, default_cache_dir
-from vitgraft.errors import DataError, ImageError
+from vitgraft.data.readers.tar import (
+    PlainTar,
+    default_cache_dir,
+    digest,
+    kept_arrays,
+    pack_lines,
+    unpack_lines,
+    walk_tar,
+)  # fmt: skip
+from vitgraft.errors import DataError
 from vitgraft.terminal import Progress
 
 log = logging.getLogger(__name__)
@@ -77,8 +84,8 @@ class ShardSource(ImageSource):
         self.where = shards[0] if len(shards) == 1 else f"{shards[0]} ... ({len(shards)} shards)"
         self.ends, self.offsets, self.sizes = index["ends"], index["offsets"], index["sizes"]
         self.blocks = np.diff(self.ends, prepend=0).tolist()
-        self.keys = Names(_lines(index["keys"]))
-        self.class_names, self.labels = _labels(_lines(index["labels"]), class_names, self.where)
+        self.keys = Names(unpack_lines(index["keys"]))
+        self.class_names, self.labels = _labels(unpack_lines(index["labels"]), class_names, self.where)
         self._open: OrderedDict[int, PlainTar] = OrderedDict()
         if is_url(self.shards[0]):
             largest = int((self.offsets + self.sizes).max())
@@ -93,14 +100,7 @@ class ShardSource(ImageSource):
 
     def read(self, index: int) -> bytes:
         number = int(np.searchsorted(self.ends, index, "right"))
-        size = int(self.sizes[index])
-        try:
-            data = self._shard(number).read(int(self.offsets[index]), size)
-        except OSError as error:
-            raise ImageError(self.name(index), error.strerror or str(error)) from error
-        if len(data) < size:
-            raise ImageError(self.name(index), f"the shard ends after {len(data)} of {size} bytes")
-        return data
+        return self._shard(number).read_image(int(self.offsets[index]), int(self.sizes[index]), self.name(index))
 
     def _shard(self, number: int) -> PlainTar:
         if number not in self._open:
@@ -141,21 +141,11 @@ def open_shards(
 def _index(shards: Sequence[str], directory: Path, cache: FileCache) -> dict[str, np.ndarray]:
     if published := _beside(shards[0], INDEX_NAME):
         index = dict(np.load(io.BytesIO(published)))
-        if _lines(index["shards"]) == [shard.rsplit("/", 1)[-1] for shard in shards]:
+        if unpack_lines(index["shards"]) == [shard.rsplit("/", 1)[-1] for shard in shards]:
             return index
         log.warning("%s beside the shards is for other shards, and not used", INDEX_NAME)
     states = "\n".join(shard if is_url(shard) else f"{shard} {_state(Path(shard))}" for shard in shards)
-    kept = directory / f"shards-{hashlib.blake2b(states.encode(), digest_size=8).hexdigest()}.npz"
-    if kept.is_file():
-        with np.load(kept) as index:
-            return dict(index)
-    index = scan_shards(shards, cache)
-    try:
-        with atomic_file(kept) as file:
-            np.savez(file, **index)
-    except OSError as error:
-        log.warning("the index of %s ... can't be kept in %s (%s)", shards[0], directory, error)
-    return index
+    return kept_arrays(directory / f"shards-{digest(states)}.npz", lambda: scan_shards(shards, cache))
 
 
 def scan_shards(shards: Sequence[str], cache: FileCache) -> dict[str, np.ndarray]:
@@ -179,9 +169,9 @@ def scan_shards(shards: Sequence[str], cache: FileCache) -> dict[str, np.ndarray
         "ends": np.cumsum([len(samples) for samples in found], dtype=np.int64),
         "offsets": np.array([sample[1] for sample in flat], dtype=np.int64),
         "sizes": np.array([sample[2] for sample in flat], dtype=np.int64),
-        "keys": _text(sample[0] for sample in flat),
-        "labels": _text(sample[3] for sample in flat),
-        "shards": _text(shard.rsplit("/", 1)[-1] for shard in shards),
+        "keys": pack_lines(sample[0] for sample in flat),
+        "labels": pack_lines(sample[3] for sample in flat),
+        "shards": pack_lines(shard.rsplit("/", 1)[-1] for shard in shards),
     }
 
 
@@ -196,11 +186,9 @@ def scan_shard(shard: str, cache: FileCache) -> list[tuple[str, int, int, str]]:
     """
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}
-    end = 0
     try:
-        with open(cache.open(shard), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                end = tar.offset
+        with open(cache.open(shard), "rb") as file:
+            for member in walk_tar(file, shard):
                 folder, slash, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 key, ending = folder + slash + stem, ending.lower()
@@ -208,17 +196,18 @@ def scan_shard(shard: str, cache: FileCache) -> list[tuple[str, int, int, str]]:
                     continue
                 if f".{ending}" in EXTENSIONS:
                     images[key] = (member.name, member.offset_data, member.size)
-                elif ending in ("cls", "cls.txt"):
-                    labels[key] = tar.extractfile(member).read().decode().strip()
-                elif ending == "json":
-                    values = json.loads(tar.extractfile(member).read())
+                elif ending in ("cls", "cls.txt", "json"):
+                    text = os.pread(file.fileno(), member.size, member.offset_data).decode()
+                    if ending != "json":
+                        labels[key] = text.strip()
+                        continue
+                    values = json.loads(text)
                     value = values.get("label", values.get("cls")) if isinstance(values, dict) else None
                     if value is not None:
                         labels.setdefault(key, str(value))
-            check_tar_end(shard, file, end)
     except DataError:
         raise
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{shard}: not a readable shard ({error})") from error
     if not images:
         raise DataError(f"{shard}: no images in it")
@@ -257,14 +246,6 @@ def _state(path: Path) -> str:
     """Another text when the file changes."""
     stat = path.stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def _text(lines) -> np.ndarray:
-    return np.frombuffer("\n".join(lines).encode(), dtype=np.uint8)
-
-
-def _lines(text: np.ndarray) -> list[str]:
-    return text.tobytes().decode().split("\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -21,7 +21,7 @@ from typing import IO, BinaryIO
 import numpy as np
 
 from vitgraft.atomic import atomic_write
-from vitgraft.errors import DataError
+from vitgraft.errors import DataError, ImageError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 log = logging.getLogger(__name__)
@@ -43,72 +43,99 @@ def is_tar(path: str | Path) -> bool:
 
 
 class TarIndex:
-    """Where the files of a plain tar lie.
+    """Where the files of a tar lie; of a large tar it is kept in the cache folder.
+
+    Args:
+        path: The tar; a compressed one is unpacked to the cache folder.
+        cache_dir: The cache folder; None is `default_cache_dir()`.
 
     Attributes:
+        plain: Path of the tar that is not compressed.
         names: Of the files, in the order in which they lie there.
         offsets: Of their first bytes, int64 (N,).
         sizes: In bytes, int64 (N,).
-    """
-
-    def __init__(self, names: Sequence[str], offsets: np.ndarray, sizes: np.ndarray):
-        self.names, self.offsets, self.sizes = list(names), offsets, sizes
-
-    @classmethod
-    def scan(cls, path: Path) -> TarIndex:
-        """Walks the headers of a tar.
-
-        Raises:
-            DataError: The file is no tar, or is cut short.
-        """
-        names, offsets, sizes, end = [], [], [], 0
-        try:
-            with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.isfile():
-                        names.append(member.name.removeprefix("./"))
-                        offsets.append(member.offset_data)
-                        sizes.append(member.size)
-                    end = tar.offset
-                    tar.members.clear()  # a million entries would take a gigabyte
-                check_tar_end(path, file, end)
-        except _BROKEN as error:
-            raise DataError(f"{path}: not a readable tar ({error})") from error
-        return cls(names, np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64))
-
-    @classmethod
-    def load(cls, path: Path, cache_dir: Path) -> TarIndex:
-        """`scan`, kept in the cache folder for a large tar, under the tar's path, size and time."""
-        if os.path.getsize(path) < KEEP_INDEX_FROM:
-            return cls.scan(path)
-        kept = cache_dir / f"{_fingerprint(path)}.index.npz"
-        if kept.exists():
-            with np.load(kept) as saved:
-                return cls(saved["names"].tobytes().decode().split("\n"), saved["offsets"], saved["sizes"])
-        log.info("%s: looking for the images in it, once", path)
-        index = cls.scan(path)
-        try:
-            with atomic_file(kept) as file:
-                names = np.frombuffer("\n".join(index.names).encode(), dtype=np.uint8)
-                np.savez(file, names=names, offsets=index.offsets, sizes=index.sizes)
-        except OSError as error:
-            log.warning("%s: its index can't be kept in %s (%s)", path, cache_dir, error)
-        return index
-
-
-def check_tar_end(shown: str | Path, file: BinaryIO, end: int) -> None:
-    """A tar ends with blocks of zeros; tarfile takes one that is cut between two files for a whole one.
-
-    Args:
-        shown: The name of the tar in messages.
-        file: The tar, opened.
-        end: Where the data of its last file ends, rounded up to a block.
 
     Raises:
-        DataError: Nothing follows there.
+        DataError: The file is no tar, or is cut short.
     """
+
+    def __init__(self, path: Path, cache_dir: str | Path | None):
+        cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.plain = plain = path if path.suffix == ".tar" else unpack(path, cache_dir)
+        if os.path.getsize(plain) < KEEP_INDEX_FROM:
+            arrays = scan_tar(plain)
+        else:
+            arrays = kept_arrays(cache_dir / f"{_fingerprint(plain)}.index.npz", lambda: scan_tar(plain))
+        self.names, self.offsets, self.sizes = unpack_lines(arrays["names"]), arrays["offsets"], arrays["sizes"]
+
+
+def scan_tar(path: Path) -> dict[str, np.ndarray]:
+    """`TarIndex` as arrays, by a walk through the headers."""
+    with open(path, "rb") as file:
+        found = [
+            (member.name.removeprefix("./"), member.offset_data, member.size)
+            for member in walk_tar(file, path)
+            if member.isfile()
+        ]
+    return {
+        "names": pack_lines(name for name, _, _ in found),
+        "offsets": np.array([offset for _, offset, _ in found], dtype=np.int64),
+        "sizes": np.array([size for _, _, size in found], dtype=np.int64),
+    }
+
+
+def walk_tar(file: BinaryIO, shown: str | Path) -> Iterator[tarfile.TarInfo]:
+    """The headers of a plain tar.
+
+    Args:
+        file: The tar, opened.
+        shown: Its name in messages.
+
+    Raises:
+        DataError: The file is no tar, or is cut short.
+    """
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                end = tar.offset
+                yield member
+                tar.members.clear()  # a million entries would take a gigabyte
+    except _BROKEN as error:
+        raise DataError(f"{shown}: not a readable tar ({error})") from error
+    # a tar ends with blocks of zeros; tarfile takes one that is cut between two files for a whole one
     if os.fstat(file.fileno()).st_size <= end:
         raise DataError(f"{shown}: cut short, its end is missing")
+
+
+def kept_arrays(kept: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays in a file of the cache folder; made and kept there where it is missing."""
+    if kept.is_file():
+        with np.load(kept) as arrays:
+            return dict(arrays)
+    log.info("%s is not there yet: looking for the images, once", kept)
+    arrays = make()
+    try:
+        with atomic_file(kept) as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        log.warning("%s can't be kept (%s)", kept, error)
+    return arrays
+
+
+def pack_lines(lines: Iterable[str]) -> np.ndarray:
+    """Texts without line breaks as one array, uint8."""
+    return np.frombuffer(os.fsencode("\n".join(lines)), dtype=np.uint8)
+
+
+def unpack_lines(text: np.ndarray) -> list[str]:
+    """What `pack_lines` packed."""
+    return os.fsdecode(text.tobytes()).split("\n")
+
+
+def digest(text: str) -> str:
+    """A part of a file name that stands for a text."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class PlainTar:
@@ -129,6 +156,20 @@ class PlainTar:
             self._pid = os.getpid()
         return os.pread(self._fd, size, offset)
 
+    def read_image(self, offset: int, size: int, name: str) -> bytes:
+        """The `size` bytes of an image.
+
+        Raises:
+            ImageError: They can't be read, or not all of them are there.
+        """
+        try:
+            data = self.read(offset, size)
+        except OSError as error:
+            raise ImageError(name, error.strerror or str(error)) from error
+        if len(data) < size:
+            raise ImageError(name, f"the tar ends after {len(data)} of {size} bytes")
+        return data
+
     def close(self) -> None:
         """Closes the file; the next read opens it again."""
         if self._pid == os.getpid():
@@ -141,17 +182,6 @@ class PlainTar:
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "opener": self.opener, "_fd": -1, "_pid": -1}
-
-
-def open_index(path: Path, cache_dir: str | Path | None) -> tuple[Path, TarIndex]:
-    """The plain tar of a tar, unpacked where it is compressed, and where its files lie.
-
-    Raises:
-        DataError: No readable tar.
-    """
-    cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
-    plain = path if path.suffix == ".tar" else unpack(path, cache_dir)
-    return plain, TarIndex.load(plain, cache_dir)
 
 
 def unpack(path: Path, cache_dir: Path) -> Path:
@@ -195,4 +225,4 @@ def _fingerprint(path: Path) -> str:
     """A file name for what is derived from a file: another one when the file changes."""
     stat = path.stat()
     key = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
-    return f"{path.name.split('.')[0]}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+    return f"{path.name.split('.')[0]}-{digest(key)}"
