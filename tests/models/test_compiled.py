@@ -223,6 +223,7 @@ def test_what_was_compiled_before_grafting_is_compiled_anew():
     with torch.no_grad():
         before = compiled(x)
         vitgraft.graft(model, window_size=2)
-        assert torch.equal(compiled(x), model(x)) and not torch.equal(compiled(x), before)
+        torch.testing.assert_close(compiled(x), model(x))
+        assert (model(x) - before).abs().max() > 1e-3
         vitgraft.strip(model)
         assert torch.equal(compiled(x), before)

@@ -24,6 +24,18 @@ def bilinear_upsample(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
     return x.permute(0, 2, 3, 1)
 
 
+def _axis_matrix(size: int, factor: int, device: torch.device) -> torch.Tensor:
+    """(f * size, size): bilinear interpolation of one axis, align_corners False, edges repeated."""
+    place = ((torch.arange(factor * size, device=device) + 0.5) / factor - 0.5).clamp(0, size - 1)
+    cells = torch.arange(size, device=device)
+    return (1 - (place[:, None] - cells).abs()).clamp(min=0)
+
+
+def _matrix(size: tuple[int, int], factor: int, device: torch.device) -> torch.Tensor:
+    """(f * h * f * w, h * w): bilinear interpolation of a window as one matrix."""
+    return torch.kron(_axis_matrix(size[0], factor, device), _axis_matrix(size[1], factor, device))
+
+
 def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int], factor: int = 2) -> torch.Tensor:
     """W-Bilinear, Phi of equation 2: each window is enlarged by itself and never reads its neighbour.
 
@@ -32,7 +44,7 @@ def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int], fact
     """
     _, H, W, C = x.shape
     h, w = effective_window((H, W), window_size)
-    if (h, w) == (H, W) or factor == 1:
+    if factor == 1 or ((h, w) == (H, W) and not torch.compiler.is_compiling()):
         return bilinear_upsample(x, factor)
     bottom, right = -H % h, -W % w
     if bottom or right:
@@ -41,8 +53,11 @@ def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int], fact
         x = wide.to(x.dtype)  # autocast pads in float32
     padded = x.shape[1], x.shape[2]
     f = factor
-    x = window_partition(x, (h, w)).view(-1, h, w, C)
-    x = bilinear_upsample(x, f).reshape(-1, f * f * h * w, C)
+    x = window_partition(x, (h, w))
+    if torch.compiler.is_compiling():  # inductor makes a slow gather of the interpolation
+        x = _matrix((h, w), f, x.device).to(x.dtype) @ x
+    else:
+        x = bilinear_upsample(x.view(-1, h, w, C), f).reshape(-1, f * f * h * w, C)
     x = window_reverse(x, (f * h, f * w), (f * padded[0], f * padded[1]))
     return x[:, : f * H, : f * W] if bottom or right else x
 

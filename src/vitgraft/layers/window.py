@@ -81,8 +81,9 @@ def out_of_windows(windows: torch.Tensor, window: Size, shift: Size, size: Size)
 def cached_by_size(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Keeps the last results of `function(device, *key)`; called as `(x, *key)` with any tensor x of that device.
 
-    Where x is traced nothing is kept: a graph that closes over a cached tensor cannot be saved or moved. Buffers would
-    be lost where a library makes models on the meta device and loads their weights afterwards.
+    For torch.compile the result is a constant of the graph. Where a graph is exported nothing is kept: one that closes
+    over a cached tensor cannot be saved or moved. Buffers would be lost where a library makes models on the meta device
+    and loads their weights afterwards.
     """
 
     # one entry a stage and image size; the largest, a mask for 800 x 1333 pixels, takes 13 MB
@@ -92,8 +93,14 @@ def cached_by_size(function: Callable[..., torch.Tensor]) -> Callable[..., torch
         with torch.inference_mode(False), torch.no_grad():
             return function(*key)
 
+    @torch.compiler.assume_constant_result
+    def constant(*key: Any) -> torch.Tensor:
+        return cached(*key)
+
     @wraps(function)
     def get(x: torch.Tensor, *key: Any) -> torch.Tensor:
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            return constant(x.device, *key)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (torch.Tensor, nn.Parameter)
         return (function if traced else cached)(x.device, *key)
 
