@@ -1,6 +1,6 @@
 """Draws images, labels and predictions with their legend beside each other, for the documentation.
 
-python -m reproduction.draw_segmentation RUN ROOT docs/pictures/segmentation.png --split validation --images 5 40 80
+python -m reproduction.draw_segmentation RUN ROOT docs/pictures/camvid.jpg --split validation --images 5 40 80
 
 ROOT is a dataset in ADE20K's layout; without it ("-") the scenes of digits are drawn.
 """

@@ -119,7 +119,8 @@ def test_links_and_recipes_of_a_page_exist(name):
     text = (ROOT / name).read_text()
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     missing = [link for link in links if link and not ((ROOT / name).parent / link).exists()]
-    missing += [path for path in re.findall(r"recipes/[\w/]+\.yaml", text) if not (ROOT / path).is_file()]
+    files = re.findall(r"recipes/[\w/]+\.yaml|\b(?:tests|src|docs|reproduction|benchmarks)/[\w/.]+\.\w+", text)
+    missing += [path for path in files if not (ROOT / path).is_file()]
     assert not missing
 
 

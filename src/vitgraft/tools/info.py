@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vitgraft.config import GraftConfig
 from vitgraft.grafting import grafts
 from vitgraft.terminal import print_whole
 from vitgraft.tools.count import count_macs_by_module, count_params
@@ -90,9 +91,11 @@ def print_terminal(title: str, info: ModelInfo, console) -> None:
             node.add(f"level {_size(size)} above the backbone")
         for size in first.levels:
             node.add(f"level {_size(size)}")
-    options = tree.add("options")
-    for name, value in info.config.items():
-        options.add(escape(f"{name} = {value!r}"))
+    defaults = GraftConfig().to_dict()
+    changed = [f"{name} = {value!r}" for name, value in info.config.items() if value != defaults[name]]
+    options = tree.add("options other than the defaults" if changed else "options: all defaults")
+    for line in changed:
+        options.add(escape(line))
     print_whole(console, tree)
 
 

@@ -229,6 +229,15 @@ def _answer(command: str, argv: Sequence[str]) -> None:
     for name in MODULES:  # so that jsonargparse knows it by its bare name
         with contextlib.suppress(MissingExtraError):
             resolve(name, pl.LightningModule)
+    for i, argument in enumerate(rest):
+        option, _, value = argument.partition("=")
+        value = value or (rest[i + 1] if i + 1 < len(rest) else "")
+        if option in ("--model.help", "--data.help"):
+            known = [name for name in MODULES if name.endswith("Data") == (option == "--data.help")]
+            if value not in known and "." not in value:
+                raise RecipeError([f"{option}={value}: give one of {', '.join(known)}, or the import path of a class"])
+        elif option.endswith(".help") and option.count(".") == 1:
+            raise RecipeError([f"{option}: there is --model.help and --data.help; --help-all lists all other options"])
     recipe = read_recipes(arguments.config)
     recipe.setdefault("out", f"runs/{_name(arguments.config)}")
     recipe = with_class_paths(recipe, {"data": default_data(recipe.get("model"))})
