@@ -168,7 +168,10 @@ class CocoJson:
             else:
                 self.fatal.append(item)
             items.append(item)
-        self._finding("error", "keys", f"of {len(entries)} {kind} {REASONS['keys'].words}", items)
+        more = ""
+        if kind == "annotations" and self.left_out["keys"]:
+            more = f": training leaves them out. {REASONS['keys'].remedy}"
+        self._finding("error", "keys", f"of {len(entries)} {kind} {REASONS['keys'].words}{more}", items)
         if categories:
             self.left_out["category"] += len(categories)
             self._reason("category", categories)

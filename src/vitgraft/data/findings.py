@@ -161,9 +161,7 @@ class Check:
         except ImageError as error:
             return Examined({"missing": str(error)})
         try:
-            header = open_image(data, name)
-            sizes = (upright_size(header), header.size[::-1])
-            unusual, digest = unusual_about(header, size), b""
+            header, digest = open_image(data, name), b""
             if self.pixels is None or header.width * header.height <= self.pixels:
                 image = decode_image(data, name)
                 if self.pixels is None:
@@ -171,6 +169,9 @@ class Check:
                     digest = hashlib.blake2b(pixels, digest_size=16).digest()
                 else:
                     self.pixels -= header.width * header.height
+            elif header.format == "PNG":
+                header.info.setdefault("exif", b"")  # else Pillow decodes the image, to look for an entry behind it
+            sizes, unusual = (upright_size(header), header.size[::-1]), unusual_about(header, size)
         except ImageError as error:
             return Examined({"unreadable": str(error)})
         return Examined({}, unusual, digest, sizes)
@@ -180,7 +181,7 @@ class Check:
 
     def file_findings(self) -> Iterator[Finding]:
         """Files that are missing or can't be read, and what is made of unusual ones, of the images examined."""
-        looked = f"{len(self.examined)}" + ("" if self.has_all else f" looked at (of {len(self)})")
+        looked = f"{len(self.examined)}" + ("" if self.has_all else f" (a sample of {len(self)})")
         items = {
             kind: [one.errors[kind] for one in self.examined.values() if kind in one.errors] for kind in FILE_ERRORS
         }
