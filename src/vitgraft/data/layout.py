@@ -189,10 +189,10 @@ def passed_over(files: Files, used: Collection[str] = ()) -> str:
     if not parts:
         return ""
     *first, last = parts
-    advice = (
-        ": convert them to COCO's json, which DetectionData reads" if kinds[".xml"] or len(kinds[".txt"]) > 2 else ""
-    )
-    return f"found {', '.join(first)}{' and ' if first else ''}{last}: not read{advice}"
+    text = f"found {', '.join(first)}{' and ' if first else ''}{last}: not read"
+    if kinds[".xml"] or len(kinds[".txt"]) > 2:
+        text += " (DetectionData reads COCO's json: convert them)"
+    return text
 
 
 def layout_start(files: Files) -> str | None:
