@@ -166,8 +166,8 @@ def test_splits_and_paths_of_their_own(folder, tmp_path, monkeypatch):
     assert len(ImageData(folder).source("train")) == 24
     with pytest.raises(DataError, match=r"data\.root: name the folder"):
         ImageData().setup("fit")
-    with pytest.raises(DataError, match="no split 'validation'"):
-        ImageData(folder, val="validation").setup("fit")
+    with pytest.raises(DataError, match="no split 'elsewhere'"):
+        ImageData(folder, val="elsewhere").setup("fit")
 
 
 def test_classes_that_differ_stop_the_run_before_it_starts(folder, tmp_path):

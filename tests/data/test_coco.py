@@ -42,7 +42,7 @@ def checked(root, values=None):
 
 def test_a_good_set(root):
     found, report = checked(root)
-    assert set(found) == {"no objects"} and report.ok
+    assert set(found) == {"no objects", "crowd"} and report.ok
     assert found["no objects"].items == ["empty.png"]
     assert report.sets[0].per_class == {"nut": 2, "bolt": 1} and report.sets[0].images == 3
     assert report.sets[0].counted == "objects"
@@ -69,7 +69,7 @@ def test_everything_that_coco_has(root):
     assert source.to_learn().tolist() == [0, 1]
     assert source.to_learn(keep_empty=True).tolist() == [0, 1, 2]
     assert source.to_learn(min_side=45).tolist() == [1]
-    assert source.warning() == ""
+    assert source.left_out == {"crowd": 1}
 
 
 def test_a_tar_is_read_in_place(root, tmp_path):
@@ -156,13 +156,14 @@ def test_every_reason(root, reason, entry, words):
     """It is found by `check-data`, and left out or not in training, by the same count."""
     values = coco_values()
     found, report = checked(root, {**values, "annotations": [*values["annotations"], entry]})
-    level, left_out, meaning = REASONS[reason]
-    assert set(found) == {reason, "no objects"}  # nothing else is blamed
+    level, left_out, meaning, remedy = REASONS[reason]
+    assert set(found) == {reason, "no objects", "crowd"}  # nothing else is blamed
     assert found[reason].level == level and report.ok == (level == "warning")
-    assert found[reason].message.startswith(f"1 annotations {meaning}") and re.search(words, found[reason].items[0])
+    assert found[reason].message.startswith(f"1 annotations {meaning}") and remedy in found[reason].message
+    assert (": training leaves them out" in found[reason].message) == left_out == bool(remedy)
+    assert re.search(words, found[reason].items[0])
     source = open_coco(root, "train")
-    assert source.left_out == ({reason: 1} if left_out else {})
-    assert (f"annotations that training leaves out: 1 {meaning} (" in source.warning()) == left_out
+    assert source.left_out == ({reason: 1} if left_out else {}) | {"crowd": 1} and source.total == 5
     assert source.counts[:, 0].tolist() == [2 + (not left_out), 1, 0]
     assert len(to_target(source.objects(0))["labels"]) == 2 + (not left_out)
 
@@ -202,9 +203,10 @@ def test_values_of_a_wrong_kind_are_named_here_and_left_out_in_training(root, ch
     values = coco_values()
     values["annotations"].append({**annotation(50, 10, 3, BOX, SQUARE), **change})
     found, _ = checked(root, values)
-    assert set(found) == {"keys", "no objects"} and re.search(words, found["keys"].items[0]), found["keys"].items
+    assert set(found) == {"keys", "no objects", "crowd"}
+    assert re.search(words, found["keys"].items[0]), found["keys"].items
     source = open_coco(root, "train")
-    assert "annotations that training leaves out: 1 lack what is needed, or have it of a wrong" in source.warning()
+    assert source.left_out == {"crowd": 1, "keys": 1}
     assert len(source.objects(0).annotations) == 2
 
 
@@ -212,9 +214,9 @@ def test_null_is_absent_and_ids_of_annotations_may_be_text(root):
     values = coco_values()
     values["annotations"].append({**annotation("a1", 10, 3, BOX, SQUARE), "area": None, "iscrowd": None})
     found, _ = checked(root, values)
-    assert set(found) == {"no objects", "box and mask"}
+    assert set(found) == {"no objects", "box and mask", "crowd"}
     source = open_coco(root, "train")
-    assert source.warning() == "" and len(source.objects(0).annotations) == 3
+    assert source.left_out == {"crowd": 1} and len(source.objects(0).annotations) == 3
     assert "area" not in source.objects(0).annotations[2]  # the box's area is taken
 
 
@@ -289,7 +291,7 @@ def test_what_is_no_json(root):
     (root / "annotations/instances_train.json").write_text("{")
     assert "not a readable json" in checked(root)[0]["json"].message
     found, _ = checked(root, {**coco_values(), "images": [{"id": 1}], "annotations": []})
-    assert set(found) == {"keys", "empty class"}  # no finding about no images
+    assert set(found) == {"keys", "nothing to learn"}  # no finding about no images
 
 
 def test_another_size_than_annotated_is_an_image_error(root):

@@ -9,8 +9,10 @@ from datasets_on_disk import SIZE, blocks, image_bytes, label_bytes, write_pairs
 from PIL import Image
 
 from vitgraft.data.check import open_checks
+from vitgraft.data.check_semantic import PairCheck
 from vitgraft.data.findings import Options
 from vitgraft.data.label_maps import LabelHistogram, LabelRule, decode_labels, find_pairs, read_class_names
+from vitgraft.data.learnable import look
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError, ImageError
 
@@ -97,14 +99,17 @@ def test_camvid_as_it_is():
     assert (len(train), len(val), len(names), names[0]) == (367, 101, 11, "sky")
     image, labels = train.load(0)
     assert image.size == (480, 360) and labels.shape == (360, 480)
-    histogram = val.histogram(101)
+    check = PairCheck(find_pairs(files, "validation"), names, Options())
+    check.rule = rule
+    look(check, len(val), None)
+    histogram = check.histogram
     assert not list(histogram.findings("camvid"))
     shares = histogram.classes() / histogram.pixels.total()
     # validation column of the data's README, per cent
     published = [9.18, 25.96, 0.56, 28.95, 8.72, 16.34, 0.89, 3.08, 1.75, 0.65, 2.22]
     assert np.allclose(100 * shares, published, atol=0.006)
-    wrong = LabelRule(len(names))
-    error = next(find_pairs(files, "validation").source(wrong, names).histogram(4).findings("camvid"))
+    check.rule = LabelRule(len(names))
+    error = next(check.histogram.findings("camvid"))
     assert "reduce_zero_label=true with ignore_index=255 would fit" in error.message
 
 

@@ -42,6 +42,13 @@ def _add_check_data(commands) -> None:
         help="warn where the largest class has more than X times the images of the smallest (default: 10)",
     )
     add("--strict", action="store_true", help="exit code 1 for warnings too")
+    add(
+        "--max-left-out",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="COCO: an error where more than this fraction of the annotations can't be learned (default: 0.5)",
+    )
     labels = parser.add_argument_group("label maps of semantic segmentation (ADE20K's layout)")
     labels.add_argument(
         "--reduce-zero-label",
@@ -149,6 +156,8 @@ def _check_data(args: argparse.Namespace) -> int:
     check_output(args.output)
     if args.imbalance < 1:
         raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
+    if not 0 <= args.max_left_out <= 1:
+        raise CommandError(f"--max-left-out {args.max_left_out:g}: 0 to 1")
     from vitgraft.data.check import check, open_checks
     from vitgraft.data.findings import Options, print_terminal, to_markdown
 
@@ -160,6 +169,7 @@ def _check_data(args: argparse.Namespace) -> int:
         args.num_classes,
         args.image_suffix,
         args.label_suffix,
+        args.max_left_out,
     )
     checks, findings = open_checks(args.paths, options)
     try:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
+from vitgraft.data.findings import Check, Finding
+from vitgraft.data.learnable import PIXELS, look, show_and_stop
 from vitgraft.data.loader import Loader, Samples
 from vitgraft.data.readers.base import Source, check_same_classes
 from vitgraft.data.sampling import EvalOrder, TrainOrder
@@ -51,6 +53,8 @@ class DataModule(pl.LightningDataModule):
         "seed": NonNegativeInt,
         "num_classes": PositiveInt,
     }
+    # how many pixels of a split are decoded before a run
+    PIXELS: ClassVar[int | None] = PIXELS
     # how often a sample is drawn in a row
     repeats = 1
 
@@ -131,6 +135,29 @@ class DataModule(pl.LightningDataModule):
         """
         raise NotImplementedError
 
+    def check(self, split: str) -> Check | None:
+        """What is examined of a split before a run, as `vitgraft check-data` does; None is nothing."""
+        return None
+
+    def passed_over(self) -> str:
+        """Annotations in `root` that are not read, in a sentence; may be empty."""
+        return ""
+
+    def findings(self, splits: Sequence[str]) -> list[Finding]:
+        """Errors and warnings of splits, by their annotations and a sample of their images.
+
+        Args:
+            splits: "train", "val", "test".
+        """
+        found = []
+        if more := self.passed_over():
+            found.append(Finding("warning", "passed over", str(self.root), more))
+        for split in splits:
+            if (check := self.check(split)) is not None:
+                look(check, pixels=self.PIXELS)
+                found += [*check.file_findings(), *check.learnable()]
+        return found
+
     def check_pair(self, train: Source, val: Source) -> None:
         """Checks that training and validation fit each other.
 
@@ -191,12 +218,15 @@ class DataModule(pl.LightningDataModule):
         """Opens what a stage needs: "fit", "validate", "test" or "predict".
 
         Raises:
-            DataError: It is not there, or training and validation do not fit each other.
+            DataError: It is not there, there is nothing to learn, or training and validation do not fit each other.
         """
+        splits = ("train", "val") if stage == "fit" else ({"validate": "val"}.get(stage, stage),)
+        for split in splits:
+            self.source(split)
+        if not self.is_generated and stage != "predict":
+            show_and_stop(self.findings(splits), self._process()[1] == 0)
         if stage == "fit":
             self.check_pair(self.source("train"), self.source("val"))
-        else:
-            self.source({"validate": "val"}.get(stage, stage))
         if stage == "test" and not self.has_test and not self.is_generated:
             print(f"data.test is not set: this measures the validation set, {self.splits['val']!r}")
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Finding, Options, Report, SetReport, noted
-from vitgraft.data.layout import layouts_of
-from vitgraft.data.readers.base import ImageSource, check_same_classes
+from vitgraft.data.findings import IMBALANCE, Check, Finding, Options, Report, SetReport, noted
+from vitgraft.data.layout import layouts_of, passed_over
+from vitgraft.data.learnable import class_findings
+from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.open import open_source
 
 __all__ = ["ImageCheck", "check", "open_checks"]
-
-SPLITS = ("train", "training", "val", "validation", "test")
 
 
 class ImageCheck(Check):
@@ -42,10 +42,30 @@ class ImageCheck(Check):
         counts = np.bincount(self.files.labels, minlength=len(self.files.class_names)).tolist()
         return SetReport(self.where, len(self), dict(zip(self.files.class_names, counts, strict=True)))
 
-    def findings(self, first: ImageCheck) -> Iterator[Finding]:
+    def look_further(self) -> None:
+        """Of a class whose images examined can't be read, the others until one can."""
+        for label in self._unread_labels():
+            for index in np.flatnonzero(self.files.labels == label).tolist():
+                if index not in self.examined:
+                    self.examined[index] = self[index]
+                if not self.examined[index].errors:
+                    break
+
+    def _unread_labels(self) -> list[int]:
+        """The labels of which images were examined, and none could be read."""
+        labels = self.files.labels
+        good = {int(labels[index]) for index, one in self.examined.items() if not one.errors}
+        return sorted({int(labels[index]) for index in self.examined} - good)
+
+    def learnable(self) -> Iterator[Finding]:
         per_class = self.report().per_class
         if empty := [name for name, count in per_class.items() if not count]:
             yield self.finding("error", "empty class", f"{len(empty)} classes without images", empty)
+        names = self.files.class_names
+        if unread := [names[label] for label in self._unread_labels()]:
+            text = f"{len(unread)} classes of which no image can be read: copy their files anew, or remove the classes"
+            yield Finding("error", "unreadable class", self.where, text, unread, stops=True)
+        yield from class_findings(self.where, per_class, "images", "each class is a folder, CLASS/IMAGE.jpg")
         filled = {name: count for name, count in per_class.items() if count}
         if filled:
             least, most = min(filled, key=filled.get), max(filled, key=filled.get)
@@ -55,6 +75,8 @@ class ImageCheck(Check):
                     f"({filled[most]} and {filled[least]})"
                 )
                 yield self.finding("warning", "imbalance", message, [least, most])
+
+    def findings(self, first: ImageCheck) -> Iterator[Finding]:
         differences: list[Finding] = []
         with noted(differences, "classes", self.where):
             check_same_classes(first.files, self.files)
@@ -85,8 +107,10 @@ def _passed_over(path: str, found: list[str], layout: str) -> Finding:
 def _open_images(path: str, options: Options, findings: list[Finding]) -> Iterator[Check]:
     root = Path(path)
     names = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
-    stems = {name.split(".")[0].split("-")[0] for name in names if not name.startswith(".")}
-    for split in [split for split in SPLITS if split in stems] or [None]:
+    stems = sorted({name.split(".")[0].split("-")[0] for name in names if not name.startswith(".")})
+    if root.is_dir() and (more := passed_over(Files(root))):
+        findings.append(Finding("warning", "passed over", path, more))
+    for split in [stem for alike in SPLITS for stem in stems if stem.lower() in alike] or [None]:
         with noted(findings, "set", f"{path}/{split}" if split else path):
             yield ImageCheck(open_source(path, split, options.format, allow_empty=True), options.imbalance)
 
@@ -106,28 +130,23 @@ def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None]
         batches = DataLoader(one, 16, num_workers=workers if workers > 1 else 0, collate_fn=list)
         for index, examined in enumerate(itertools.chain.from_iterable(batches)):
             step(one.files.name(index))
-            one.examined.append(examined)
+            one.examined[index] = examined
         findings += _findings_of_files(checks, number, seen)
     if checks and hasattr(checks[0], "infer_rule"):
         findings += checks[0].infer_rule(checks)
     for one in checks:
-        findings += one.findings(checks[0])
+        findings += [*one.learnable(), *one.findings(checks[0])]
     return Report([one.report() for one in checks], findings)
 
 
 def _findings_of_files(checks: Sequence[Check], number: int, seen: dict[bytes, tuple[int, int]]) -> Iterator[Finding]:
     one = checks[number]
-    unusual: dict[str, list[str]] = {}
     pairs: dict[int, list[str]] = {}
-    for index, examined in enumerate(one.examined):
-        if examined.unusual:
-            unusual.setdefault(examined.unusual, []).append(one.files.name(index))
+    for index, examined in one.examined.items():
         other, place = seen.setdefault(examined.digest, (number, index)) if examined.digest else (number, index)
         if (other, place) != (number, index):
             pairs.setdefault(other, []).append(f"{one.files.name(index)} = {checks[other].files.name(place)}")
-    for kind, words in FILE_ERRORS.items():
-        if items := [examined.errors[kind] for examined in one.examined if kind in examined.errors]:
-            yield one.finding("error", kind, f"{len(items)} of {len(one)} {words}", items)
+    yield from one.file_findings()
     for other, items in pairs.items():
         if other == number:
             message = f"{len(items)} images are twice in the dataset (same pixels)"
@@ -135,5 +154,3 @@ def _findings_of_files(checks: Sequence[Check], number: int, seen: dict[bytes, t
         else:
             message = f"{len(items)} images are in {checks[other].where} too (same pixels)"
             yield one.finding("error", "duplicate", message, items)
-    for kind, names in unusual.items():
-        yield one.finding("warning", "mode", f"{len(names)} images: {kind}", names)

@@ -2,18 +2,19 @@
 
 Errors: a json that lacks what is needed, ids that are there twice, unknown images and categories, impossible boxes and
 masks, files that are missing, can't be read or are of another size, images that are in two splits, splits with
-different categories. Warnings: objects that training leaves out or clips, classes and images without objects.
+different categories, no object to learn from, or too many that are left out. Warnings: objects that training leaves out
+or clips, values and file names that are read as what they mean, classes and images without objects.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitgraft.data.coco import CocoJson, find_images
-from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted
-from vitgraft.data.layout import find_jsons
+from vitgraft.data.coco import CocoJson, CocoSource, find_images
+from vitgraft.data.findings import FILE_ERRORS, MAX_LEFT_OUT, Check, Examined, Finding, Options, SetReport, noted
+from vitgraft.data.layout import find_jsons, passed_over
+from vitgraft.data.learnable import left_out_findings
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
@@ -26,7 +27,7 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
 
     Args:
         path: Folder, tar, or one json, in `annotations` beside the images or among them.
-        options: Not used.
+        options: The largest fraction that may be left out.
         findings: What can't be opened is added.
     """
     with noted(findings, "set", path):
@@ -39,47 +40,60 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
             names = find_jsons(files)
         if not names:
             raise DataError("no annotations/*.json with images, annotations and categories")
+        if more := passed_over(files, names):
+            findings.append(Finding("warning", "passed over", path, more))
         for name in names:
             with noted(findings, "json", f"{files.root}/{name}"):
                 json, images = CocoJson(files, name, decode=True), None
                 with noted(findings, "missing", json.where):
                     images = find_images(files, json) if json.images else None
-                yield CocoCheck(json, images)
+                yield CocoCheck(json, images, options.max_left_out)
 
 
 class CocoCheck(Check):
     """One json.
 
     Args:
-        json: Its content.
+        json: Its content, or the source that was made of it.
         files: Its images in their order; None where they were not found.
+        max_left_out: Largest fraction of the annotations that may be left out.
     """
 
-    def __init__(self, json: CocoJson, files: ImageSource | None):
+    def __init__(self, json: CocoJson | CocoSource, files: ImageSource | None, max_left_out: float = MAX_LEFT_OUT):
         super().__init__(json.where, files)
-        self.json = json
-        self.names = {category["id"]: category["name"] for category in json.categories}
+        self.json, self.max_left_out = json, max_left_out
 
     def __getitem__(self, index: int) -> Examined:
-        examined, (height, width) = super().__getitem__(index), self.json.sizes[index]
-        if examined.sizes and (height, width) not in examined.sizes:
+        height, width = size = tuple(int(side) for side in self.json.sizes[index])
+        examined = self.examine(index, size)
+        if examined.sizes and size not in examined.sizes:
             upright = f"{examined.sizes[0][1]} x {examined.sizes[0][0]}"
             text = f"{self.files.name(index)}: {upright}, the json has {width} x {height}"
             return examined._replace(errors={"size": text})
         return examined
 
+    def file_finding(self, kind: str, message: str, items: list[str], gone: int, always: bool = False) -> Finding:
+        missing = self.json.missing
+        if kind != "missing" or self.has_all or not missing:
+            return super().file_finding(kind, message, items, gone, always)
+        total = len(self)  # names of all are looked up, not of a sample
+        message = f"{len(missing)} of {total} {FILE_ERRORS[kind][0]}"
+        return super().file_finding(kind, message, missing, round(len(missing) / total * len(self.examined)), always)
+
     def report(self) -> SetReport:
-        counts = Counter(one["category_id"] for one in self.json.annotations if not one.get("iscrowd"))
-        per_class = {name: counts[category] for category, name in sorted(self.names.items())}
-        return SetReport(self.where, len(self.json.images), per_class, "objects")
+        return SetReport(self.where, len(self.json.sizes), self.json.per_class, "objects")
+
+    def learnable(self) -> Iterator[Finding]:
+        json = self.json
+        yield from json.findings
+        yield from left_out_findings(self.where, json.per_class, json.left_out, json.total, self.max_left_out)
+        empty = [name for name, count in json.per_class.items() if not count]
+        if 0 < len(empty) < len(json.per_class):
+            message = f"{len(empty)} of {len(json.per_class)} classes have no object to learn or measure AP of"
+            yield self.finding("warning", "empty class", message, empty)
 
     def findings(self, first: CocoCheck) -> Iterator[Finding]:
-        yield from self.json.findings
-        per_class = self.report().per_class
-        if empty := [name for name, count in per_class.items() if not count]:
-            message = f"{len(empty)} of {len(per_class)} classes have no object: no AP can be measured of them there"
-            yield self.finding("warning", "empty class", message, empty)
-        one, two = first.names, self.names
+        one, two = first.json.by_id, self.json.by_id
         if one != two:
             only = [
                 f"{number}: {one.get(number, 'none')} / {two.get(number, 'none')}"

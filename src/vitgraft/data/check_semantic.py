@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vitgraft.data.decode import open_image
 from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted
 from vitgraft.data.label_maps import (
     LabelHistogram,
@@ -20,7 +21,8 @@ from vitgraft.data.label_maps import (
     find_pairs,
     read_class_names,
 )  # fmt: skip
-from vitgraft.data.layout import ANNOTATIONS, IMAGES, layout_start
+from vitgraft.data.layout import ANNOTATIONS, IMAGES, passed_over, semantic_splits
+from vitgraft.data.learnable import class_findings
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError, ImageError
 
@@ -31,13 +33,15 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
     """All splits of a folder or tar in ADE20K's layout; what can't be opened is added to the findings."""
     with noted(findings, "set", path):
         files = Files(path)
-        names, start = read_class_names(files), layout_start(files) or ""
-        splits = sorted({split for kind in (IMAGES, ANNOTATIONS) for split in files.folders(f"{start}{kind}")})
+        names = read_class_names(files)
+        splits = semantic_splits(files)
         if not splits:
-            raise DataError(f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT")
-        for split in splits:
-            with noted(findings, "set", f"{path}/{start}{IMAGES}/{split}"):
-                yield PairCheck(find_pairs(files, split, options.image_suffix, options.label_suffix), names, options)
+            raise DataError(f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT, or folders images and masks")
+        if more := passed_over(files):
+            findings.append(Finding("warning", "passed over", path, more))
+        for pair in splits.values():
+            with noted(findings, "set", f"{path}/{pair[0]}"):
+                yield PairCheck(find_pairs(files, pair, options.image_suffix, options.label_suffix), names, options)
 
 
 class PairCheck(Check):
@@ -52,28 +56,50 @@ class PairCheck(Check):
     def __init__(self, pairs: Pairs, class_names: list[str] | None, options: Options):
         super().__init__(pairs.where, pairs.images)
         self.pairs, self.class_names, self.options = pairs, class_names, options
-        self.histogram: LabelHistogram | None = None
+        self.rule: LabelRule | None = None  # of the values; set by `infer_rule`
 
     def __getitem__(self, index: int) -> Examined:
-        examined, name = super().__getitem__(index), self.pairs.labels.name(index)
-        errors = dict(examined.errors)
+        name = self.pairs.labels.name(index)
         try:
-            values = decode_labels(self.pairs.labels.read(index), name)
-        except ImageError as error:
-            both = [errors["unreadable"]] if "unreadable" in errors else []
-            return examined._replace(errors=errors | {"unreadable": "; ".join([*both, str(error)])})
-        except DataError as error:
-            return examined._replace(errors=errors | {"colours": str(error)})
+            data = self.pairs.labels.read(index)
+            values = decode_labels(data, name)
+        except (ImageError, DataError) as error:
+            examined = self.examine(index)
+            if isinstance(error, DataError):
+                return examined._replace(errors=examined.errors | {"colours": str(error)})
+            both = [examined.errors["unreadable"]] if "unreadable" in examined.errors else []
+            return examined._replace(errors=examined.errors | {"unreadable": "; ".join([*both, str(error)])})
+        examined = self.examine(index, values.shape)
+        errors = dict(examined.errors)
         if examined.sizes and values.shape not in examined.sizes:
             height, width = examined.sizes[0]
-            errors["size"] = f"{name}: {values.shape[1]} x {values.shape[0]}, the image {width} x {height}"
+            errors["size"] = (
+                f"{name}: labels of {values.shape[1]} x {values.shape[0]} pixels for an image of {width} x {height}; "
+                "resize one of them, labels without interpolation"
+            )
         found, counts = np.unique(values, return_counts=True)
-        return examined._replace(errors=errors, values=found, counts=counts)
+        palette = open_image(data, name).mode == "P"
+        return examined._replace(errors=errors, values=found, counts=counts, palette=palette)
+
+    def file_finding(self, kind: str, message: str, items: list[str], gone: int, always: bool = False) -> Finding:
+        return super().file_finding(kind, message, items, gone, always or kind == "size")
+
+    def look_further(self) -> None:
+        """Counts the values of more label files until there are two classes, so that a rare one is found."""
+        first, last = self.rule.class_values
+        seen: set[int] = set()
+        for index in [*self.examined, *(index for index in range(len(self)) if index not in self.examined)]:
+            if len(seen) > 1:
+                return
+            if index not in self.examined:
+                self.examined[index] = self[index]
+            values = self.examined[index].values
+            seen |= set() if values is None else {int(value) for value in values if first <= value <= last}
 
     def infer_rule(self, checks: Sequence[PairCheck]) -> Iterator[Finding]:
-        """Counts the values of all splits by one rule, and warns of what of it was not set but inferred."""
+        """Finds one rule for all splits, and warns of what of it was not set but inferred."""
         options = self.options
-        found = [examined.values for one in checks for examined in one.examined if examined.values is not None]
+        found = [examined.values for one in checks for examined in one.examined.values() if examined.values is not None]
         values = np.unique(np.concatenate([*found, np.zeros(0, np.int32)]))
         inside = values if options.ignore_index is None else values[values != options.ignore_index]
         most = min(int(inside.max(initial=-1)), 254)
@@ -82,37 +108,51 @@ class PairCheck(Check):
         if reduce is None:
             reduce = classes is not None and most >= classes
         count = classes or max(1, most + 1 - int(reduce))
-        rule = LabelRule(count, reduce, options.ignore_index)
         for one in checks:
-            one.histogram = LabelHistogram(rule)
-            for index, examined in enumerate(one.examined):
-                if examined.values is not None:
-                    one.histogram.add(examined.values, examined.counts, one.pairs.labels.name(index))
+            one.rule = LabelRule(count, reduce, options.ignore_index)
         inferred = []
         if classes is None:
             inferred.append(f"num_classes is not set: inferred as {count}, by the largest value ({most})")
         if options.reduce_zero_label is None:
-            text = f"inferred as {str(reduce).lower()}, so that {rule.expected()}"
+            text = f"inferred as {str(reduce).lower()}, so that {self.rule.expected()}"
             inferred.append(f"reduce_zero_label is not set: {text}")
         if inferred and found:
             yield self.finding("warning", "numbering", "; ".join(inferred))
 
+    @property
+    def histogram(self) -> LabelHistogram:
+        """The values of the label files that were examined."""
+        histogram = LabelHistogram(self.rule)
+        for index, examined in self.examined.items():
+            if examined.values is not None:
+                histogram.add(examined.values, examined.counts, self.pairs.labels.name(index))
+        return histogram
+
     def report(self) -> SetReport:
-        counts, rule = self.histogram.classes().tolist(), self.histogram.rule
+        counts, rule = self.histogram.classes().tolist(), self.rule
         named = self.class_names and len(self.class_names) == rule.num_classes
         names = self.class_names if named else map(str, range(rule.num_classes))
         return SetReport(self.where, len(self), dict(zip(names, counts, strict=True)), "pixels")
 
-    def findings(self, first: PairCheck) -> Iterator[Finding]:
+    def learnable(self) -> Iterator[Finding]:
         pairs, histogram = self.pairs, self.histogram
         if items := [f"{image}: no {expected}.png" for image, expected in pairs.unpaired]:
             yield self.finding("error", "missing", f"{len(items)} images without a label file", items)
         if pairs.without_image:
             message = f"{len(pairs.without_image)} label files without an image"
             yield self.finding("warning", "missing", message, pairs.without_image)
-        yield from histogram.findings(self.where)
+        if palettes := [pairs.labels.name(index) for index, one in self.examined.items() if one.palette]:
+            message = f"{len(palettes)} of {len(self.examined)} label files are palette images: their indices count"
+            yield self.finding("warning", "palette", message, palettes)
+        found = list(histogram.findings(self.where))
+        yield from found
         per_class = self.report().per_class
+        if histogram.files and not any(finding.stops for finding in found):
+            yield from class_findings(self.where, per_class, "pixels", histogram.hint())
         empty = [name for name, count in per_class.items() if not count]
-        if empty and any(per_class.values()):
+        if empty and any(per_class.values()) and self.has_all:
             message = f"{len(empty)} classes have no pixel in the split: no IoU can be measured of them there"
             yield self.finding("warning", "empty class", message, empty)
+
+    def findings(self, first: PairCheck) -> Iterator[Finding]:
+        yield from ()

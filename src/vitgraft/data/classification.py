@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import Field
 
 from vitgraft.data.base import DataModule
+from vitgraft.data.check import ImageCheck
 from vitgraft.data.images import ImageDataset
-from vitgraft.data.layout import instead_of
+from vitgraft.data.layout import instead_of, passed_over
 from vitgraft.data.loader import Loader
 from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import FORMATS, open_files, open_source
 from vitgraft.data.readers.tar import is_tar
@@ -132,13 +135,23 @@ class ImageData(DataModule):
         where, inside = (given, None) if own_path else (self.root, given)
         if self.format is None and (instead := instead_of("images", where, self.cache_dir)):
             raise DataError(f"{where}: {instead}; data.format=folder takes the class folders in it")
-        source = open_source(where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb)
+        try:
+            source = open_source(where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb)
+        except DataError as error:
+            more = self.passed_over()
+            raise DataError(f"{error}; {more}" if more else str(error)) from error
         if self.num_classes is not None and len(source.class_names) != self.num_classes:
             raise DataError(
                 f"num_classes={self.num_classes}: {source.where} has {len(source.class_names)} classes "
                 f"({', '.join(source.class_names[:4])}, ...)"
             )
         return source
+
+    def check(self, split: str) -> ImageCheck:
+        return ImageCheck(self.source(split))
+
+    def passed_over(self) -> str:
+        return passed_over(Files(self.root)) if self.root is not None and Path(self.root).is_dir() else ""
 
     def prepare_data(self) -> None:
         """Unpacks and indexes once for each machine what needs it."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -15,10 +17,11 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from vitgraft.data.decode import decode_annotated
-from vitgraft.data.detection_targets import REASONS, Objects, ObjectSource, object_errors
+from vitgraft.data.detection_targets import Objects, ObjectSource, object_errors
 from vitgraft.data.findings import Finding
-from vitgraft.data.layout import instead_of, json_names
-from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.layout import find_json
+from vitgraft.data.learnable import REASONS
+from vitgraft.data.readers.base import ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 
@@ -28,6 +31,10 @@ __all__ = ["CocoJson", "CocoSource", "entry_errors", "find_images", "open_coco"]
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
 NEEDED = {"image_id", "category_id", "bbox"}  # of an annotation
 _KEPT = ("bbox", "category_id", "iscrowd", "area", "segmentation")
+_NUMBERS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "height", "width"}  # what has to be a number
+_NUMBER = re.compile(r"[-+]?\d{1,18}(\.\d*)?")
+_OUTSIDE = re.compile(r"^(\.\./|/)+")
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/|[A-Za-z][A-Za-z0-9+.-]*://")
 
 Text = Annotated[StrictStr, Field(min_length=1)]
 Side = Annotated[StrictInt, Field(gt=0)]
@@ -101,6 +108,7 @@ class CocoJson:
         files: Where it is.
         name: Its path there.
         decode: Whether run-length codes are decoded to their pixels, as in `segmentation_errors`.
+        masks: Whether masks are wanted; without them no object is left out for its segmentation.
 
     Attributes:
         images: The entries that have all that is needed; `annotations` and `categories` likewise.
@@ -110,22 +118,27 @@ class CocoJson:
         has_masks: Whether any annotation has a segmentation.
         findings: Errors and warnings.
         fatal: Errors that make the json useless for training.
-        left_out: Reason of `REASONS` -> annotations that can't be learned, without crowds.
+        left_out: Reason of `REASONS` -> annotations that can't be learned.
+        total: Number of annotations.
+        per_class: Name of each category -> objects to learn from.
+        missing: Names of images that have no file; `find_images` fills it.
 
     Raises:
         DataError: No json, or not COCO's of objects.
     """
 
-    def __init__(self, files: Files, name: str, decode: bool = False):
+    def __init__(self, files: Files, name: str, decode: bool = False, masks: bool = True):
         self.name, self.where = name, f"{files.root}/{name}"
         self.findings: list[Finding] = []
         self.fatal: list[str] = []
         self.left_out: Counter[str] = Counter()
+        self.missing: list[str] = []
         values = _read_json(files, name)
+        self.total = len(values["annotations"])
         self.images, self.annotations, self.categories = (self._whole(kind, values[kind]) for kind in ENTRIES)
         self.sizes = [(image["height"], image["width"]) for image in self.images]
         self._check_ids()
-        self._sort_objects(decode)
+        self._sort_objects(decode, masks)
 
     def _finding(self, level: str, kind: str, message: str, items: list[str]) -> None:
         if items:
@@ -133,20 +146,45 @@ class CocoJson:
 
     def _whole(self, kind: str, entries: list[Any]) -> list[dict[str, Any]]:
         """The entries that have all that is needed."""
-        whole, items = [], []
+        whole, items, categories = [], [], []
+        read: dict[str, list[str]] = {}
         for number, entry in enumerate(entries):
             errors = entry_errors(kind, entry)
+            if errors and isinstance(entry, dict):
+                entry, changed = _with_numbers(entry, kind)
+                errors = entry_errors(kind, entry) if changed else errors
+                for key in changed if not errors else ():
+                    read.setdefault(key, []).append(f"{kind}[{number}]")
             if not errors:
                 whole.append(entry)
                 continue
-            items.append(f"{kind}[{number}] {' and '.join(errors)}")
+            item = f"{kind}[{number}] {' and '.join(errors)}"
             # a damaged value makes an annotation unusable, which is counted where it is left out
             if kind == "annotations" and isinstance(entry, dict) and entry.keys() >= NEEDED:
+                if isinstance(entry["category_id"], str | None):
+                    categories.append(item)
+                    continue
                 self.left_out["keys"] += 1
             else:
-                self.fatal.append(items[-1])
-        self._finding("error", "keys", f"of {len(entries)} {kind} {REASONS['keys'].words}", items)
+                self.fatal.append(item)
+            items.append(item)
+        more = ""
+        if kind == "annotations" and self.left_out["keys"]:
+            more = f": training leaves them out. {REASONS['keys'].remedy}"
+        self._finding("error", "keys", f"of {len(entries)} {kind} {REASONS['keys'].words}{more}", items)
+        if categories:
+            self.left_out["category"] += len(categories)
+            self._reason("category", categories)
+        for key, places in read.items():
+            message = f"{kind} have {key} as text or as a fraction such as 96.0: read as the number it means"
+            self._finding("warning", "reinterpreted", message, places)
         return whole
+
+    def _reason(self, reason: str, items: list[str]) -> None:
+        """The finding of annotations that something is wrong with."""
+        level, left_out, words, remedy = REASONS[reason]
+        words += ": training leaves them out" if left_out else ""
+        self._finding(level, reason, f"annotations {words}{remedy and '. '}{remedy}", items)
 
     def _check_ids(self) -> None:
         for kind, name, level in (
@@ -160,36 +198,38 @@ class CocoJson:
                 self.fatal += twice
             self._finding(level, "ids", f"values of {name} of {kind} are there twice", twice)
 
-    def _sort_objects(self, decode: bool) -> None:
+    def _sort_objects(self, decode: bool, masks: bool) -> None:
         places = {image["id"]: place for place, image in enumerate(self.images)}
         category_ids = {category["id"] for category in self.categories}
-        self.has_masks = any(annotation.get("segmentation") for annotation in self.annotations)
+        self.has_masks = masks and any(annotation.get("segmentation") for annotation in self.annotations)
+        usable: Counter[int] = Counter()
         self.objects: list[list[dict[str, Any]]] = [[] for _ in self.images]
         self.counts = np.zeros((len(self.images), 2), dtype=np.int64)
         found: dict[str, list[str]] = {reason: [] for reason in REASONS}
         for number, one in enumerate(self.annotations):
-            place, crowd = places.get(one["image_id"]), bool(one.get("iscrowd"))
+            place = places.get(one["image_id"])
             size = None if place is None else self.sizes[place]
-            errors = dict(object_errors(one, size, category_ids, self.has_masks, decode))
+            errors = dict(object_errors(one, size, category_ids, self.has_masks, decode, masks))
             for reason, text in errors.items():
                 name = f"annotation {one.get('id', f'[{number}]')} (image {one['image_id']})"
                 found[reason].append(f"{name}: {text}")
             why = next((reason for reason in errors if REASONS[reason].left_out), None)
-            if why and not crowd:
+            if why:
                 self.left_out[why] += 1
+            else:
+                usable[one["category_id"]] += 1
             if not errors.keys() & {"unknown image", "unknown category", "box not finite"}:
-                self.counts[place] += (not why and not crowd, 1)
+                self.counts[place] += (not why, 1)
                 self.objects[place].append({name: one[name] for name in _KEPT if one.get(name) is not None})
-        for reason, (level, left_out, words) in REASONS.items():
-            more = ": training leaves them out" if left_out and level == "warning" else ""
-            self._finding(level, reason, f"annotations {words}{more}", found[reason])
+        for reason, items in found.items():
+            self._reason(reason, items)
+        categories = sorted(self.categories, key=lambda one: one["id"])
+        self.by_id = {category["id"]: str(category["name"]) for category in categories}
+        self.per_class = {category["name"]: usable[category["id"]] for category in categories}
         empty = [image["file_name"] for image, count in zip(self.images, self.counts[:, 0], strict=True) if not count]
         if len(empty) < len(self.images):
             words = "images have no object: training leaves them out, unless keep_empty is true"
             self._finding("warning", "no objects", words, empty)
-        elif empty:
-            words = "images have no object to learn: training has only background, no AP can be measured"
-            self.findings.append(Finding("warning", "no objects", self.where, f"all {len(empty)} {words}", empty))
 
 
 class CocoSource(ObjectSource):
@@ -203,7 +243,7 @@ class CocoSource(ObjectSource):
         files: The images, in its order.
 
     Attributes:
-        counts: As in `CocoJson`; `findings` and `left_out` as well.
+        counts: As in `CocoJson`; `findings`, `left_out`, `total`, `per_class`, `by_id` and `missing` as well.
 
     Raises:
         DataError: The json lacks what is needed; `vitgraft check-data` lists all errors.
@@ -211,10 +251,9 @@ class CocoSource(ObjectSource):
 
     def __init__(self, json: CocoJson, files: ImageSource):
         self.files, self.where, self.has_masks, self.counts = files, json.where, json.has_masks, json.counts
-        self.findings, self.left_out = json.findings, json.left_out
-        categories = sorted(json.categories, key=lambda one: one["id"])
-        self.category_ids = tuple(one["id"] for one in categories)
-        self.class_names = tuple(str(one["name"]) for one in categories)
+        self.findings, self.left_out, self.total, self.missing = json.findings, json.left_out, json.total, json.missing
+        self.per_class, self.by_id = json.per_class, json.by_id
+        self.category_ids, self.class_names = tuple(json.by_id), tuple(json.by_id.values())
         self.ids = np.array([one["id"] for one in json.images], dtype=np.int64)
         self.sizes = np.array(json.sizes, dtype=np.int64).reshape(-1, 2)
         packed = [pickle.dumps(annotations, protocol=5) for annotations in json.objects]
@@ -258,13 +297,6 @@ class CocoSource(ObjectSource):
         large = self.sizes.min(1) >= min_side
         return np.flatnonzero(large if keep_empty else large & (self.counts[:, 0] > 0))
 
-    def warning(self) -> str:
-        """Which annotations training leaves out, in one line; empty where it takes all."""
-        if not self.left_out:
-            return ""
-        parts = ", ".join(f"{count} {REASONS[reason].words}" for reason, count in self.left_out.items())
-        return f"{self.where}: annotations that training leaves out: {parts} (vitgraft check-data lists them)"
-
 
 def _read_json(files: Files, name: str) -> dict[str, list[Any]]:
     """The content of a COCO json, with its three lists; their entries are not checked.
@@ -285,8 +317,64 @@ def _read_json(files: Files, name: str) -> dict[str, list[Any]]:
     return values
 
 
+def _with_numbers(entry: dict[str, Any], kind: str) -> tuple[dict[str, Any], list[str]]:
+    """An entry with text and fractions such as 96.0 as the numbers they mean, and the keys that had them."""
+    names = _NUMBERS - {"id"} if kind == "annotations" else _NUMBERS
+    read = {key: _number(entry[key], key in ("bbox", "area")) for key in sorted(names & entry.keys())}
+    changed = [key for key, value in read.items() if value is not entry[key]]
+    return (entry | {key: read[key] for key in changed}, changed) if changed else (entry, [])
+
+
+def _number(value: Any, may_be_fraction: bool) -> Any:
+    """The number that a value means; the value itself where it means none."""
+    if isinstance(value, list):
+        values = [_number(one, may_be_fraction) for one in value]
+        return value if values == value else values
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value) if "." in value else int(value)
+    return int(value) if isinstance(value, float) and not may_be_fraction and value.is_integer() else value
+
+
+def readings(name: str) -> list[str]:
+    """The paths that a file name of a json may mean, below the folder of the images, the likeliest first.
+
+    Exporters write backslashes, quote names as in URLs, and write the absolute path on their machine or a URL, of which
+    only the last parts can be found here.
+    """
+    path = name.partition("?")[0] if "://" in name else name
+    slashed = path.replace("\\", "/")
+    found = [path, slashed, unquote(path), unquote(slashed)]
+    if _ABSOLUTE.match(slashed):
+        parts = [part for part in unquote(slashed).split("/") if part]
+        found = ["/".join(parts[start:]) for start in range(1 if ":" in parts[0] else 0, len(parts))]
+    return list(dict.fromkeys(found))
+
+
+class _Lookup:
+    """Which files there are, by one listing of each folder."""
+
+    def __init__(self, files: Files):
+        self.files, self.listed = files, {}
+
+    def find(self, folder: str, name: str) -> str | None:
+        """The path of the file that a json names, where its images are below a folder; None is none."""
+        for reading in readings(name):
+            path = os.path.normpath(os.path.join(folder, reading))
+            inside, base = os.path.split(path)
+            if path.startswith((".." + os.sep, os.sep)):
+                continue  # out of the dataset
+            if inside not in self.listed:
+                self.listed[inside] = {*self.files.listed(inside)}
+            if base in self.listed[inside] or (base.startswith(".") and self.files.has(path)):
+                return path
+        return None
+
+
 def find_images(files: Files, json: CocoJson, folder: str | None = None) -> FileSource:
     """The images of a json, in its order, in the folder that has the first one that any has.
+
+    Names are read as in `readings`, never as a path out of the dataset. Which were read as another path, and which have
+    no file, is added to the json's `findings` and `missing`.
 
     Args:
         files: Where they are.
@@ -302,16 +390,55 @@ def find_images(files: Files, json: CocoJson, folder: str | None = None) -> File
         split = os.path.basename(beside)
     names = [str(one.get("file_name", "")) for one in json.images]
     options = [folder] if folder is not None else [*(pattern.format(split) for pattern in FOLDERS), beside]
+    if folder is None:
+        for start in ("", "images"):  # `valid` for `val`
+            alike = of_split(split, files.folders(start))
+            options += [os.path.join(start, alike)] if alike else []
+    lookup = _Lookup(files)
     for name in names[:20]:
         for option in options:
-            if files.has(os.path.normpath(os.path.join(option, name))):
-                return FileSource(files, [os.path.normpath(os.path.join(option, one)) for one in names])
+            if lookup.find(option, name):
+                return _images_in(files, json, [lookup.find(option, one) for one in names], names, option)
+    if any(_ABSOLUTE.match(name.replace("\\", "/")) for name in names[:20]):
+        places = Counter(os.path.basename(path) for path in files.images())
+        by_base = {os.path.basename(path): path for path in files.images() if places[os.path.basename(path)] == 1}
+        found = [by_base.get(readings(name)[-1]) for name in names]
+        if any(found):
+            return _images_in(files, json, found, names, "")
     looked = ", ".join(repr(str(files.root / option)) for option in dict.fromkeys(options))
-    raise DataError(f"{json.name}: its images, such as {names[0]!r}, are not in {looked}; name their folder")
+    raise DataError(
+        f"{json.where}: its images, such as {names[0]!r}, are not in {looked}; name their folder below {files.root} "
+        "(data.train_images, data.val_images)"
+    )
+
+
+def _images_in(files: Files, json: CocoJson, found: list[str | None], names: list[str], folder: str) -> FileSource:
+    """The images of a json, by the path that was found for each name; None is none."""
+    times = Counter(path for path, _ in {*zip(found, names, strict=True)})
+    plain = [os.path.normpath(os.path.join(folder, name)) for name in names]
+    for number, (path, own) in enumerate(zip(found, plain, strict=True)):
+        if path is not None and path != own and times[path] > 1:
+            found[number] = None  # another name means that file too
+    read = [
+        f"{name} = {path}"
+        for name, path, own in zip(names, found, plain, strict=True)
+        if path is not None and path != own
+    ]
+    absent = [own for path, own in zip(found, plain, strict=True) if path is None]
+    json.missing += [f"{files.root / own}: No such file or directory" for own in absent]
+    if read:
+        text = f"{len(read)} file names (backslashes, URLs, paths of another machine) are read as files of the dataset"
+        json.findings.append(Finding("warning", "reinterpreted", json.where, text, read))
+    # a missing name stays inside the dataset, and names no file there
+    return FileSource(files, [path or _OUTSIDE.sub("", own) for path, own in zip(found, plain, strict=True)])
 
 
 def open_coco(
-    root: str | Path, split: str, images: str | None = None, cache_dir: str | Path | None = None
+    root: Files | str | Path,
+    split: str,
+    images: str | None = None,
+    cache_dir: str | Path | None = None,
+    masks: bool = True,
 ) -> CocoSource:
     """Opens a split of a COCO dataset.
 
@@ -321,22 +448,13 @@ def open_coco(
             the path of a json below the root.
         images: Folder of the images below the root; None looks for it.
         cache_dir: Where a compressed tar is unpacked; None is `default_cache_dir()`.
+        masks: As of `CocoJson`.
 
     Raises:
         DataError: Nothing there, or it can't be used; the message names what was looked for.
     """
-    files = Files(root, cache_dir)
-    tried = json_names(split)
-    name = next((name for name in tried if files.has(name)), None)
-    if name is None:
-        looked = ", ".join(tried[:4])
-        there = ", ".join([name for name in files.names if name.endswith(".json")][:6]) or "no json file"
-        instead = instead_of("coco", files)
-        raise DataError(
-            f"{files.root}: no annotations of {split!r} (looked for {looked}); there is {there}"
-            f"{instead and '; '}{instead}"
-        )
-    json = CocoJson(files, name)
+    files = root if isinstance(root, Files) else Files(root, cache_dir)
+    json = CocoJson(files, find_json(files, split), masks=masks)
     if json.fatal:
         raise DataError(f"{json.where}: {json.fatal[0]}; vitgraft check-data lists all")
     return CocoSource(json, find_images(files, json, images))

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import PositiveInt
 
 from vitgraft.data.base import DataModule
+from vitgraft.data.check_coco import CocoCheck
 from vitgraft.data.coco import CocoSource, open_coco
 from vitgraft.data.detection_targets import DigitObjects, Objects, ObjectSource, to_target
 from vitgraft.data.detection_transforms import (
@@ -24,8 +25,12 @@ from vitgraft.data.detection_transforms import (
     train_transform,
 )
 from vitgraft.data.digits import SceneSize
+from vitgraft.data.findings import MAX_LEFT_OUT
+from vitgraft.data.layout import find_jsons, passed_over
 from vitgraft.data.loader import Samples
+from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
+from vitgraft.options import Fraction
 
 __all__ = ["DetectionBatch", "DetectionData", "DetectionSamples"]
 
@@ -111,8 +116,9 @@ class DetectionData(DataModule):
         val_images: Folder of the images of `val`.
         test_images: Folder of the images of `test`.
         masks: Whether training needs masks; None takes them where the dataset has them.
-        keep_empty: Train on images without objects too, as is done anyway where no image has any.
+        keep_empty: Train on images without objects too.
         min_side: Images with a smaller side are not trained on, pixels.
+        max_left_out: Largest fraction of a split's annotations that training may leave out, 0 to 1.
         max_images: Only so many images of each split, the first ones: for trials, and to see that a model can overfit
             a handful of images.
         batch_size: Images per step of each process.
@@ -139,6 +145,7 @@ class DetectionData(DataModule):
         **get_type_hints(DetectionAugmentation, include_extras=True),
         **dict.fromkeys(("min_side", "max_images", "short_side", "max_size", "scenes", "val_scenes"), PositiveInt),
         "scene_size": SceneSize,
+        "max_left_out": Fraction,
     }
 
     def __init__(
@@ -154,6 +161,7 @@ class DetectionData(DataModule):
         keep_empty: bool = False,
         min_side: int = 32,
         max_images: int | None = None,
+        max_left_out: float = MAX_LEFT_OUT,
         batch_size: int = 2,
         augmentation: Literal["multiscale", "single", "native"] | None = None,
         short_side: int = 800,
@@ -173,6 +181,8 @@ class DetectionData(DataModule):
         super().__init__(root=root, train=train, val=val, test=test, batch_size=batch_size, **common)
         self.folders = {"train": train_images, "val": val_images, "test": test_images if test else val_images}
         self.masks, self.keep_empty, self.min_side, self.max_images = masks, keep_empty, min_side, max_images
+        self.max_left_out = max_left_out
+        self._files: Files | None = None
         for name, digits, files in (("augmentation", "native", "single"), ("hflip", 0.0, 0.5)):
             if given[name] is None:
                 given[name] = digits if root is None else files
@@ -239,10 +249,15 @@ class DetectionData(DataModule):
             return DigitObjects(16 if split == "train" else 6, seed, digits, 64, self.num_classes)
         if self.root is None:
             return DigitObjects(self.scenes[split], seed, digits, self.scene_size)
-        source = open_coco(self.root, self.splits[split], self.folders[split], self.cache_dir)
-        if warning := source.warning():
-            print(warning)
-        return source
+        self._files = self._files or Files(self.root, self.cache_dir)
+        return open_coco(self._files, self.splits[split], self.folders[split], masks=self.masks is not False)
+
+    def check(self, split: str) -> CocoCheck:
+        source = self.source(split)
+        return CocoCheck(source, source.files, self.max_left_out)
+
+    def passed_over(self) -> str:
+        return passed_over(self._files, find_jsons(self._files))
 
     def samples(self, split: str, train: bool) -> DetectionSamples:
         """The dataset of "train", "val" or "test".
@@ -264,12 +279,10 @@ class DetectionData(DataModule):
     def _to_learn(self, source: CocoSource) -> np.ndarray:
         """Indices of the images to train on."""
         keep = source.to_learn(self.min_side, self.keep_empty)
-        if not len(keep):  # background alone can be learned too
-            keep = source.to_learn(self.min_side, True)
         if not len(keep):
             raise DataError(
-                f"{source.where}: no image to train on: of {len(source)} none has sides of at least {self.min_side} "
-                "pixels (min_side)"
+                f"{source.where}: no image to train on: of {len(source)} none with an object has sides of at least "
+                f"{self.min_side} pixels (min_side)"
             )
         return keep
 
@@ -279,5 +292,3 @@ class DetectionData(DataModule):
     def check_pair(self, train: ObjectSource, val: ObjectSource) -> None:
         super().check_pair(train, val)
         self.samples("train", True)  # that there is something to learn from shows here
-        if isinstance(train, CocoSource) and not train.counts[:, 0].any():
-            print(f"{train.where}: none of {len(train)} images has an object: training on background alone")

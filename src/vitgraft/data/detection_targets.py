@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from vitgraft.data.digits import DigitScenes
+from vitgraft.data.learnable import REASONS
 from vitgraft.data.readers.base import Source
 from vitgraft.errors import MissingExtraError
 
@@ -163,44 +164,13 @@ def polygon_error(polygon: Any) -> str:
 # objects
 
 
-class Reason(NamedTuple):
-    """What may be wrong with an object.
-
-    Attributes:
-        level: "error" or "warning".
-        left_out: Whether the object can't be learned and training leaves it out.
-        words: What such objects are, after their number.
-    """
-
-    level: str
-    left_out: bool
-    words: str
-
-
-# SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_parse_ann_info` leaves out crowds, boxes
-# beside their image, and boxes narrower than a pixel
-REASONS = {
-    "keys": Reason("error", True, "lack what is needed, or have it of a wrong kind"),
-    "unknown image": Reason("error", True, "are of an unknown image"),
-    "unknown category": Reason("error", True, "are of an unknown category"),
-    "box not finite": Reason("error", True, "have a box with nan or infinity"),
-    "box without area": Reason("error", True, "have a box whose width or height is not above 0"),
-    "box outside": Reason("error", True, "have a box that lies beside its image"),
-    "segmentation": Reason("error", True, "have a segmentation that can't be used"),
-    "polygon": Reason("error", False, "have a polygon that can't be used, beside others"),
-    "no segmentation": Reason("error", True, "have no segmentation, where others of the dataset have one"),
-    "small box": Reason("warning", True, "have a box narrower than a pixel"),
-    "box over the border": Reason("warning", False, "have a box that goes over the border of its image: it is clipped"),
-    "box and mask": Reason("warning", False, "have a box that does not fit their mask"),
-}
-
-
 def object_errors(
     annotation: dict[str, Any],
     size: tuple[int, int] | None,
     category_ids: Container[int],
     masks: bool,
     decode: bool = False,
+    segmentations: bool = True,
 ) -> Iterator[tuple[str, str]]:
     """Reason, a key of `REASONS`, and detail of all that is wrong with an object.
 
@@ -210,7 +180,10 @@ def object_errors(
         category_ids: Of the dataset.
         masks: Whether it must have a segmentation.
         decode: As in `segmentation_errors`.
+        segmentations: Whether a segmentation is looked at, if there is one.
     """
+    if annotation.get("iscrowd"):
+        yield "crowd", f"iscrowd {annotation['iscrowd']}"
     if annotation["category_id"] not in category_ids:
         yield "unknown category", f"category {annotation['category_id']}"
     if size is None:
@@ -224,7 +197,7 @@ def object_errors(
     if not segmentation:
         if masks:
             yield "no segmentation", "none"
-    else:
+    elif segmentations:
         yield from segmentation_errors(segmentation, box, size, decode)
 
 
@@ -237,7 +210,8 @@ def box_errors(box: list[float], size: tuple[int, int]) -> Iterator[tuple[str, s
         yield "box without area", f"{box}"
     else:
         if w < 1 or h < 1:
-            yield "small box", f"{box}"
+            is_part = max(box) <= 1 and min(x, y) >= 0 and x + w <= 1.01 and y + h <= 1.01
+            yield "normalised" if is_part else "small box", f"{box}"
         shown = f"{box} in {size[1]} x {size[0]}"
         if not (x < size[1] and y < size[0] and x + w > 0 and y + h > 0):
             yield "box outside", shown
@@ -264,6 +238,15 @@ def segmentation_errors(
         # COCO's boxes are those of the polygons, before they are drawn on pixels
         xs, ys = ([n for polygon in segmentation for n in polygon[start::2]] for start in (0, 1))
         around = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        # of other polygons some pixel is inside for sure, and none has to be drawn
+        is_doubtful = min(around[2:]) < 2 or not (
+            around[0] < size[1] and around[1] < size[0] and around[0] + around[2] > 0 and around[1] + around[3] > 0
+        )
+        if is_doubtful and min(box[2:]) >= 1 and to_rle(segmentation, size) is None:
+            is_part = max(*xs, *ys) <= 1 and min(*xs, *ys) >= 0
+            text = f"a polygon without a pixel in the image, around {[round(n, 2) for n in around]}"
+            yield "normalised" if is_part else "segmentation", text
+            return
     elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         yield "segmentation", "neither polygons nor a run-length code with size and counts"
         return

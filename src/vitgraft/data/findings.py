@@ -16,6 +16,7 @@ from vitgraft.errors import DataError, ImageError
 
 # A class with this many times the images of another one is worth a warning; ImageNet-1K's training set has 1.8.
 IMBALANCE = 10.0
+MAX_LEFT_OUT = 0.5
 SHOWN = 10
 _EXIF_ORIENTATION = 0x0112
 
@@ -30,6 +31,7 @@ class Finding:
         where: The dataset.
         message: The error in one line.
         items: The files or classes that it is about.
+        stops: Whether a run does not start because of it.
     """
 
     level: str
@@ -37,6 +39,7 @@ class Finding:
     where: str
     message: str
     items: list[str] = field(default_factory=list)
+    stops: bool = False
 
     def line(self) -> str:
         """The finding in one line, with the first of its items."""
@@ -95,6 +98,7 @@ class Examined(NamedTuple):
         sizes: (height, width) of the image upright and as it is stored.
         values: Of its label file, each with its number of pixels in `counts`.
         counts: Of the values.
+        palette: Whether the label file is a palette image.
     """
 
     errors: dict[str, str]
@@ -103,14 +107,20 @@ class Examined(NamedTuple):
     sizes: tuple[tuple[int, int], ...] = ()
     values: np.ndarray | None = None
     counts: np.ndarray | None = None
+    palette: bool = False
 
 
-# kind of error -> what it is called, after the number of files
+# kind of error -> what it is called, after the number of files, and whether it ends a run wherever it comes up
 FILE_ERRORS = {
-    "missing": "image files are missing",
-    "unreadable": "files can't be read",
-    "size": "files have another size than their annotations",
-    "colours": "label files hold no class indices",
+    "missing": ("image files are missing", False),
+    "unreadable": ("files can't be read", False),
+    "size": ("files have another size than their annotations", False),
+    "colours": ("label files hold no class indices", True),
+}
+MOST_GONE = 0.5  # fraction of a dataset that may be missing or unreadable
+GONE = {
+    "missing": "copy the missing files, or take the images without a file out of the annotations",
+    "unreadable": "copy these files anew, or remove them",
 }
 
 
@@ -120,40 +130,98 @@ class Check:
     Args:
         where: Its name in messages.
         files: Its images; None where they were not found.
+
+    Attributes:
+        examined: Of each image that was examined, by its index: of all by `check-data`, of a sample before a run.
+        pixels: How many pixels may still be decoded; None is all, which are also compared with each other.
     """
 
     def __init__(self, where: str, files: ImageSource | None):
         self.where, self.files = where, files
-        self.examined: list[Examined] = []
+        self.examined: dict[int, Examined] = {}
+        self.pixels: int | None = None
 
     def __len__(self) -> int:
         return 0 if self.files is None else len(self.files)
 
     def __getitem__(self, index: int) -> Examined:
         """Decodes an image."""
+        return self.examine(index)
+
+    def examine(self, index: int, size: tuple[int, int] | None = None) -> Examined:
+        """Decodes an image.
+
+        Args:
+            index: Of the image.
+            size: (height, width) of its annotations, which decide whether EXIF turns it.
+        """
         name = self.files.name(index)
         try:
             data = self.files.read(index)
         except ImageError as error:
             return Examined({"missing": str(error)})
         try:
-            image, header = decode_image(data, name), open_image(data, name)
-            unusual = unusual_about(header)
+            header, digest = open_image(data, name), b""
+            if self.pixels is None or header.width * header.height <= self.pixels:
+                image = decode_image(data, name)
+                if self.pixels is None:
+                    pixels = f"{image.size}".encode() + image.tobytes()
+                    digest = hashlib.blake2b(pixels, digest_size=16).digest()
+                else:
+                    self.pixels -= header.width * header.height
+            elif header.format == "PNG":
+                header.info.setdefault("exif", b"")  # else Pillow decodes the image, to look for an entry behind it
+            sizes, unusual = (upright_size(header), header.size[::-1]), unusual_about(header, size)
         except ImageError as error:
             return Examined({"unreadable": str(error)})
-        digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
-        return Examined({}, unusual, digest, (image.size[::-1], header.size[::-1]))
+        return Examined({}, unusual, digest, sizes)
+
+    def look_further(self) -> None:
+        """Examines more than a sample where that did not show that there is something to learn."""
+
+    def file_findings(self) -> Iterator[Finding]:
+        """Files that are missing or can't be read, and what is made of unusual ones, of the images examined."""
+        looked = f"{len(self.examined)}" + ("" if self.has_all else f" (a sample of {len(self)})")
+        items = {
+            kind: [one.errors[kind] for one in self.examined.values() if kind in one.errors] for kind in FILE_ERRORS
+        }
+        gone = len(items["missing"]) + len(items["unreadable"])
+        for kind, (words, always) in FILE_ERRORS.items():
+            if items[kind]:
+                yield self.file_finding(kind, f"{len(items[kind])} of {looked} {words}", items[kind], gone, always)
+        unusual: dict[str, list[str]] = {}
+        for index, one in self.examined.items():
+            if one.unusual:
+                unusual.setdefault(one.unusual, []).append(self.files.name(index))
+        for kind, names in unusual.items():
+            count = f"{len(names)} images" if self.has_all else f"{len(names)} images of {looked}"
+            yield self.finding("warning", "mode", f"{count}: {kind}", names)
+
+    def file_finding(self, kind: str, message: str, items: list[str], gone: int, always: bool = False) -> Finding:
+        """An error about files; it stops a run where more than `MOST_GONE` of the images examined are gone."""
+        most = gone > MOST_GONE * len(self.examined) and kind in ("missing", "unreadable")
+        more = f": more than half of the dataset can't be read, {GONE[kind]}" if most else ""
+        return Finding("error", kind, self.where, message + more, items, stops=most or always)
+
+    @property
+    def has_all(self) -> bool:
+        """Whether all images are examined."""
+        return len(self.examined) == len(self)
 
     def report(self) -> SetReport:
         """The contents; all images are examined before."""
         raise NotImplementedError
 
     def findings(self, first: Check) -> Iterator[Finding]:
-        """Errors and warnings beyond those of single files.
+        """Errors and warnings of the split beside others.
 
         Args:
             first: The first of all datasets, whose classes the others must have.
         """
+        raise NotImplementedError
+
+    def learnable(self) -> Iterator[Finding]:
+        """Errors and warnings of the split by itself, beside those of single files: the same before a run."""
         raise NotImplementedError
 
     def finding(self, level: str, kind: str, message: str, items: Sequence[str] = ()) -> Finding:
@@ -173,6 +241,7 @@ class Options:
         num_classes: Label maps: None takes as many as are named in the dataset, else as fit the values.
         image_suffix: Label maps: of image names, before the ending.
         label_suffix: Label maps: of label names, before the ending.
+        max_left_out: Objects: largest fraction of the annotations that may be left out.
     """
 
     format: str | None = None
@@ -182,21 +251,55 @@ class Options:
     num_classes: int | None = None
     image_suffix: str = ""
     label_suffix: str = ""
+    max_left_out: float = MAX_LEFT_OUT
 
 
-def unusual_about(image) -> str:
-    """What is not plain about a file: 8-bit RGB or grey, one frame, upright."""
+def unusual_about(image, size: tuple[int, int] | None = None) -> str:
+    """What is not plain about a file, 8-bit RGB or grey, one frame, upright, and what is made of it.
+
+    Args:
+        image: Pillow's, not decoded.
+        size: (height, width) of its annotations, if there are any.
+    """
     parts = []
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         parts.append("transparent (laid on white)")
+    elif image.mode.startswith("I;16") or image.mode == "I":
+        parts.append(f"16-bit grey{_range_of(image)}")
     elif image.mode not in ("RGB", "L", "1"):
-        meaning = {"P": "palette", "CMYK": "CMYK", "I;16": "16-bit grey", "I": "16-bit grey"}
+        meaning = {"P": "palette", "CMYK": "CMYK"}
         parts.append(meaning.get(image.mode, f"mode {image.mode}"))
+    elif image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile):
+        parts.append("16-bit colours (their upper 8 bits)")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         parts.append("animated (the first frame is taken)")
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        parts.append("turned by EXIF (made upright)")
+        stored, upright = image.size[::-1], upright_size(image)
+        if size is None or stored == upright or tuple(size) not in (stored, upright):
+            parts.append("turned by EXIF (made upright)")
+        elif tuple(size) == upright:
+            parts.append("turned by EXIF (made upright, as which it has the size of its annotations)")
+        else:
+            parts.append("turned by EXIF (left as it is stored, as which it has the size of its annotations)")
     return ", ".join(parts)
+
+
+def upright_size(image) -> tuple[int, int]:
+    """(height, width) of a file as its EXIF entry turns it; orientations 5 to 8 exchange the sides."""
+    return image.size if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5 else image.size[::-1]
+
+
+def _range_of(image) -> str:
+    """What is made of the values of 16-bit grey; where the upper 8 bits are nearly empty, how to go on."""
+    try:
+        bits = int(image.getextrema()[1]).bit_length()
+    except Exception:  # a damaged file is an error of its own
+        return ""
+    text = " (its upper 8 bits"
+    if bits <= 12:
+        most = 2**bits - 1
+        text += f"; values up to {most} become 0 to {most >> 8}, nearly black: multiply them by {2 ** (16 - bits)}"
+    return text + ")"
 
 
 def print_terminal(report: Report, out) -> None:

@@ -29,8 +29,8 @@ from PIL import Image
 
 from vitgraft.data.decode import decode_annotated, open_image
 from vitgraft.data.findings import Finding
-from vitgraft.data.layout import ANNOTATIONS, IMAGES, instead_of, layout_start
-from vitgraft.data.readers.base import Source
+from vitgraft.data.layout import ANNOTATIONS, IMAGES, instead_of, layout_start, passed_over, semantic_splits
+from vitgraft.data.readers.base import Source, of_split
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.data.readers.tar import is_tar
 from vitgraft.errors import DataError, ImageError
@@ -199,6 +199,16 @@ class LabelHistogram:
         shown = [f"{value}: {100 * count / total:.3g} %" for value, count in ordered[:most]]
         return ", ".join(shown) + (f", {len(ordered) - most} more" if len(ordered) > most else "")
 
+    def hint(self) -> str:
+        """What leads on where the values are those of a mask, 0 and 255; else empty."""
+        if self.pixels.keys() != {0, 255}:
+            return ""
+        ignored = ", and 255 is ignored (ignore_index)" if self.rule.ignore_index == 255 else ""
+        return (
+            f"the only values are 0 and 255{ignored}: if 255 is your object, save it as 1, name two classes and set "
+            "reduce_zero_label to false"
+        )
+
     def findings(self, where: str) -> Iterator[Finding]:
         """Errors and warnings of a dataset's label values, for training and for `vitgraft check-data`.
 
@@ -211,13 +221,13 @@ class LabelHistogram:
                 f"{len(self.wrong)} label files have values that are no class; {rule.expected()}. In all "
                 f"{self.files}: {self.describe()}.{_repair(self)}"
             )
-            yield Finding("error", "values", where, message, self.wrong)
+            yield Finding("error", "values", where, message, self.wrong, stops=True)
         if self.files and not classes.any():
             message = (
                 f"not one pixel of a class in {self.files} label files, all are ignored ({self.describe()}). "
-                f"{rule.expected().capitalize()}: check reduce_zero_label and ignore_index"
+                f"{rule.expected().capitalize()}: {self.hint() or 'check reduce_zero_label and ignore_index'}"
             )
-            yield Finding("error", "ignored", where, message)
+            yield Finding("error", "ignored", where, message, stops=True)
             return
         zeros, total = self.pixels[0], self.pixels.total()
         if rule.reduce_zero_label and total and not classes[-1] and zeros > 0.2 * total:
@@ -235,6 +245,8 @@ class LabelHistogram:
 def _repair(histogram: LabelHistogram) -> str:
     """Another reading of the values that would fit them."""
     rule, values = histogram.rule, np.array(sorted(histogram.pixels))
+    if hint := histogram.hint():
+        return f" {hint[0].upper()}{hint[1:]}"
     for ignored, reduce in itertools.product((rule.ignore_index, 255, 0), (True, False)):
         try:
             other = LabelRule(rule.num_classes, reduce, ignored)
@@ -290,24 +302,6 @@ class SemanticSource(Source):
                 f"{image.height} ({self.images.name(index)}); resize one of them, labels without interpolation"
             )
         return image, values
-
-    def histogram(self, most: int) -> LabelHistogram:
-        """Counts the label values of at most `most` images that lie evenly over the dataset.
-
-        Files that can't be read are left out here: they are named where they are used.
-
-        Raises:
-            DataError: Labels with colours, or of another size than their image.
-        """
-        histogram = LabelHistogram(self.rule)
-        count = min(most, len(self))
-        for index in np.linspace(0, len(self) - 1, count).round().astype(int).tolist():
-            try:
-                _, values = self.load_values(index)
-            except ImageError:
-                continue
-            histogram.add(*np.unique(values, return_counts=True), self.labels.name(index))
-        return histogram
 
 
 class Pairs(NamedTuple):
@@ -376,15 +370,18 @@ def find_pairs(
         files = root if isinstance(root, Files) else Files(root, cache_dir)
         places, folders = (files, files), tuple(split)
         if isinstance(split, str):
-            start = layout_start(files) or ""
-            folders = (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
+            splits, start = semantic_splits(files), layout_start(files) or ""
+            own = of_split(split, splits)
+            folders = splits[own] if own else (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
             if not files.images(folders[0]):
                 there = ", ".join(files.folders(f"{start}{IMAGES}")) or ", ".join(files.folders()) or "nothing"
-                instead = instead_of("semantic", files)
+                more = [instead_of("semantic", files), passed_over(files)]
+                if "" in splits:
+                    more.insert(0, f"name both folders: data.train=[{','.join(splits[''])}], and data.val likewise")
                 raise DataError(
                     f"{files.root}: no images in {folders[0]}; there is {there}. Wanted: {IMAGES}/{split}/NAME.jpg and "
                     f"{ANNOTATIONS}/{split}/NAME.png, or two folders, [IMAGES, LABELS], instead of {split!r}"
-                    f"{instead and '; '}{instead}"
+                    + "".join(f"; {text}" for text in more if text)
                 )
     else:
         places, folders = tuple(Files(Path(path or "") / folder, cache_dir) for folder in split), ("", "")

@@ -6,6 +6,7 @@ Needs the `train` extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
@@ -15,8 +16,11 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from vitgraft.data.base import DataModule
+from vitgraft.data.check_semantic import PairCheck
 from vitgraft.data.digits import DigitScenePixels, SceneSize
-from vitgraft.data.label_maps import LabelRule, SemanticSource, find_pairs, read_class_names
+from vitgraft.data.findings import Options
+from vitgraft.data.label_maps import LabelRule, Pairs, find_pairs, read_class_names
+from vitgraft.data.layout import passed_over
 from vitgraft.data.loader import Batch, Samples
 from vitgraft.data.readers.base import Source
 from vitgraft.data.readers.folder_or_tar import Files
@@ -30,8 +34,6 @@ from vitgraft.errors import DataError
 from vitgraft.options import Sizes
 
 __all__ = ["SegmentationData", "SegmentationSamples"]
-
-LOOKED_AT = 64  # label files of a split whose values are counted before a run
 
 
 class SegmentationSamples(Samples):
@@ -98,6 +100,7 @@ class SegmentationData(DataModule):
         ValueError: Options that are not possible, all at once.
     """
 
+    PIXELS: ClassVar[int | None] = None  # all of a label file must be counted anyway
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
         **get_type_hints(SegmentationAugmentation, include_extras=True),
@@ -145,6 +148,7 @@ class SegmentationData(DataModule):
         self.scenes = {"train": scenes, "val": val_scenes, "test": val_scenes}
         self.scene_size = scene_size
         self._files: Files | None = None
+        self._pairs: dict[str, Pairs] = {}
         self._names: tuple[str, ...] | None = None
 
     @classmethod
@@ -243,28 +247,23 @@ class SegmentationData(DataModule):
         names = self.class_names
         rule = LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
         root = None if self.root is None else self.files
-        return find_pairs(root, self.splits[split], *self.suffixes, self.cache_dir).source(rule, names)
+        self._pairs[split] = find_pairs(root, self.splits[split], *self.suffixes, self.cache_dir)
+        return self._pairs[split].source(rule, names)
 
     def prepare_data(self) -> None:
         """Unpacks a compressed tar once for each machine."""
         if self.root is not None and not self.is_smoke:
             _ = self.files
 
-    def setup(self, stage: str) -> None:
-        """Opens what a stage needs, "fit", "validate" or "test", and counts the values of some label files.
+    def check(self, split: str) -> PairCheck:
+        options = Options(None, reduce_zero_label=bool(self.reduce_zero_label), ignore_index=self.ignore_index)
+        names = self.class_names
+        check = PairCheck(self._pairs[split], list(names), replace(options, num_classes=len(names)))
+        check.rule = self.source(split).rule
+        return check
 
-        Raises:
-            DataError: It is not there, or its labels are not possible.
-        """
-        super().setup(stage)
-        for split in ("train", "val") if stage == "fit" else ({"validate": "val"}.get(stage, stage),):
-            source = self.source(split)
-            if isinstance(source, SemanticSource):
-                for finding in source.histogram(LOOKED_AT).findings(source.where):
-                    if finding.level == "error":
-                        raise DataError(finding.line())
-                    if self._process()[1] == 0:
-                        print(finding.line())
+    def passed_over(self) -> str:
+        return passed_over(self.files) if self.root is not None else ""
 
     def samples(self, split: str, train: bool) -> SegmentationSamples:
         if train:

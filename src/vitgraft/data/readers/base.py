@@ -7,7 +7,7 @@ any process, and keeps no state that could matter.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,22 @@ from vitgraft.errors import DataError, ImageError
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 )
+# names of the same split, in any case
+SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """The names of a split and of those that mean the same, in lower case."""
+    return next((names for names in SPLITS if split.lower() in names), (split.lower(),))
+
+
+def of_split(split: str, names: Iterable[str]) -> str | None:
+    """The one of some names that is a split's: its own, else of the same meaning in any case (`Valid` for `val`)."""
+    names = list(names)
+    if split in names:
+        return split
+    alike = [name for name in names if name.lower() in split_names(split)]
+    return alike[0] if len(alike) == 1 else None
 
 
 class Source:

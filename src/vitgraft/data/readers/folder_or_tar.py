@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name, read_file
+from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name, of_split, read_file
 from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, TarIndex, is_tar
 from vitgraft.errors import DataError, ImageError
 
@@ -196,9 +196,10 @@ def _in_split(files: Files, split: str | None) -> tuple[list[str], str]:
     while (inside := folders()) and len(inside) == 1:
         start += f"{inside.pop()}/"
     if split is not None and inside is not None:
-        if split not in inside:
+        own = of_split(split, inside)
+        if own is None:
             raise DataError(f"{files.root}: no folder {split!r} in it; there is {', '.join(sorted(inside)[:8])}")
-        start += f"{split}/"
+        start += f"{own}/"
         images = [name for name in images if name.startswith(start)]
     if any("/" not in name[len(start) :] for name in images):
         raise DataError(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.base import ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import open_class_folders, open_files
 from vitgraft.data.readers.huggingface import is_huggingface, open_huggingface
 from vitgraft.data.readers.imagenet import is_imagenet_val, open_imagenet_val
@@ -69,6 +69,8 @@ def open_source(
 def _find_split(root: Path, split: str) -> Path | list[str]:
     """ROOT/SPLIT as a folder or a tar, or the shards ROOT/SPLIT-NNN.tar or ROOT/SPLIT/NNN.tar."""
     tried = [root / split, *(root / f"{split}{suffix}" for suffix in TAR_SUFFIXES)]
+    if alike := of_split(split, [name for name in os.listdir(root) if (root / name).is_dir()]):
+        tried.append(root / alike)  # `Valid` for `val`
     for path in tried:
         if path.is_dir() and (shards := sorted(map(str, path.glob("*.tar")))):
             return shards
