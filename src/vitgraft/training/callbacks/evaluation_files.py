@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from vitgraft.machine import describe
-from vitgraft.terminal import console
+from vitgraft.terminal import console, note
 
 __all__ = ["EvaluationFiles"]
 
@@ -76,7 +76,7 @@ class EvaluationFiles(pl.Callback):
                 metadata["limited"] = "only a part of the dataset was measured"
             written = pl_module.write_report(folder, report, stage, metadata, unreadable)
             folder = written[0].parent if written else folder  # the task may choose one beside it
-            print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
+            note(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 
 
 def limited(trainer: pl.Trainer, stage: str) -> bool:
