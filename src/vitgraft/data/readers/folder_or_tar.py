@@ -142,7 +142,7 @@ class FileSource(ImageSource):
         return self.names[index] if self.where == "." else os.path.join(self.where, self.names[index])
 
     def read(self, index: int) -> bytes:
-        if not (self.anywhere or is_inside(self.names[index])):
+        if self.tar is None and not (self.anywhere or is_inside(self.names[index])):
             raise ImageError(self.name(index), "the name leads out of the dataset, and is not opened")
         try:
             if self.tar is None:
@@ -242,4 +242,4 @@ def open_files(paths: Sequence[str | Path]) -> FileSource:
                 raise DataError(f"{path}: no such file or folder")
     if not names:
         raise DataError(f"{', '.join(map(str, paths))}: no image found (looked for {' '.join(sorted(EXTENSIONS))})")
-    return FileSource(files, names)
+    return FileSource(files, names, anywhere=True)
