@@ -97,7 +97,7 @@ def whole(class_folders, tmp_path_factory):
         (coco / split).mkdir(parents=True)
         images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(4)]
         for image in images:
-            Image.new("RGB", (64, 64), (60 * image["id"], 9, 9)).save(coco / split / image["file_name"])
+            Image.new("RGB", (64, 64), (60 * image["id"], 9, 9 * len(split))).save(coco / split / image["file_name"])
         polygon = [8, 8, 40, 8, 40, 40, 8, 40]
         one = {"category_id": 1, "bbox": [8, 8, 32, 32], "area": 1024, "iscrowd": 0, "segmentation": [polygon]}
         values = {

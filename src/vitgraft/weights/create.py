@@ -59,21 +59,35 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
         raise
     except TypeError as error:
         # timm hands options down through **kwargs, so a misspelt one ends as a TypeError deep inside
-        if "unexpected keyword argument" not in str(error):
+        if "unexpected keyword argument" in str(error):
+            raise ModelSpecError(
+                f"model {spec.name!r} does not take one of its options {dict(spec.options)}: {error}"
+            ) from error
+        if not _is_of_options(error, options):
             raise
-        raise ModelSpecError(
-            f"model {spec.name!r} does not take one of its options {dict(spec.options)}: {error}"
-        ) from error
-    except RuntimeError as error:
-        if "Invalid pretrained tag" not in str(error):
+        raise _impossible(spec, error) from error
+    except (AssertionError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        if "Invalid pretrained tag" in str(error):
+            raise ModelSpecError(f"model {spec.name!r}: {error}") from error
+        if not _is_of_options(error, options):
             raise
-        raise ModelSpecError(f"model {spec.name!r}: {error}") from error
+        raise _impossible(spec, error) from error
     if file:
         try:
             load_official(model, file)
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint_path={file}: {error}") from error
     return model
+
+
+def _is_of_options(error: Exception, options: Mapping[str, Any]) -> bool:
+    """Whether options can be the cause of an error of timm's: without weights, the hub has no part in it."""
+    return not options.get("pretrained") and "memory" not in str(error)
+
+
+def _impossible(spec: ModelSpec, error: Exception) -> ModelSpecError:
+    reason = f"{type(error).__name__}: {short_reason(error)}"
+    return ModelSpecError(f"model {spec.name!r} can't be made with its options {dict(spec.options)} ({reason})")
 
 
 def check_export(folder: str | Path) -> None:
