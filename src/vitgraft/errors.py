@@ -21,6 +21,10 @@ class CheckpointError(VitgraftError, ValueError):
     """A checkpoint that is missing, damaged, or does not belong to the model it was meant for."""
 
 
+class UntrustedError(CheckpointError):
+    """A file from elsewhere names code that is not vitgraft's; the message names it and the option that trusts it."""
+
+
 class MissingExtraError(VitgraftError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -1,12 +1,40 @@
 """Where commands write: lines and tables in the terminal, files, Markdown, and a progress bar."""
 
 import json
+import re
 import sys
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitgraft.errors import MissingExtraError
+
+# Controls, formats such as the direction of writing, halves of characters, separators of lines and paragraphs
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+KEPT = "\n\u200c\u200d"  # lines of our own texts; joiners inside words and emoji
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal, a page or a reader would obey or hide: such characters are written as \\x1b.
+
+    Names of files and classes come from elsewhere, and may hold escape sequences, or bytes that are not UTF-8.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in UNPRINTABLE and one not in KEPT else one
+        for one in text
+    )
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file. Spreadsheets compute text that begins like a formula: `'` before it makes it text.
+
+    Text that begins so after `'` gets one too: taking one off gives back what it was.
+    """
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def console(**options):
@@ -56,14 +84,14 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    title = escape(title) if title else None
+    title = escape(printable(title)) if title else None
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
         width = (max_widths or {}).get(number)
         justify = "left" if number in left else "right"
         table.add_column(heading, justify=justify, no_wrap=width is None, max_width=width)
     for number, row in enumerate(rows):
-        table.add_row(*map(escape, row), style=(styles or {}).get(number, ""))
+        table.add_row(*(escape(printable(text)) for text in row), style=(styles or {}).get(number, ""))
     print_whole(out, table)
 
 
@@ -77,8 +105,13 @@ def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]], left:
     """
     headings = [heading.replace("\n", " ") for heading in headings]
     rules = ["---" if left is None or number in left else "---:" for number in range(len(headings))]
-    cells = [[text.replace("|", "\\|") for text in row] for row in rows]
+    cells = [[markdown_text(text).replace("|", "\\|") for text in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in (headings, rules, *cells))
+
+
+def markdown_text(text: str) -> str:
+    """A text for Markdown: `printable`, in which `<` begins no tag of HTML."""
+    return re.sub(r"<(?=[A-Za-z!/?])", "&lt;", printable(text))
 
 
 class Progress:
@@ -110,7 +143,7 @@ class Progress:
         def step(text: str) -> None:
             nonlocal started
             # called at the start of each piece of work: what is done is the one before
-            self.bar.update(task, advance=1 if started else 0, description=text.replace("[", "\\["))
+            self.bar.update(task, advance=1 if started else 0, description=printable(text).replace("[", "\\["))
             started = True
 
         return step
@@ -141,9 +174,9 @@ def write_json(path: Path | None, values: Any) -> None:
 
 def warn(text: str) -> None:
     """Prints "warning: text" to stderr, from every process that calls it."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
     """Prints the text to stdout, from every process that calls it."""
-    print(text, flush=True)
+    print(printable(text), flush=True)

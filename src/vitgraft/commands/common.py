@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vitgraft.errors import CommandError, TrainingError, VitgraftError
-from vitgraft.terminal import console, write, write_json
+from vitgraft.terminal import console, printable, write, write_json
 
 FORMATS = ("terminal", "markdown", "json")
 
@@ -39,7 +39,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     try:
         return args.run(args) or 0
     except VitgraftError as error:
-        print(f"{parser.prog} {args.command}: error: {error}", file=sys.stderr)
+        print(printable(f"{parser.prog} {args.command}: error: {error}"), file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -64,6 +64,14 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else terminal")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write to FILE (.md, .json, .txt), not the terminal"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="the checkpoint may name classes that are not vitgraft's (default: an error, since that is code)",
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from vitgraft.commands.common import MODEL_HELP, add_command, add_format, check_output, positive, print_as
+from vitgraft.commands.common import MODEL_HELP, add_command, add_format, add_trust, check_output, positive, print_as
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress, console, write_json
 
@@ -106,6 +106,7 @@ def _add_export(commands) -> None:
     add("model", metavar="SOURCE")
     add("output", type=Path, metavar="FOLDER|OUT.onnx")
     add("--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)")
+    add_trust(parser)
     add("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
     add("--num-classes", type=positive, metavar="N", help="classes of the checkpoint (default: 1000)")
     add("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
@@ -174,7 +175,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.opset:
         raise CommandError("--opset is for ONNX: name an output that ends in .onnx")
     if run:
-        done = hub.export_run(args.model, args.output, args.weights)
+        done = hub.export_run(args.model, args.output, args.weights, args.trust)
     else:
         from vitgraft.data.transforms import model_preprocessing
         from vitgraft.models.spec import ModelSpec
@@ -210,7 +211,7 @@ def _export_onnx(args: argparse.Namespace, run: bool) -> int:
     if run:
         from vitgraft.predict.load import open_model
 
-        found = open_model(args.model, args.weights, task="classification")
+        found = open_model(args.model, args.weights, task="classification", trust=args.trust)
         model, input_size = found.model, (3, *found.preprocessing.input_size)
         weights = f"{found.weights} weights of {args.model}"
     else:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
+from vitgraft.commands.common import add_command, add_format, add_trust, check_output, positive, print_as
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress
 
@@ -107,6 +107,7 @@ def _add_predict(commands) -> None:
     parser.add_argument(
         "--weights", choices=("raw", "ema"), help="of a run that has both (default: ema, the averaged ones)"
     )
+    add_trust(parser)
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: 32")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")

@@ -24,6 +24,7 @@ from vitgraft.data.learnable import REASONS
 from vitgraft.data.readers.base import ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
+from vitgraft.untrusted import not_the_file
 
 __all__ = ["CocoJson", "CocoSource", "entry_errors", "find_images", "open_coco"]
 
@@ -306,8 +307,13 @@ def _read_json(files: Files, name: str) -> dict[str, list[Any]]:
     """
     shown = f"{files.root}/{name}"
     try:
-        values = json.loads(files.read(name))
-    except (ValueError, OSError) as error:
+        data = files.read(name) or b""
+        if instead := not_the_file(data):
+            raise DataError(f"{shown} {instead}")
+        values = json.loads(data)
+    except DataError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{shown}: not a readable json file ({error})") from error
     missing = [kind for kind in ENTRIES if not (isinstance(values, dict) and isinstance(values.get(kind), list))]
     if missing:

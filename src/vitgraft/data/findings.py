@@ -13,6 +13,7 @@ import numpy as np
 from vitgraft.data.decode import decode_image, open_image
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.errors import DataError, ImageError
+from vitgraft.terminal import markdown_text, printable
 
 # A class with this many times the images of another one is worth a warning; ImageNet-1K's training set has 1.8.
 IMBALANCE = 10.0
@@ -307,7 +308,7 @@ def print_terminal(report: Report, out) -> None:
     from rich.markup import escape
 
     def line(text: str) -> None:
-        out.print(text, highlight=False, soft_wrap=True)
+        out.print(printable(text), highlight=False, soft_wrap=True)
 
     for one in report.sets:
         counts = sorted(one.per_class.values()) or [0]
@@ -333,7 +334,7 @@ def to_markdown(report: Report) -> str:
     for finding in report.findings:
         lines += ["", f"## {finding.level}: {finding.kind}, {finding.where}", "", finding.message, ""]
         lines += [f"- {item}" for item in finding.items]
-    return "\n".join([*lines, "", _verdict(report), ""])
+    return "\n".join(map(markdown_text, [*lines, "", _verdict(report), ""]))
 
 
 def _verdict(report: Report) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from vitgraft.atomic import atomic_write
 from vitgraft.metrics.base import Report, most_confused, percent
 from vitgraft.metrics.figures import save_figure
-from vitgraft.terminal import markdown_table, print_table
+from vitgraft.terminal import csv_cell, markdown_table, markdown_text, print_table, printable
 
 __all__ = ["print_report", "write_report"]
 
@@ -97,11 +97,11 @@ def print_report(console: Any, report: Report, class_names: Sequence[str], title
         present = _weakest_first(report, present)[:10]
         heading = f"the 10 weakest of {report.num_classes} classes (all: classes.csv)"
     for line in report.notes(numbers):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     console.print()
     _print_table(console, heading, *_class_table(report, present))
     for line in _absent_note(report, rows, SHOWN_NAMES):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_table(console: Any, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -114,9 +114,10 @@ def _left(headings: Sequence[str]) -> set[int]:
 
 
 def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any], title: str) -> str:
-    parts = [f"# {title or 'Evaluation'}", _markdown_table(*report.summary(numbers)), *report.notes(numbers)]
+    heading = f"# {markdown_text(title or 'Evaluation')}"
+    parts = [heading, _markdown_table(*report.summary(numbers)), *map(markdown_text, report.notes(numbers))]
     parts += ["## Classes, the weakest first", _markdown_table(*_class_table(report, _weakest_first(report, rows)))]
-    parts += _absent_note(report, rows, len(rows))
+    parts += map(markdown_text, _absent_note(report, rows, len(rows)))
     if report.confusion is not None:
         pairs = most_confused(report.confusion[:, : report.num_classes], 25)
         cells = [[rows[true]["name"], rows[predicted]["name"], f"{n:,}"] for true, predicted, n in pairs]
@@ -169,5 +170,5 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return file.getvalue()

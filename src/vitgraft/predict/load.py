@@ -10,14 +10,14 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from vitgraft.data.transforms import model_preprocessing
-from vitgraft.errors import CheckpointError, ModelSpecError
+from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
 from vitgraft.models.spec import ModelSpec
 from vitgraft.predict.base import Predictor
 from vitgraft.predict.classification import Classifier
 from vitgraft.predict.detection import Detector
 from vitgraft.predict.segmentation import Segmenter
 from vitgraft.weights.create import create
-from vitgraft.weights.files import EMA_KEY, read_run, resolve_checkpoint
+from vitgraft.weights.files import EMA_KEY, check_trusted, read_run, resolve_checkpoint
 from vitgraft.weights.official import load_exactly, short_reason
 
 __all__ = ["open_model"]
@@ -26,7 +26,9 @@ LOCAL = "local-dir:"
 PREDICTORS = {"Classification": Classifier, "Detection": Detector, "Segmentation": Segmenter}  # by the run's task
 
 
-def open_model(source: str | Path, weights: str | None = None, task: str | None = None, **settings: Any) -> Predictor:
+def open_model(
+    source: str | Path, weights: str | None = None, task: str | None = None, trust: bool = False, **settings: Any
+) -> Predictor:
     """Loads a model with all that its predictions need; Lightning is not needed for it.
 
     `open_model("runs/NAME").predict(["a.jpg"])` predicts; `.model`, `.task`, `.class_names`, `.preprocessing` and
@@ -38,6 +40,7 @@ def open_model(source: str | Path, weights: str | None = None, task: str | None 
             (`NAME:checkpoint_path=FILE:num_classes=10`), which takes timm's published weights where no file is given.
         weights: "raw" or "ema" of a run's checkpoint; None takes the averaged ones where there are any.
         task: "classification", "detection" or "segmentation", where no other will do.
+        trust: Whether a checkpoint may name classes that are not vitgraft's.
         **settings: Fields of the task's predictor: `top`; `score`; `window`, `stride`, `scales`, `flip`, `full_size`.
 
     Returns:
@@ -45,6 +48,7 @@ def open_model(source: str | Path, weights: str | None = None, task: str | None 
 
     Raises:
         CheckpointError: Nothing there, damaged, or of another task.
+        UntrustedError: It names a class that is not vitgraft's.
         ModelSpecError: A name that timm does not know, or that has no weights.
         ValueError: A setting that the task does not have, or out of range.
     """
@@ -53,7 +57,7 @@ def open_model(source: str | Path, weights: str | None = None, task: str | None 
     text = str(source)
     resolved = resolve_checkpoint(text, names=True)
     if resolved.kind in ("run", "weights"):
-        found = _of_run(resolved.path, weights)
+        found = _of_run(resolved.path, weights, trust)
     elif weights is not None:
         raise CheckpointError(f"weights={weights}: {text} has one set of weights only; leave the option out")
     else:
@@ -64,14 +68,15 @@ def open_model(source: str | Path, weights: str | None = None, task: str | None 
     return found.with_settings(**settings)
 
 
-def _of_run(path: Path, weights: str | None) -> Predictor:
-    checkpoint, path = read_run(path)
+def _of_run(path: Path, weights: str | None, trust: bool) -> Predictor:
+    checkpoint, path = read_run(path, trust=True)  # asked below, where trust would help
     options, kind = checkpoint["hyper_parameters"], checkpoint["task"].rsplit(".", 1)[-1]
     if kind not in PREDICTORS or not isinstance(options.get("model"), str):
         raise CheckpointError(
             f"{path}: of a run of {checkpoint['task']}; predictions need a task of {', '.join(PREDICTORS)} whose model "
             "was made by its name"
         )
+    check_trusted(checkpoint, path, trust)
     predictor = PREDICTORS[kind].of_run(options)
     states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get(EMA_KEY)}
     predictor.weights = weights or ("raw" if states["ema"] is None else "ema")
@@ -92,7 +97,9 @@ def _exported(folder: Path) -> Classifier:
     try:
         model = create(ModelSpec(f"{LOCAL}{folder}"), pretrained=True)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, RuntimeError, KeyError, json.JSONDecodeError, AssertionError) as error:
+    except VitgraftError:
+        raise
+    except Exception as error:  # timm raises what a damaged configuration makes it stumble on
         raise CheckpointError(f"{folder}: not a model in timm's hub format: {short_reason(error)}") from error
     return _classifier(model, {**config, **config.get("pretrained_cfg", {})}, str(folder), "pretrained")
 

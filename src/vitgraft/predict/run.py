@@ -20,7 +20,7 @@ from vitgraft.errors import CommandError, ImageError
 from vitgraft.predict.base import Prediction, Predictor
 from vitgraft.predict.load import PREDICTORS, open_model
 from vitgraft.predict.writers import WRITERS, HtmlWriter
-from vitgraft.terminal import Progress, console, print_table
+from vitgraft.terminal import Progress, console, note, print_table, printable
 
 __all__ = ["predictions", "run", "unused_stem"]
 
@@ -110,14 +110,14 @@ def run(args: argparse.Namespace) -> int:
     """Predicts, writes and shows; 0, or 1 where no image at all could be predicted.
 
     Args:
-        args: paths, ckpt, weights, output, visualize, html, html_images, batch_size, device, workers, and the settings
-            of all predictors, None where not given.
+        args: paths, ckpt, weights, trust, output, visualize, html, html_images, batch_size, device, workers, and the
+            settings of all predictors, None where not given.
 
     Raises:
         CommandError: An option that this task does not have, or out of range.
     """
     source = open_files(args.paths)  # quick mistakes before the model is loaded
-    predictor = open_model(args.ckpt, args.weights)
+    predictor = open_model(args.ckpt, args.weights, trust=args.trust)
     try:
         predictor = predictor.with_settings(**{name: getattr(args, name) for name in SETTINGS})
     except ValueError as error:
@@ -159,15 +159,15 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         print_table(console(), ("image", "size", "prediction"), shown, (0, 1, 2))
     usual = predictor.summary(counts) if done else ""
-    print(f"{done} image{'' if done == 1 else 's'} predicted by {predictor.source}{': ' + usual if usual else ''}")
+    note(f"{done} image{'' if done == 1 else 's'} predicted by {predictor.source}{': ' + usual if usual else ''}")
     for path in files:
-        print(f"written: {path}")
+        note(f"written: {path}")
     if not files and len(source) > SHOWN:
         print(f"only the first {SHOWN} are shown; --output FILE.csv writes all")
     if args.html and done > args.html_images:
         print(f"the page shows the first {args.html_images}; --html-images N shows more")
     for text in errors[:ERRORS_SHOWN]:
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
     if len(errors) > ERRORS_SHOWN:
         print(f"... and {len(errors) - ERRORS_SHOWN} more; the written files name all", file=sys.stderr)
     return 0 if done else 1

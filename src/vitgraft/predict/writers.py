@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from vitgraft.atomic import atomic_write
 from vitgraft.predict.base import Prediction, Predictor
+from vitgraft.terminal import csv_cell, printable
 
 __all__ = ["WRITERS", "CsvWriter", "HtmlWriter", "JsonWriter", "Writer"]
 
@@ -56,9 +57,9 @@ class CsvWriter(Writer):
 
     def add(self, one: Prediction) -> None:
         if one.error is not None:
-            self.lines.writerow([one.image, *[""] * len(self.columns), one.error])
+            self.lines.writerow(map(csv_cell, [one.image, *[""] * len(self.columns), one.error]))
             return
-        self.lines.writerows([one.image, *row, ""] for row in self.predictor.rows(one))
+        self.lines.writerows(map(csv_cell, [one.image, *row, ""]) for row in self.predictor.rows(one))
 
 
 class JsonWriter(Writer):
@@ -164,7 +165,7 @@ class HtmlWriter(Writer):
 
     def add(self, one: Prediction) -> None:
         if one.error is not None:
-            self.errors.append(f"<tr><td>{html.escape(one.image)}</td><td>{html.escape(one.error)}</td></tr>\n")
+            self.errors.append(f"<tr><td>{_text(one.image)}</td><td>{_text(one.error)}</td></tr>\n")
             return
         self.total += 1
         if len(self.cards) >= self.most:
@@ -173,14 +174,14 @@ class HtmlWriter(Writer):
         index, name, confidence = best[0]
         self.counts[index, name] += 1
         rows = "".join(
-            f'<li style="--p:{100 * p:.1f}%"><span title="{html.escape(name)}">{html.escape(name)}</span>'
+            f'<li style="--p:{100 * p:.1f}%"><span title="{_text(name)}">{_text(name)}</span>'
             f"<span>{100 * p:.1f} %</span></li>"
             for _, name, p in best
         )
         self.cards.append(
-            f'<figure data-class="{index}" data-p="{confidence:.6f}" title="{html.escape(one.image)}">'
-            f"<div>{_inline(one, name)}</div><figcaption><b>{html.escape(name)}</b>"
-            f"<small>{html.escape(Path(one.image).name)}</small><ol>{rows}</ol></figcaption></figure>\n"
+            f'<figure data-class="{index}" data-p="{confidence:.6f}" title="{_text(one.image)}">'
+            f"<div>{_inline(one, name)}</div><figcaption><b>{_text(name)}</b>"
+            f"<small>{_text(Path(one.image).name)}</small><ol>{rows}</ol></figcaption></figure>\n"
         )
 
     def end(self) -> None:
@@ -197,20 +198,24 @@ class HtmlWriter(Writer):
                 f'<h2 id="errors">Not predicted</h2>\n<table><tr><th>file</th><th>error</th></tr>\n{rows}</table>\n'
             )
         options = "".join(
-            f'<option value="{index}">{html.escape(name)} ({count})</option>'
+            f'<option value="{index}">{_text(name)} ({count})</option>'
             for (index, name), count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0][1]))
         )
         self.file.write(
             PAGE.format(
                 style=STYLE,
                 script=SCRIPT,
-                origin=html.escape(metadata["model"]) + weights,
+                origin=_text(metadata["model"]) + weights,
                 notes="; ".join(notes),
                 options=options,
                 cards="".join(self.cards),
                 errors=errors,
             )
         )
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _inline(one: Prediction, name: str) -> str:
@@ -220,4 +225,4 @@ def _inline(one: Prediction, name: str) -> str:
     file = io.BytesIO()
     one.kept.save(file, "JPEG", quality=78)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img loading="lazy" alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}">'
+    return f'<img loading="lazy" alt="{_text(name)}" src="data:image/jpeg;base64,{data}">'

@@ -20,6 +20,7 @@ from vitgraft._version import __version__
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError
 from vitgraft.predict.load import open_model
+from vitgraft.weights.create import check_export
 
 __all__ = ["HubExport", "architecture_of", "export_hub", "export_run"]
 
@@ -41,18 +42,20 @@ class HubExport:
     num_classes: int
 
 
-def export_run(source: str | Path, folder: str | Path, weights: str | None = None) -> HubExport:
+def export_run(source: str | Path, folder: str | Path, weights: str | None = None, trust: bool = False) -> HubExport:
     """Exports a run with its class names and preprocessing.
 
     Args:
         source: The run's folder (its best.ckpt, else last.ckpt) or one of its checkpoints.
         folder: Made; must not hold anything.
         weights: "raw" or "ema"; None takes the averaged ones where there are any.
+        trust: Whether the checkpoint may name classes that are not vitgraft's.
 
     Raises:
         CheckpointError: No checkpoint of a classifier there, it is damaged, or the folder is not empty.
+        UntrustedError: It names a class that is not vitgraft's.
     """
-    found = open_model(source, weights, task="classification")
+    found = open_model(source, weights, task="classification", trust=trust)
     options = found.hyper_parameters
     if options is None:
         raise CheckpointError(f"{source}: not a run")
@@ -152,6 +155,7 @@ def _config(
 
 def _compare(model: nn.Module, folder: Path, preprocessing: Preprocessing) -> None:
     """Raises `CheckpointError` where what timm loads from the export is not the same model."""
+    check_export(folder)
     try:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except Exception as error:

@@ -15,20 +15,11 @@ from pytorch_lightning.strategies import StrategyRegistry
 from vitgraft.errors import MissingExtraError
 from vitgraft.options import close, parameters_of, type_errors, value_errors
 from vitgraft.training.recipe import with_init_args
+from vitgraft.untrusted import CLASSES
 
 __all__ = ["recipe_errors", "resolve", "with_class_paths"]
 
 KINDS = {"model": LightningModule, "data": LightningDataModule}
-# Modules of the classes that recipes name alone. Each is imported when it is named: a task may need an extra that the
-# others do without
-MODULES = {
-    "Classification": "vitgraft.tasks.classification",
-    "ImageData": "vitgraft.data.classification",
-    "Detection": "vitgraft.tasks.detection",
-    "DetectionData": "vitgraft.data.detection",
-    "Segmentation": "vitgraft.tasks.segmentation",
-    "SegmentationData": "vitgraft.data.segmentation",
-}
 
 
 def recipe_errors(
@@ -79,7 +70,7 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
         return [f"{key}.class_path: which task? Classification, Detection or Segmentation"]
     cls = resolve(path, KINDS[key])
     if cls is None:
-        names = [name for name in MODULES if name.endswith("Data") == (key == "data")]
+        names = [name for name in CLASSES if name.endswith("Data") == (key == "data")]
         return [f"{key}.class_path: {path!r} cannot be imported; vitgraft has {', '.join(names)}"]
     options = {k: v for k, v in value.items() if k not in ("class_path", "init_args", "dict_kwargs")}
     inner = value.get("init_args") or {}
@@ -169,8 +160,8 @@ def resolve(path: str, kind: type) -> type | None:
     Raises:
         MissingExtraError: It is vitgraft's, and needs what is not installed.
     """
-    if path in MODULES:
-        path = f"{MODULES[path]}.{path}"
+    if path in CLASSES:
+        path = f"{CLASSES[path]}.{path}"
     if "." not in path:
         return next((cls for cls in _subclasses(kind) if cls.__name__ == path), None)
     module, _, name = path.rpartition(".")

@@ -27,14 +27,16 @@ except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
 from vitgraft.data.classification import ImageData
+from vitgraft.terminal import note, printable
 from vitgraft.training import run_folder
 from vitgraft.training.callbacks.checkpoint import Checkpoints
 from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
-from vitgraft.training.check_recipe import MODULES, recipe_errors, resolve, with_class_paths
+from vitgraft.training.check_recipe import recipe_errors, resolve, with_class_paths
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
+from vitgraft.untrusted import CLASSES, check_class_paths
 
 __all__ = ["main"]
 
@@ -48,7 +50,7 @@ TOP = {
     "ckpt_path": str | None,
     "weights": WEIGHTS,
     "verbose": bool,
-    "weights_only": bool | None,
+    "weights_only": Literal[True] | None,
 }
 
 # What a smoke run changes: the recipe's own model, on generated images, two steps, nothing kept
@@ -152,23 +154,24 @@ class VitgraftCLI(LightningCLI):
         super()._run_subcommand(self.subcommand)
 
 
-def with_data_of_run(recipe: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+def with_data_of_run(recipe: dict[str, Any], checkpoint: str, trust: bool = False, known: Any = None) -> dict[str, Any]:
     """The recipe with the data section that the checkpoint's run had, where it has none: for detectors and segmenters,
     whose label rules a checkpoint does not hold. Of a checkpoint without its run's record the image sizes are taken.
-    A classifier's are in its data_config."""
+    A classifier's are in its data_config. `trust`, `known`: as of `read_run`."""
     record = Path(checkpoint).parent / "run.json"
     task = recipe.get("model", {}).get("class_path", "").rpartition(".")[2]
     if "data" in recipe or task in ("", "Classification"):
         return recipe
     if record.is_file():
-        section = json.loads(record.read_text(encoding="utf-8")).get("recipe", {}).get("data")
+        section = (run_folder.read_record(record).get("recipe") or {}).get("data")
         if isinstance(section, dict):
-            print(f"data options: those of the run ({record}), under those of the command line")
+            check_class_paths(f"{record}: recipe.data", section, trust, known)
+            note(f"data options: those of the run ({record}), under those of the command line")
             return {**recipe, "data": with_init_args(section)}
     data = resolve(default_data(recipe["model"]), pl.LightningDataModule)
     sizes = data.options_of(recipe["model"]["init_args"].get("data_config") or {})
     known = ", ".join(f"{name} {value}" for name, value in sizes.items())
-    print(
+    note(
         f"no run.json beside {checkpoint}: of the data options only the image sizes are known "
         f"({known or 'none'}), under those of the command line"
     )
@@ -197,12 +200,12 @@ def main(argv: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="vitgraft-smoke-") as scratch:
             return _run(command, argv, scratch)
     except TrainingError as error:
-        print(f"vitgraft {command}: stopped: {error}", file=sys.stderr)
+        print(printable(f"vitgraft {command}: stopped: {error}"), file=sys.stderr)
         return 1
     except VitgraftError as error:
         lines = getattr(error, "errors", [str(error)])
         head = "error: " if len(lines) == 1 else f"{len(lines)} errors:\n  "
-        print(f"vitgraft {command}: {head}" + "\n  ".join(lines), file=sys.stderr)
+        print(printable(f"vitgraft {command}: {head}" + "\n  ".join(lines)), file=sys.stderr)
         return 2
     except Exception as error:
         if not is_out_of_memory(error):
@@ -226,14 +229,14 @@ def _asks(argument: str) -> bool:
 def _answer(command: str, argv: Sequence[str]) -> None:
     """Lets jsonargparse print the configuration or the help of a class, and exits."""
     arguments, rest = split_arguments(argv)
-    for name in MODULES:  # so that jsonargparse knows it by its bare name
+    for name in CLASSES:  # so that jsonargparse knows it by its bare name
         with contextlib.suppress(MissingExtraError):
             resolve(name, pl.LightningModule)
     for i, argument in enumerate(rest):
         option, _, value = argument.partition("=")
         value = value or (rest[i + 1] if i + 1 < len(rest) else "")
         if option in ("--model.help", "--data.help"):
-            known = [name for name in MODULES if name.endswith("Data") == (option == "--data.help")]
+            known = [name for name in CLASSES if name.endswith("Data") == (option == "--data.help")]
             if value not in known and "." not in value:
                 raise RecipeError([f"{option}={value}: give one of {', '.join(known)}, or the import path of a class"])
         elif option.endswith(".help") and option.count(".") == 1:
@@ -256,9 +259,10 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if command != "fit":  # a resumed run keeps its recipe
         recipe.setdefault("verbose", False)  # EvaluationFiles shows more than Lightning's own table
         if given is not None:
-            checkpoint, _ = read_run(over["ckpt_path"])
+            known = merge(recipe, over)  # classes that the user names are his own
+            checkpoint, _ = read_run(over["ckpt_path"], arguments.trust, known)
             recipe["model"] = {"class_path": checkpoint["task"], "init_args": checkpoint["hyper_parameters"]}
-            recipe = with_data_of_run(recipe, over["ckpt_path"])
+            recipe = with_data_of_run(recipe, over["ckpt_path"], arguments.trust, known)
             recipe["out"] = str(Path(over["ckpt_path"]).parent)  # the run that it belongs to
     recipe.setdefault("out", own_out)
     if arguments.smoke:
@@ -275,7 +279,7 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if command != "fit" or arguments.smoke:
         return _launch(command, recipe, arguments.smoke)
     with run_folder.nothing_half_written(recipe["out"]):
-        last = run_folder.begin(recipe["out"], recipe, arguments.resume, _name(arguments.config))
+        last = run_folder.begin(recipe["out"], recipe, arguments.resume, _name(arguments.config), arguments.trust)
         if last is not None:
             recipe["ckpt_path"] = str(last)
         return _launch(command, recipe)
@@ -308,7 +312,7 @@ def _print_summary(cli: VitgraftCLI) -> None:
     print(f"fit: {trainer.current_epoch} epochs, {trainer.global_step} updates, {values}")
     out = Path(cli._get(cli.config, "out"))
     if out.is_dir():
-        print(f"written to {out}: {', '.join(sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()))}")
+        note(f"written to {out}: {', '.join(sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()))}")
 
 
 def _quiet() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from vitgraft.errors import RecipeError
+from vitgraft.untrusted import not_the_file
 
 __all__ = ["merge", "parse_arguments", "read_recipe", "read_recipes", "split_arguments", "with_init_args"]
 
@@ -61,7 +62,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        recipe = load_yaml(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        if data and (instead := not_the_file(data)):
+            raise RecipeError(f"{path} {instead}")
+        recipe = load_yaml(data.decode())
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -99,14 +103,14 @@ def with_init_args(section: Any) -> Any:
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses `--config` (into a list), `--smoke` and `--resume`, and returns the other arguments as they are.
+    """Parses `--config` (into a list), `--smoke`, `--resume`, `--trust`; returns the other arguments as they are.
 
     Raises:
         RecipeError: `--config` without a file.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c", action="append", default=[])
-    for flag in ("--smoke", "--resume"):
+    for flag in ("--smoke", "--resume", "--trust"):
         parser.add_argument(flag, action="store_true")
     try:
         return parser.parse_known_args(list(argv))

@@ -27,7 +27,7 @@ from vitgraft.terminal import note, warn
 from vitgraft.training.callbacks.checkpoint import check_writable
 from vitgraft.weights import files as checkpoint_files
 
-__all__ = ["RunLogger", "begin", "nothing_half_written"]
+__all__ = ["RunLogger", "begin", "nothing_half_written", "read_record"]
 
 RECORD = "run.json"
 # Marker files of a run, ours or another program's
@@ -44,7 +44,11 @@ PACKAGES = ("vitgraft", "torch", "torchvision", "timm", "pytorch-lightning")
 
 
 def begin(
-    folder: str | Path, recipe: Mapping[str, Any], resume: bool = False, recipe_name: str | None = None
+    folder: str | Path,
+    recipe: Mapping[str, Any],
+    resume: bool = False,
+    recipe_name: str | None = None,
+    trust: bool = False,
 ) -> Path | None:
     """Takes the folder for a run, and finds the checkpoint to resume from.
 
@@ -53,6 +57,7 @@ def begin(
         recipe: All options of the run, as plain values.
         resume: Resume the run in the folder, if there is one.
         recipe_name: Recorded too.
+        trust: Whether the checkpoint may name classes that are neither vitgraft's nor the recipe's.
 
     Returns:
         The checkpoint to resume from, None to start.
@@ -61,13 +66,14 @@ def begin(
         RunFolderError: It can't be written; it holds a run and `resume` was not asked for; or the run it holds is
             another one: the message names what differs.
         CheckpointError: Its checkpoints are damaged, all of them.
+        UntrustedError: The one to resume from names a class that is neither vitgraft's nor the recipe's.
     """
     folder, last = Path(folder), Path(folder) / "last.ckpt"
     held = any(path.is_file() for path in (last, checkpoint_files.previous(last)))
     if rank_zero_only.rank:  # the first process does the rest
         return last if resume and held else None
     check_writable(folder)
-    record = _read_record(folder / RECORD)
+    record = read_record(folder / RECORD)
     if resume and held:
         differing = _differences(record.get("recipe", {}), recipe)
         if record and differing:
@@ -79,6 +85,7 @@ def begin(
             )
         _warn_of_versions(record)
         content, last = checkpoint_files.read_or_previous(last)
+        checkpoint_files.check_trusted(content, last, trust, recipe)
         step = _number(content, "global_step")
         where = f"{last} (epoch {_number(content, 'epoch')}, step {step})"
         note(f"already finished: {where}" if _is_finished(content, recipe) else f"resuming from {where}")
@@ -183,14 +190,21 @@ def _run_files(folder: Path) -> list[str]:
     return sorted({found.name for pattern in RUN_FILES for found in folder.glob(pattern)})
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a run; empty where there is none.
+
+    Raises:
+        RunFolderError: It can't be read.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} is not readable ({error}): give another --out") from error
-    return record if isinstance(record, dict) else {}
+        raise RunFolderError(f"{path} is not readable ({error}): remove it, or give another --out") from error
+    if not isinstance(record, dict) or not all(isinstance(record.get(key, {}), dict) for key in ("recipe", "versions")):
+        raise RunFolderError(f"{path} is not the record of a run: remove it, or give another --out")
+    return record
 
 
 def _write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,7 +15,12 @@ from vitgraft import grafting
 from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.options import closest
+from vitgraft.weights.files import HUB_PREFIX, check_file, read_checkpoint
 from vitgraft.weights.official import load_official, short_reason
+
+# Files that timm takes weights from in a folder of its hub format; others only where there is none of these names
+HUB_STEMS = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
+HUB_SUFFIXES = (".safetensors", ".pth", ".bin")
 
 
 def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> nn.Module:
@@ -41,7 +47,11 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     if file and not str(file).endswith(".npz"):  # of JAX, which timm's ViT reads itself
         del options["checkpoint_path"]
     else:
+        if file:
+            check_file(file)
         file = None
+    if spec.name.startswith(HUB_PREFIX) and options.get("pretrained"):
+        check_export(spec.name.removeprefix(HUB_PREFIX))
     try:
         with torch.device(device or "cpu"), _without_initialization(device):
             model = timm.create_model(spec.name, **options)
@@ -49,21 +59,48 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
         raise
     except TypeError as error:
         # timm hands options down through **kwargs, so a misspelt one ends as a TypeError deep inside
-        if "unexpected keyword argument" not in str(error):
+        if "unexpected keyword argument" in str(error):
+            raise ModelSpecError(
+                f"model {spec.name!r} does not take one of its options {dict(spec.options)}: {error}"
+            ) from error
+        if not _is_of_options(error, options):
             raise
-        raise ModelSpecError(
-            f"model {spec.name!r} does not take one of its options {dict(spec.options)}: {error}"
-        ) from error
-    except RuntimeError as error:
-        if "Invalid pretrained tag" not in str(error):
+        raise _impossible(spec, error) from error
+    except (AssertionError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        if "Invalid pretrained tag" in str(error):
+            raise ModelSpecError(f"model {spec.name!r}: {error}") from error
+        if not _is_of_options(error, options):
             raise
-        raise ModelSpecError(f"model {spec.name!r}: {error}") from error
+        raise _impossible(spec, error) from error
     if file:
         try:
             load_official(model, file)
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint_path={file}: {error}") from error
     return model
+
+
+def _is_of_options(error: Exception, options: Mapping[str, Any]) -> bool:
+    """Whether options can be the cause of an error of timm's: without weights, the hub has no part in it."""
+    return not options.get("pretrained") and "memory" not in str(error)
+
+
+def _impossible(spec: ModelSpec, error: Exception) -> ModelSpecError:
+    reason = f"{type(error).__name__}: {short_reason(error)}"
+    return ModelSpecError(f"model {spec.name!r} can't be made with its options {dict(spec.options)} ({reason})")
+
+
+def check_export(folder: str | Path) -> None:
+    """Reads the weights in a folder of timm's hub format, which timm itself does not check.
+
+    Raises:
+        CheckpointError: No such folder, or one of the files that timm may take is damaged or refused.
+    """
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in HUB_SUFFIXES and path.is_file()]
+    for path in [path for path in files if path.stem in HUB_STEMS] or files:
+        read_checkpoint(path)
 
 
 def _without_initialization(device: str | None) -> AbstractContextManager:

@@ -2,11 +2,16 @@
 
 A checkpoint is what `torch.save` writes: a zip archive with a CRC of each tensor, which `torch.load` alone does not
 compare. The file that a new one replaces is kept beside it as NAME-previous.
+
+`read_checkpoint` reads files of weights everywhere, official and initial ones too. It looks for all damage that
+shows in the file (`check_file`) and in the weights (`_check_values`). safetensors have no checksum: a changed bit of a
+weight that stays finite can't be noticed there.
 """
 
 import argparse
 import contextlib
 import errno
+import json
 import os
 import pickle
 import re
@@ -16,7 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NoReturn
 
 import torch
 from safetensors.torch import load_file
@@ -24,12 +29,15 @@ from safetensors.torch import load_file
 from vitgraft.atomic import atomic_write, flush
 from vitgraft.errors import CheckpointError, TrainingError
 from vitgraft.terminal import warn
+from vitgraft.untrusted import check_class_paths, not_the_file
 
 __all__ = [
     "EMA_KEY",
     "Checkpoint",
     "DamagedCheckpointError",
     "MissingCheckpointError",
+    "check_file",
+    "check_trusted",
     "copy",
     "is_intact",
     "previous",
@@ -45,6 +53,10 @@ EMA_KEY = "state_dict_ema"
 HUB_PREFIX = "local-dir:"
 RUN_FILES = ("best.ckpt", "last.ckpt")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+# Of masks, which hold -inf by design
+MASK = re.compile(r"(^|[._])att[e]?n?_?mask\w*$|(^|[._])mask$")
+AGAIN = "copy or download it again"
+LARGEST_HEADER = 100_000_000  # bytes: the limit of the safetensors library
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -127,21 +139,37 @@ def copy(source: str | Path, path: str | Path) -> None:
         shutil.copyfileobj(original, file, 1 << 22)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", finite: bool = True) -> Any:
     """What a .safetensors file or a file of `torch.save` holds, checked, and read as tensors and plain values alone.
 
+    Args:
+        path: The file.
+        map_location: As of `torch.load`.
+        finite: Whether weights that are NaN or infinite are damage.
+
     Raises:
-        DamagedCheckpointError: It is empty, cut short, changed, or no checkpoint.
+        DamagedCheckpointError: It is empty, cut short, changed, or no checkpoint; or its weights are not finite.
         CheckpointError: It holds objects whose loading could run code.
         MissingCheckpointError: No such file.
     """
     path = Path(path)
-    if path.suffix == ".safetensors" and path.is_file():
-        try:
-            return load_file(path, device=str(map_location))
-        except Exception as error:
-            raise DamagedCheckpointError(f"{path} is not a safetensors file, or damaged: {error}") from error
-    is_zip = _check(path)
+    is_zip = check_file(path)
+    content = (
+        _load_safetensors(path, map_location) if path.suffix == ".safetensors" else _load(path, map_location, is_zip)
+    )
+    if finite:
+        _check_values(content, path)
+    return content
+
+
+def _load_safetensors(path: Path, map_location: Any) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path, device=str(map_location))
+    except Exception as error:
+        raise DamagedCheckpointError(f"{path} is not a safetensors file, or damaged: {error}; {AGAIN}") from error
+
+
+def _load(path: Path, map_location: Any, is_zip: bool) -> Any:
     try:
         # timm's training script stores its arguments beside the weights
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -157,11 +185,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
                 "it by torch.load(path, weights_only=False) and give load_official what that returns"
             ) from error
         raise DamagedCheckpointError(
-            f"{path} is not a checkpoint, or damaged: it cannot be read as tensors and plain values"
+            f"{path} is not a checkpoint, or damaged: it cannot be read as tensors and plain values; {AGAIN}"
         ) from error
     except Exception as error:  # torch raises what it likes
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DamagedCheckpointError(f"{path} is not a checkpoint, or damaged: {reason}") from error
+        raise DamagedCheckpointError(f"{path} is not a checkpoint, or damaged: {reason}; {AGAIN}") from error
 
 
 def read_or_previous(
@@ -196,30 +224,55 @@ def read_or_previous(
         return content, before
 
 
-def read_run(given: str | Path) -> tuple[dict[str, Any], Path]:
+def read_run(given: str | Path, trust: bool = False, known: Any = None) -> tuple[dict[str, Any], Path]:
     """The checkpoint of a vitgraft run, from the run's folder or the file itself, and the file that was read.
 
     Its `task` is the class path of the task, and its `hyper_parameters` rebuild that, without the initial weights that
     the checkpoint replaces.
 
+    Args:
+        given: A run's folder, or a checkpoint.
+        trust: Whether it may name classes that are not vitgraft's.
+        known: A recipe of the user's; the classes that it names may be named here too.
+
     Raises:
         CheckpointError: Nothing there, damaged, refused, or not of a vitgraft run.
+        UntrustedError: It names a class that is not vitgraft's.
     """
     found = resolve_checkpoint(given)
     content, path = (None, found.path) if found.kind != "run" else read_or_previous(found.path)
-    if not isinstance(content, dict) or not {"task", "hyper_parameters", "state_dict"} <= content.keys():
+    kinds = {"task": str, "hyper_parameters": dict, "state_dict": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise CheckpointError(
             f"{path}: not a checkpoint of a vitgraft run, which states its task and options. As weights of a model you "
             f"name: MODELNAME:checkpoint_path={path} to predict and export, --model.checkpoint_path {path} to train"
         )
+    check_trusted(content, path, trust, known)
     options = {**content["hyper_parameters"], "pretrained": False, "checkpoint_path": None}
     return {**content, "hyper_parameters": options}, path
+
+
+def check_trusted(content: Any, path: str | Path, trust: bool = False, known: Any = None) -> None:
+    """Refuses a run's checkpoint whose task or options name classes that are not vitgraft's.
+
+    Args:
+        content: Of the file.
+        path: The file, for the message.
+        trust: Whether it may name them.
+        known: A recipe of the user's; the classes that it names may be named here too.
+
+    Raises:
+        UntrustedError: It names one.
+    """
+    if isinstance(content, dict) and not trust:
+        check_class_paths(f"{path}: task", {"class_path": content.get("task", "Classification")}, known=known)
+        check_class_paths(f"{path}: hyper_parameters", content.get("hyper_parameters"), known=known)
 
 
 def is_intact(path: str | Path) -> bool:
     """Whether the file is there and its contents have their checksums."""
     try:
-        _check(Path(path))
+        check_file(Path(path))
     except (CheckpointError, OSError):
         return False
     return True
@@ -237,32 +290,122 @@ def _of_run_folder(folder: Path, named: str) -> Path:
     raise MissingCheckpointError(message)
 
 
-def _check(path: Path) -> bool:
-    """Compares the CRC of all that a zip archive holds; whether it is one (files of PyTorch before 1.6 are not)."""
+def check_file(path: str | Path) -> bool:
+    """Looks for damage of a file of weights without loading it; whether it is a zip archive.
+
+    Of zip archives (`torch.save` since PyTorch 1.6, .npz) the CRC of all that they hold is compared, of safetensors
+    the header with the length of the file.
+
+    Raises:
+        DamagedCheckpointError: It is empty, cut short, changed, or another file in its place.
+        MissingCheckpointError: No such file.
+    """
+    path = Path(path)
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: no such file")
     size = path.stat().st_size
-    if size == 0:
-        raise DamagedCheckpointError(f"{path} is empty")
     with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            return False
+        head = file.read(1024)
+    if instead := not_the_file(head):
+        raise DamagedCheckpointError(f"{path} {instead}")
+    is_zip = head.startswith(b"PK")
+    if path.suffix == ".safetensors":
+        if is_zip:
+            raise DamagedCheckpointError(
+                f"{path} is not a safetensors file, but one of torch.save or another zip archive: name it .pth"
+            )
+        _check_safetensors(path, size)
+        return False
+    if not is_zip:
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if path.suffix != ".npz":
+                _refuse_bombs(path, entries, size)
             # PyTorch reads an entry that is marked as a folder as empty, whatever its CRC
-            folders = (entry.filename for entry in archive.infolist() if entry.external_attr & 0x10)
+            folders = (entry.filename for entry in entries if entry.external_attr & 0x10)
             broken = archive.testzip() or next(folders, None)
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile raises what a damaged header makes it stumble on
-        raise DamagedCheckpointError(f"{path} is cut short ({size} bytes are left) or damaged: {error}") from error
+        raise DamagedCheckpointError(
+            f"{path} is cut short ({size} bytes are left) or damaged: {error}; {AGAIN}"
+        ) from error
     if broken:
-        raise DamagedCheckpointError(f"{path} is damaged: {broken} does not have its checksum")
+        raise DamagedCheckpointError(f"{path} is damaged: {broken} does not have its checksum; {AGAIN}")
     return True
+
+
+def _refuse_bombs(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
+    """`torch.save` stores tensors as they are: a file that unpacks to more than its size is not of it."""
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(entry.file_size for entry in entries) > size:
+        what = f"{packed[0]} is compressed" if packed else "it claims to hold more than its length"
+        raise DamagedCheckpointError(f"{path} is not a file of torch.save, or damaged: {what}; {AGAIN}")
+
+
+def _check_safetensors(path: Path, size: int) -> None:
+    """Compares the length that the header of a safetensors file announces with the file's."""
+
+    def refuse(why: str) -> NoReturn:
+        raise DamagedCheckpointError(f"{path} is not a safetensors file, or damaged: {why}; {AGAIN}")
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            refuse(f"its header of {length} bytes does not fit into its {size}")
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            refuse(f"its header can't be read ({type(error).__name__}: {error})")
+    if whole != size:
+        refuse(f"it is cut short, {size} of {whole} bytes" if size < whole else f"{size - whole} bytes follow its end")
+
+
+def _check_values(content: Any, path: Path) -> None:
+    """Raises `DamagedCheckpointError` where weights are NaN or infinite, or claim more values than the file holds.
+
+    Weights are the tensors at the top and those of a mapping at the top, such as `state_dict`; the state of an
+    optimizer lies deeper.
+    """
+    if not isinstance(content, dict):
+        return
+    weights: dict[int, tuple[str, torch.Tensor]] = {}  # by memory: averaged weights may be the raw ones
+    for key, value in content.items():
+        inside = value.items() if isinstance(value, dict) else ((key, value),)
+        for name, tensor in inside:
+            if isinstance(tensor, torch.Tensor) and not MASK.search(str(name)):
+                weights.setdefault(id(tensor), (str(name), tensor))
+    bad = [name for name, tensor in weights.values() if not _is_finite(name, tensor, path)]
+    if bad:
+        raise DamagedCheckpointError(
+            f"{path} can't be used: {len(bad)} of its {len(weights)} tensors hold NaN or infinite values, such as "
+            f"{bad[0]}. Training went wrong before it was saved, or the file was damaged: use a checkpoint from before "
+            "that, or get the file again"
+        )
+
+
+def _is_finite(name: str, tensor: torch.Tensor, path: Path) -> bool:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.numel() == 0:
+        return True
+    # values that are repeated in memory, once
+    once = tensor[tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())]
+    if once.numel() * once.element_size() > once.untyped_storage().nbytes():
+        raise DamagedCheckpointError(f"{path} is damaged: {name} claims {tensor.numel()} values and has fewer; {AGAIN}")
+    if not (once.is_floating_point() or once.is_complex()):
+        return True
+    if once.element_size() == 1:  # float8, for which PyTorch lacks the operator
+        once = once.to(torch.float32)
+    return bool(torch.isfinite(once).all())
 
 
 def _way_out(path: Path) -> str:
     """What else of the run can be used where `path` cannot, to be added to a message; "" where nothing can."""
     other = path.with_name({"last": "best", "best": "last"}.get(path.stem, path.stem) + path.suffix)
-    intact = next((one for one in (other, previous(other)) if other != path and is_intact(one)), None)
+    intact = next((one for one in (other, previous(other)) if other != path and _is_usable(one)), None)
     if intact is None:
         return ""
     if path.stem == "best":
@@ -271,6 +414,14 @@ def _way_out(path: Path) -> str:
         f". {intact} is intact: a new run can start from its weights, by --model.checkpoint_path {intact} and another "
         "--out; validate, predict and export can use it as it is"
     )
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name, of_split, read_file
 from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, TarIndex, is_tar
 from vitgraft.errors import DataError, ImageError
+from vitgraft.untrusted import is_inside
 
 
 class Files:
@@ -46,8 +47,8 @@ class Files:
         return {name: number for number, name in enumerate(self.index.names)}
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return (self.root / name).is_file() if self.index is None else name in self._places
+        """Whether there is such a file; a name that leads out of the dataset names none."""
+        return is_inside(name) and (self.root / name).is_file() if self.index is None else name in self._places
 
     def has_folder(self, name: str) -> bool:
         """Whether there is such a folder."""
@@ -117,6 +118,7 @@ class FileSource(ImageSource):
         names: Their paths there.
         labels: Of each, or None where there are none.
         class_names: The name of each label.
+        anywhere: Whether names may lead out of the dataset, as a user's may; those of annotations may not.
     """
 
     def __init__(
@@ -125,7 +127,9 @@ class FileSource(ImageSource):
         names: Sequence[str],
         labels: Sequence[int] | None = None,
         class_names: Sequence[str] = (),
+        anywhere: bool = False,
     ):
+        self.anywhere = anywhere
         self.where, self.names, self.class_names = str(files.root), Names(names), tuple(class_names)
         self.labels = np.full(len(names), -1) if labels is None else np.asarray(labels, dtype=np.int64)
         self.tar = None
@@ -140,6 +144,8 @@ class FileSource(ImageSource):
     def read(self, index: int) -> bytes:
         name = self.name(index)
         if self.tar is None:
+            if not (self.anywhere or is_inside(self.names[index])):
+                raise ImageError(name, "the name leads out of the dataset, and is not opened")
             return read_file(name, name)
         if self.offsets[index] < 0:
             raise ImageError(name, "No such file in the tar")
@@ -230,4 +236,4 @@ def open_files(paths: Sequence[str | Path]) -> FileSource:
                 raise DataError(f"{path}: no such file or folder")
     if not names:
         raise DataError(f"{', '.join(map(str, paths))}: no image found (looked for {' '.join(sorted(EXTENSIONS))})")
-    return FileSource(files, names)
+    return FileSource(files, names, anywhere=True)

@@ -63,7 +63,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """
         checkpoint_files.write(with_plain_names(checkpoint) if self.plain_names else checkpoint, path)
         if not self._read_back:  # once in a run: what can't be read is better known at the start than at the end
-            checkpoint_files.read_checkpoint(path)
+            checkpoint_files.read_checkpoint(path, finite=False)  # losses that are not finite are the guards' business
             self._read_back = True
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from vitgraft.machine import describe
 from vitgraft.metrics.report_writer import print_report, write_report
-from vitgraft.terminal import console
+from vitgraft.terminal import console, note
 
 __all__ = ["EvaluationFiles"]
 
@@ -79,7 +79,7 @@ class EvaluationFiles(pl.Callback):
             folder = Path(trainer.default_root_dir) / name
             title = ", ".join([stage, *(one.replace("_", " ") for one in parts)])
             written = write_report(folder, report, pl_module.class_names, title, metadata, unreadable)
-            print(f"written to {folder}: {', '.join(path.name for path in written)}\n")
+            note(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 
 
 def limited(trainer: pl.Trainer, stage: str) -> bool:
