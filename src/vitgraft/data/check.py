@@ -9,8 +9,9 @@ A `Check` is one split of a dataset; each task has its own (`ImageCheck` here, `
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vitgraft.data.findings import FILE_ERRORS, IMBALANCE, Check, Examined, Find
 from vitgraft.data.layout import layouts_of
 from vitgraft.data.readers.base import ImageSource, check_same_classes
 from vitgraft.data.readers.open import open_source
-from vitgraft.errors import DataError
+from vitgraft.errors import DataError, TrainingError
 
 __all__ = ["ImageCheck", "check", "open_checks"]
 
@@ -145,8 +146,14 @@ def _examine_all(one: Check, workers: int) -> Iterator[Examined]:
     if workers <= 1:
         yield from map(one.examine, range(len(one)))
         return
-    with multiprocessing.Pool(workers, _remember, (one,)) as pool:
-        yield from pool.imap(_examine_remembered, range(len(one)), chunksize=16)
+    with ProcessPoolExecutor(workers, initializer=_remember, initargs=(one,)) as pool:
+        try:
+            yield from pool.map(_examine_remembered, range(len(one)), chunksize=16)
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                f"a process that decodes images ended (killed where memory runs out, or a crash): --workers {workers}; "
+                "fewer need less memory"
+            ) from error
 
 
 _check: Check

@@ -6,7 +6,6 @@ compare. The file that a new one replaces is kept beside it as NAME-previous.
 
 import argparse
 import contextlib
-import errno
 import os
 import pickle
 import re
@@ -21,7 +20,7 @@ from typing import IO, Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from vitgraft.atomic import atomic_write, flush
+from vitgraft.atomic import FULL, atomic_write, flush
 from vitgraft.errors import CheckpointError, TrainingError
 from vitgraft.terminal import warn
 
@@ -45,7 +44,6 @@ EMA_KEY = "state_dict_ema"
 HUB_PREFIX = "local-dir:"
 RUN_FILES = ("best.ckpt", "last.ckpt")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DamagedCheckpointError(CheckpointError):
