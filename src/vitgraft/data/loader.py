@@ -176,7 +176,8 @@ class Loader:
         try:
             yield from self.batches
         except RuntimeError as error:
-            if reason := worker_failure(error):
+            workers = getattr(self.batches._iterator, "_workers", ())
+            if reason := worker_failure(error, [worker.exitcode for worker in workers]):
                 _shut_down(self.batches, failed=True)
                 raise TrainingError(reason) from error
             raise
@@ -207,7 +208,7 @@ def _whole(batch: Any) -> Any:
 
 
 def _shut_down(batches: DataLoader, failed: bool = False) -> None:
-    """Ends the workers. Those of a loader that failed are not asked first: that takes 5 seconds for each that blocks."""
+    """Ends the workers. Those of a loader that failed are not asked first: each that blocks would take 5 seconds."""
     _open.discard(batches)
     iterator, batches._iterator = batches._iterator, None
     if iterator is None or not hasattr(iterator, "_workers"):
@@ -245,11 +246,12 @@ def _end_worker(error: BaseException, batch: Any) -> None:
     os._exit(NOT_SHARED)
 
 
-def worker_failure(error: BaseException) -> str | None:
+def worker_failure(error: BaseException, exit_codes: Sequence[int | None] = ()) -> str | None:
     """What happened to a loader's worker processes and what to try; None where the error is of something else.
 
     Args:
         error: As torch raises it: where a batch is asked for, or anywhere in the main thread when a worker dies.
+        exit_codes: Of the workers, where they are known.
     """
     text = str(error)
     if not isinstance(error, RuntimeError) or not re.match(r"DataLoader (timed out|worker \(pid)", text):
@@ -260,7 +262,7 @@ def worker_failure(error: BaseException) -> str | None:
             f"no batch came from the loader's worker processes within {found[1]} s (data.timeout={found[1]}): they "
             f"block, or the disk or network does not answer. A larger timeout waits longer, 0 for ever; {here}"
         )
-    if "Bus error" in text or f"code: {NOT_SHARED}" in text or "shared memory" in text:
+    if "Bus error" in text or f"code: {NOT_SHARED}" in text or NOT_SHARED in exit_codes:
         return (
             f"a worker process of the loader could not hand over a batch in shared memory{_room()}. Fewer workers or "
             "images in a batch need less, workers 0 needs none; docker run --shm-size=8g gives more"
@@ -270,7 +272,8 @@ def worker_failure(error: BaseException) -> str | None:
             "a worker process of the loader was killed, as the system does where memory runs out: fewer workers or "
             f"images in a batch need less; {here}"
         )
-    return f"a worker process of the loader ended ({text.split(') ', 1)[-1].splitlines()[0].rstrip(' .')}): {here}"
+    how = re.sub(r".*pid(\(s\))? [\d, ]+\) (is )?", "", text.splitlines()[0]).rstrip(" .")
+    return f"a worker process of the loader ended ({how}): {here}"
 
 
 def workers_that_fit(dataset: Dataset, batch_size: int, workers: int) -> int:

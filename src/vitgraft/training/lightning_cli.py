@@ -192,7 +192,8 @@ def main(argv: Sequence[str]) -> int:
     Lightning ends with code 1 on a KeyboardInterrupt.
     """
     before = None
-    if threading.current_thread() is threading.main_thread():
+    # ignored in background jobs of a shell: they are not to be interrupted
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         before = signal.signal(signal.SIGINT, _interrupt)
     try:
         return _main(argv)

@@ -103,8 +103,18 @@ class Files:
 
 
 def _walk(root: Path) -> Iterator[str]:
+    """The files below a folder. A link to a folder that it lies in, which would lead round for ever, is left out."""
+    lines = {str(root): (os.path.realpath(root),)}  # folder to come -> real paths of it and of those that it lies in
     for here, folders, names in os.walk(root, followlinks=True):
+        line = lines.pop(here)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders.copy():
+            path = os.path.join(here, name)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(line[-1], name)
+            if real in line:
+                folders.remove(name)
+            else:
+                lines[path] = (*line, real)
         below = os.path.relpath(here, root).replace(os.sep, "/")
         yield from (name if below == "." else f"{below}/{name}" for name in names)
 

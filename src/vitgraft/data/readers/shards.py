@@ -134,7 +134,10 @@ def open_shards(
     if missing:
         raise DataError(f"{len(missing)} of {len(shards)} shards are not there: {', '.join(missing[:3])}")
     if class_names is None and (listed := _beside(shards[0], "classes.txt")):
-        class_names = listed.decode().splitlines()
+        try:
+            class_names = listed.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"classes.txt beside {shards[0]}: no text in UTF-8 ({error})") from error
     return ShardSource(shards, _index(shards, directory, cache), class_names, cache)
 
 
@@ -145,7 +148,7 @@ def _index(shards: Sequence[str], directory: Path, cache: FileCache) -> dict[str
             return index
         log.warning("%s beside the shards is for other shards, and not used", INDEX_NAME)
     states = "\n".join(shard if is_url(shard) else f"{shard} {_state(Path(shard))}" for shard in shards)
-    kept = directory / f"shards-{hashlib.blake2b(states.encode(), digest_size=8).hexdigest()}.npz"
+    kept = directory / f"shards-{hashlib.blake2b(os.fsencode(states), digest_size=8).hexdigest()}.npz"
     if kept.is_file():
         with np.load(kept) as index:
             return dict(index)
@@ -260,11 +263,11 @@ def _state(path: Path) -> str:
 
 
 def _text(lines) -> np.ndarray:
-    return np.frombuffer("\n".join(lines).encode(), dtype=np.uint8)
+    return np.frombuffer("\n".join(lines).encode(errors="surrogateescape"), dtype=np.uint8)
 
 
 def _lines(text: np.ndarray) -> list[str]:
-    return text.tobytes().decode().split("\n")
+    return text.tobytes().decode(errors="surrogateescape").split("\n")
 
 
 if __name__ == "__main__":

@@ -84,12 +84,13 @@ class TarIndex:
         kept = cache_dir / f"{_fingerprint(path)}.index.npz"
         if kept.exists():
             with np.load(kept) as saved:
-                return cls(saved["names"].tobytes().decode().split("\n"), saved["offsets"], saved["sizes"])
+                names = saved["names"].tobytes().decode(errors="surrogateescape").split("\n")
+                return cls(names, saved["offsets"], saved["sizes"])
         log.info("%s: looking for the images in it, once", path)
         index = cls.scan(path)
         try:
             with atomic_file(kept) as file:
-                names = np.frombuffer("\n".join(index.names).encode(), dtype=np.uint8)
+                names = np.frombuffer("\n".join(index.names).encode(errors="surrogateescape"), dtype=np.uint8)
                 np.savez(file, names=names, offsets=index.offsets, sizes=index.sizes)
         except OSError as error:
             log.warning("%s: its index can't be kept in %s (%s)", path, cache_dir, error)
@@ -195,4 +196,4 @@ def _fingerprint(path: Path) -> str:
     """A file name for what is derived from a file: another one when the file changes."""
     stat = path.stat()
     key = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
-    return f"{path.name.split('.')[0]}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+    return f"{path.name.split('.')[0]}-{hashlib.blake2b(os.fsencode(key), digest_size=8).hexdigest()}"
