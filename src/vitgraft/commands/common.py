@@ -49,7 +49,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         from vitgraft.data.loader import worker_failure
 
         refused = disk_error(error)
-        reason = f"could not write {refused}" if refused else worker_failure(error)
+        reason = f"could not write: {refused}" if refused else worker_failure(error)
         if reason is None:
             raise
         print(f"{parser.prog} {args.command}: stopped: {reason}", file=sys.stderr)

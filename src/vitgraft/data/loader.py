@@ -253,9 +253,13 @@ def worker_failure(error: BaseException, exit_codes: Sequence[int | None] = ()) 
         error: As torch raises it: where a batch is asked for, or anywhere in the main thread when a worker dies.
         exit_codes: Of the workers, where they are known.
     """
-    text = str(error)
-    if not isinstance(error, RuntimeError) or not re.match(r"DataLoader (timed out|worker \(pid)", text):
+    if not isinstance(error, RuntimeError) or not re.match(r"DataLoader (timed out|worker \(pid)", str(error)):
         return None
+    texts = [str(error)]
+    if isinstance(error.__cause__, RuntimeError):  # the one that torch raised when the worker died
+        texts.insert(0, str(error.__cause__))
+    texts += [f"killed by signal: {signal.strsignal(-code)}" for code in exit_codes if code and code < 0]
+    text = "\n".join(texts)
     here = "workers 0 loads in the main process, which names the cause"
     if found := re.search(r"timed out after (\d+)", text):
         return (
@@ -272,8 +276,8 @@ def worker_failure(error: BaseException, exit_codes: Sequence[int | None] = ()) 
             "a worker process of the loader was killed, as the system does where memory runs out: fewer workers or "
             f"images in a batch need less; {here}"
         )
-    how = re.sub(r".*pid(\(s\))? [\d, ]+\) (is )?", "", text.splitlines()[0]).rstrip(" .")
-    return f"a worker process of the loader ended ({how}): {here}"
+    how = re.search(r"killed by signal: [\w ]+|exit code:? -?\d+", text)
+    return f"a worker process of the loader ended ({how[0].strip() if how else 'why is not known'}): {here}"
 
 
 def workers_that_fit(dataset: Dataset, batch_size: int, workers: int) -> int:

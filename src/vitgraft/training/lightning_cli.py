@@ -229,7 +229,7 @@ def _main(argv: Sequence[str]) -> int:
             reason = "\n".join(getattr(error, "__notes__", [])) or "out of memory"
             reason += f"\n({str(error).splitlines()[0]})"
         elif refused := disk_error(error):
-            reason = f"could not write {refused}. Make room or writable, then continue a run with --resume"
+            reason = f"could not write: {refused}. Make room or writable, then continue a run with --resume"
         else:
             reason = worker_failure(error) or lost_process(error)
         if reason is None:
@@ -286,6 +286,11 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if "model" not in recipe:
         need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
         errors.insert(0, f"no model: give {need}")
+    errors += [
+        f"{name}={value!r}: not in UTF-8, which a recipe can't hold; rename it, or give a link to it"
+        for name, value in run_folder.flat(recipe).items()
+        if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode()
+    ]
     if errors:
         raise RecipeError(errors)
     recipe = with_class_paths(recipe, default)

@@ -33,7 +33,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["LOCK", "RunLogger", "begin", "check_data", "locked", "nothing_half_written", "read_record"]
+__all__ = ["LOCK", "RunLogger", "begin", "check_data", "flat", "locked", "nothing_half_written", "read_record"]
 
 RECORD = "run.json"
 LOCK = ".lock"
@@ -100,7 +100,7 @@ def begin(
     else:  # nothing there, or a run that ended before it saved anything
         _drop_metrics_from(folder / "metrics.csv", 0)
     if not held or not record:
-        device = "cuda" if torch.cuda.is_available() and _flat(recipe).get("trainer.accelerator") != "cpu" else "cpu"
+        device = "cuda" if torch.cuda.is_available() and flat(recipe).get("trainer.accelerator") != "cpu" else "cpu"
         made_with = {"versions": _versions(), "commit": source_commit(), "machine": describe(torch.device(device))}
         _write_record(folder / RECORD, {"recipe": recipe, "recipe_name": recipe_name, **made_with})
     return last if resume and held else None
@@ -288,7 +288,7 @@ def _number(content: Any, key: str) -> int:
 
 def _is_finished(content: Any, recipe: Mapping[str, Any]) -> bool:
     """Whether the checkpoint is at the end of the epochs or steps that the recipe asks for."""
-    options = _flat(recipe)
+    options = flat(recipe)
     epochs, steps = (options.get(f"trainer.{name}") for name in ("max_epochs", "max_steps"))
     try:
         done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -334,7 +334,7 @@ def _write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines "option: then -> now" of what matters; by the values as JSON has them."""
-    old, new = _flat(old), _flat(json.loads(json.dumps(new, default=str)))
+    old, new = flat(old), flat(json.loads(json.dumps(new, default=str)))
     absent = "(not given)"
     return [
         f"{key}: {old.get(key, absent)!r} then, {new.get(key, absent)!r} now"
@@ -343,15 +343,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names, without `init_args`."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             inner = f"{prefix}{key}." if key != "init_args" else prefix  # the same with and without init_args between
-            flat.update(_flat(value, inner))
+            found.update(flat(value, inner))
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _versions() -> dict[str, str]:

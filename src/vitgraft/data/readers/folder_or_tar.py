@@ -195,7 +195,9 @@ def open_class_folders(
             f"{root}: {len(empty)} of {len(classes)} class folders hold no image: {shown}. "
             f"Remove them, or add images ({' '.join(sorted(EXTENSIONS))})"
         )
-    return FileSource(files, [name for _, name in found], [label[name] for name, _ in found], classes)
+    # what is no UTF-8 as text, which recipes and checkpoints can hold
+    shown = [name.encode(errors="backslashreplace").decode() for name in classes]
+    return FileSource(files, [name for _, name in found], [label[name] for name, _ in found], shown)
 
 
 def _in_split(files: Files, split: str | None) -> tuple[list[str], str]:

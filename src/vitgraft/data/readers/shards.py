@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import sys
 import tarfile
