@@ -192,9 +192,9 @@ def _results(args: argparse.Namespace) -> int:
     out = console()
     from reproduction import results
 
+    records = results.read_records(args.runs, args.dataset)
     if args.output:
         check_writable(args.output)
-    records = results.read_records(args.runs, args.dataset)
     summaries = results.summarize(records)
     if args.format == "markdown":
         write(None, results.to_markdown(summaries))
