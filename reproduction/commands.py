@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from vitgraft.atomic import check_writable
 from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress, console, write, write_json
@@ -176,6 +177,7 @@ def _figures(args: argparse.Namespace) -> int:
     if args.photos and not args.photos.is_dir():
         raise CommandError(f"--photos {args.photos}: no such folder")
     _check_speed(args)
+    check_writable(args.out)
     total = speed.speed_reports(figures.TRADEOFF_TABLES) if args.speed else 0
     total += len(figures.SYSTEMS) * len(args.seeds) * ("receptive_field" in wanted)
     with Progress(total) as step:
@@ -191,13 +193,14 @@ def _results(args: argparse.Namespace) -> int:
     from reproduction import results
 
     records = results.read_records(args.runs, args.dataset)
+    if args.output:
+        check_writable(args.output)
     summaries = results.summarize(records)
     if args.format == "markdown":
         write(None, results.to_markdown(summaries))
     else:
         results.print_terminal(summaries, out)
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
         for folder, record in zip(args.runs, records, strict=True):
             write_json(args.output / f"{folder.name}.json", record)
     return 0

@@ -79,12 +79,16 @@ def _evaluations(folder: Path, kind: str) -> dict[str, Any]:
     """The evaluations of `vitgraft validate` and `vitgraft test` in a run, without those of a part of the data."""
     found = {}
     for path in sorted([*folder.glob("validate*/metrics.json"), *folder.glob("test*/metrics.json")]):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if "limited" not in values:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
             measured = {name: values["metrics"].get(name) for name, _ in METRICS[kind].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CommandError(f"{path}: not the metrics of an evaluation ({error}); evaluate again") from error
+        if "limited" not in values:
             known = {name: values[name] for name in ("weights", "split", "inference") if name in values}
             metrics = {name: 100 * value for name, value in measured.items() if value is not None}
-            found[path.parent.name] = {"metrics": metrics, "checkpoint": Path(values["checkpoint"]).name, **known}
+            checkpoint = values.get("checkpoint")  # None where it was evaluated as it was built
+            found[path.parent.name] = {"metrics": metrics, "checkpoint": checkpoint and Path(checkpoint).name, **known}
     return {"evaluations": found} if found else {}
 
 

@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the command's name; by default those of this process.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks must not end a run
+            stream.reconfigure(errors="backslashreplace")
     if argv and argv[0] in RUNS:
         return _training(argv)
     return run_command(_parser(), argv)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitgraft.atomic import atomic_write
 from vitgraft.errors import MissingExtraError
 
 # Controls, formats such as the direction of writing, halves of characters, separators of lines and paragraphs
@@ -160,11 +161,14 @@ def short_name(name: str, longest: int | None = None) -> str:
 
 
 def write(path: Path | None, text: str) -> None:
-    """Writes a text to a file, or to stdout."""
+    """Writes a text to a file, which is whole or as it was before, or to stdout."""
     if path is None:
         sys.stdout.write(text)
+    elif path.exists() and not path.is_file():  # a device or a pipe, which can't be replaced
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     else:
-        path.write_text(text, encoding="utf-8")
+        with atomic_write(path) as file:
+            file.write(text)
 
 
 def write_json(path: Path | None, values: Any) -> None:

@@ -7,8 +7,8 @@ import re
 import pytest
 
 pytest.importorskip("pytorch_lightning")
+from vitgraft.atomic import check_writable
 from vitgraft.errors import CheckpointError, RunFolderError
-from vitgraft.training.callbacks.checkpoint import check_writable
 from vitgraft.training.run_folder import RunLogger, begin
 from vitgraft.weights import files as checkpoint_files
 

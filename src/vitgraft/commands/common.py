@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from vitgraft.atomic import check_writable, disk_error
 from vitgraft.errors import CommandError, TrainingError, VitgraftError
 from vitgraft.terminal import console, printable, write, write_json
 
@@ -44,6 +45,15 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from vitgraft.data.loader import worker_failure
+
+        refused = disk_error(error)
+        reason = f"could not write: {refused}" if refused else worker_failure(error)
+        if reason is None:
+            raise
+        print(f"{parser.prog} {args.command}: stopped: {reason}", file=sys.stderr)
+        return 1
 
 
 def add_command(commands, name: str, run: Callable, summary: str, text: str, examples: Iterable[str]):
@@ -80,7 +90,7 @@ def print_as(args: argparse.Namespace, terminal: Callable, markdown: Callable, v
     suffixes = {".md": "markdown", ".json": "json"}
     chosen = args.format or (suffixes.get(args.output.suffix, "terminal") if args.output else "terminal")
     if chosen == "terminal" and args.output:
-        with args.output.open("w", encoding="utf-8") as file:
+        with args.output.open("w", encoding="utf-8", errors="backslashreplace") as file:
             terminal(console(file=file, width=120))
     elif chosen == "terminal":
         terminal(console())
@@ -91,11 +101,18 @@ def print_as(args: argparse.Namespace, terminal: Callable, markdown: Callable, v
 
 
 def check_output(path: Path | None) -> None:
-    """Raises `CommandError` where no file can be written, before any work is done."""
+    """Refuses a file that can't be written, before any work is done.
+
+    Raises:
+        CommandError: Its folder does not exist, or it is a folder.
+        RunFolderError: Its folder can't be written.
+    """
     if path is not None and not path.parent.is_dir():
         raise CommandError(f"{path}: the folder {path.parent} does not exist")
     if path is not None and path.is_dir():
         raise CommandError(f"{path} is a folder; name a file in it")
+    if path is not None and (path.is_file() or not path.exists()):
+        check_writable(path.parent)
 
 
 def positive(text: str) -> int:

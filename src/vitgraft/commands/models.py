@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from vitgraft.atomic import check_writable
 from vitgraft.commands.common import MODEL_HELP, add_command, add_format, add_trust, check_output, positive, print_as
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress, console, write_json
@@ -162,6 +163,8 @@ def _bench(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     if args.output.suffix == ".onnx" or not args.output.is_dir():
         check_output(args.output)
+    else:
+        check_writable(args.output.absolute().parent)
     from vitgraft.tools import hub
     from vitgraft.weights.files import resolve_checkpoint
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from vitgraft.atomic import check_writable
 from vitgraft.commands.common import add_command, add_format, add_trust, check_output, positive, print_as
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress
@@ -192,6 +193,8 @@ def _predict(args: argparse.Namespace) -> int:
             raise CommandError(f"--output {path}: the name must end in .csv or .json")
     if args.visualize and (args.visualize.is_file() or not args.visualize.parent.is_dir()):
         raise CommandError(f"--visualize {args.visualize}: not a folder that can be made")
+    if args.visualize:
+        check_writable(args.visualize if args.visualize.is_dir() else args.visualize.parent)
     from vitgraft.predict.run import run
 
     return run(args)

@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from vitgraft.data.findings import Check, Finding
 from vitgraft.data.learnable import PIXELS, look, show_and_stop
-from vitgraft.data.loader import Loader, Samples
+from vitgraft.data.loader import TIMEOUT, Loader, Samples
 from vitgraft.data.readers.base import Source, check_same_classes
 from vitgraft.data.sampling import EvalOrder, TrainOrder
 from vitgraft.errors import DataError, MissingExtraError
@@ -40,6 +40,7 @@ class DataModule(pl.LightningDataModule):
         batch_size: Images per step of each process.
         eval_batch_size: Images per step of each process in evaluation; None is `batch_size`.
         workers: Loader processes of each process; they change nothing in the batches.
+        timeout: Seconds to wait for a batch of the loader processes before the run ends; 0 waits for ever.
         seed: Order and augmentation are functions of it; also which digit scenes are trained on.
         cache_dir: Folder for unpacked tars, indices and downloaded shards; None is ~/.cache/vitgraft.
         smoke: Generated images instead of the real ones.
@@ -50,6 +51,7 @@ class DataModule(pl.LightningDataModule):
         "batch_size": PositiveInt,
         "eval_batch_size": PositiveInt,
         "workers": NonNegativeInt,
+        "timeout": NonNegativeInt,
         "seed": NonNegativeInt,
         "num_classes": PositiveInt,
     }
@@ -69,6 +71,7 @@ class DataModule(pl.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         workers: int = 4,
+        timeout: int = TIMEOUT,
         seed: int = 0,
         cache_dir: str | None = None,
         smoke: bool = False,
@@ -76,7 +79,7 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.root, self.cache_dir = root, cache_dir
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.workers, self.seed = workers, seed
+        self.workers, self.timeout, self.seed = workers, timeout, seed
         self.is_smoke = smoke
         self.model_options = {"mean": mean, "std": std}
         self.num_classes: int | None = None
@@ -291,7 +294,8 @@ class DataModule(pl.LightningDataModule):
         on_gpu = torch.cuda.is_available() and (
             self.trainer is None or self.trainer.strategy.root_device.type == "cuda"
         )
-        loader = Loader(samples, order, self.workers, on_gpu, position if self.trainer is not None else None)
+        position = position if self.trainer is not None else None
+        loader = Loader(samples, order, self.workers, on_gpu, position, self.timeout)
         self._loaders.append(loader)
         return loader
 

@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader
 from vitgraft.data.findings import IMBALANCE, Check, Finding, Options, Report, SetReport, noted
 from vitgraft.data.layout import layouts_of, passed_over
 from vitgraft.data.learnable import class_findings
+from vitgraft.data.loader import worker_failure
 from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.open import open_source
+from vitgraft.errors import TrainingError
 
 __all__ = ["ImageCheck", "check", "open_checks"]
 
@@ -128,9 +130,15 @@ def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None]
     for number, one in enumerate(checks):
         # 16 at a time: to send the result of a small image by itself takes longer than to decode it
         batches = DataLoader(one, 16, num_workers=workers if workers > 1 else 0, collate_fn=list)
-        for index, examined in enumerate(itertools.chain.from_iterable(batches)):
-            step(one.files.name(index))
-            one.examined[index] = examined
+        try:
+            for index, examined in enumerate(itertools.chain.from_iterable(batches)):
+                step(one.files.name(index))
+                one.examined[index] = examined
+        except RuntimeError as error:
+            reason = worker_failure(error)
+            if reason is None:
+                raise
+            raise TrainingError(f"--workers {workers}: {reason}") from error
         findings += _findings_of_files(checks, number, seen)
     if checks and hasattr(checks[0], "infer_rule"):
         findings += checks[0].infer_rule(checks)

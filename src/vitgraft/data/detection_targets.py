@@ -142,8 +142,35 @@ def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
         if sum(counts) != height * width:
             raise ValueError(f"of {sum(counts)} pixels, the image has {height * width}")
         return _as_text(rle_codec.frPyObjects(segmentation, height, width))
-    polygons = [list(map(float, polygon)) for polygon in segmentation or [] if not polygon_error(polygon)]
+    polygons = [
+        _clipped(list(map(float, polygon)), size) for polygon in segmentation or [] if not polygon_error(polygon)
+    ]
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     return _as_text(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width))) if polygons else None
+
+
+def _clipped(polygon: list[float], size: tuple[int, int]) -> list[float]:
+    """The polygon; where it goes far beyond the image, its part within and around the image.
+
+    The codec walks along each edge in steps of a fifth of a pixel: 1e9 pixels would take minutes and gigabytes. By
+    Sutherland and Hodgman, "Reentrant polygon clipping", 1974.
+    """
+    far = 10 * max(size) + 1000
+    if max(map(abs, polygon)) <= far:
+        return polygon
+    points = list(zip(polygon[::2], polygon[1::2], strict=True))
+    for axis, side in ((0, -1), (0, 1), (1, -1), (1, 1)):
+        inside = [side * point[axis] <= far for point in points]
+        kept: list[tuple[float, float]] = []
+        for number, point in enumerate(points):
+            before = points[number - 1]
+            if inside[number] != inside[number - 1]:
+                fraction = (side * far - before[axis]) / (point[axis] - before[axis])
+                kept.append(tuple(a + fraction * (b - a) for a, b in zip(before, point, strict=True)))
+            if inside[number]:
+                kept.append(point)
+        points = kept
+    return [value for point in points for value in point]
 
 
 def _as_text(code: dict[str, Any]) -> dict[str, Any]:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing.queues
+import os
+import re
+import shutil
 import signal
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from vitgraft.data.readers.base import Source
 from vitgraft.data.sampling import Draw, EvalOrder, TrainOrder
-from vitgraft.errors import ImageError
+from vitgraft.errors import ImageError, TrainingError
 from vitgraft.randomness import derive, preserve_rng, seed_all
+from vitgraft.terminal import warn
 
 # So many unreadable images in a row are no accident: the disk is gone, or the files are no images.
 MOST_IN_A_ROW = 64
+# Seconds that a batch may take to come from a worker process: as long as PyTorch's processes wait for each other
+TIMEOUT = 600
+# Where batches of worker processes lie; with so many bytes free, it is not asked how many a batch takes
+SHARED_MEMORY, PLENTY = Path("/dev/shm"), 4 << 30
+PREFETCHED = 2  # batches of each worker, torch's default
+NOT_SHARED = 77  # exit code of a worker that can't hand over a batch
 
 
 class Batch(NamedTuple):
@@ -138,10 +151,11 @@ class Loader:
         dataset: Gives the batches.
         order: Which samples make up which batch.
         workers: Worker processes; 0 loads in the calling one. They live as long as the loader, and change nothing in
-            the batches.
+            the batches. Where their batches do not fit into /dev/shm, there are none, with a warning.
         pin_memory: Put batches into page-locked memory, from which copies to a GPU are fast.
         position: -> (epoch, batch) to start an iteration at; without it each iteration of a `TrainOrder` is the next
             epoch, from `order.set_position(...)` on.
+        timeout: Seconds to wait for a batch of the workers; 0 waits for ever.
     """
 
     def __init__(
@@ -151,8 +165,10 @@ class Loader:
         workers: int = 0,
         pin_memory: bool = False,
         position: Callable[[], tuple[int, int]] | None = None,
+        timeout: int = TIMEOUT,
     ):
         self.dataset, self.order, self.position = dataset, order, position
+        workers = workers_that_fit(dataset, order.batch_size, workers)
         self.batches = DataLoader(
             dataset,
             batch_sampler=order,
@@ -160,7 +176,8 @@ class Loader:
             collate_fn=_whole,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=begin_worker,
+            timeout=timeout if workers else 0,
             # it draws a seed for the workers, which is not to come from the global generator
             generator=torch.Generator(),
         )
@@ -174,7 +191,14 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.order, TrainOrder) and self.position is not None:
             self.order.set_position(*self.position())
-        yield from self.batches
+        try:
+            yield from self.batches
+        except RuntimeError as error:
+            workers = getattr(self.batches._iterator, "_workers", ())
+            if reason := worker_failure(error, [worker.exitcode for worker in workers]):
+                _shut_down(self.batches, failed=True)
+                raise TrainingError(reason) from error
+            raise
         if isinstance(self.order, TrainOrder):
             self.order.set_position(self.order.epoch + 1)
 
@@ -201,11 +225,17 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
-def _shut_down(batches: DataLoader) -> None:
+def _shut_down(batches: DataLoader, failed: bool = False) -> None:
+    """Ends the workers. Those of a loader that failed are not asked first: each that blocks would take 5 seconds."""
     _open.discard(batches)
     iterator, batches._iterator = batches._iterator, None
     if iterator is None or not hasattr(iterator, "_workers"):
         return
+    if failed and iterator._worker_pids_set:
+        _remove_worker_pids(id(iterator))  # or torch raises an error for each that is killed here
+        iterator._worker_pids_set = False
+        for worker in iterator._workers:
+            worker.kill()
     iterator._shutdown_workers()
     for worker in iterator._workers:
         if worker.is_alive():
@@ -218,7 +248,95 @@ def _shut_down_all() -> None:
         _shut_down(batches)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process of the group: the parent saves first, and then ends us."""
+def begin_worker(worker: int) -> None:
+    """What a worker process does first.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process of the group: the parent saves first, and then ends us. A batch
+    that can't be handed over ends the worker: multiprocessing itself drops it, and the parent would wait for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
+
+
+def _end_worker(error: BaseException, batch: Any) -> None:
+    os.write(2, f"loader worker: a batch can't be handed over: {error}\n".encode(errors="backslashreplace"))
+    os._exit(NOT_SHARED)
+
+
+def worker_failure(error: BaseException, exit_codes: Sequence[int | None] = ()) -> str | None:
+    """What happened to a loader's worker processes and what to try; None where the error is of something else.
+
+    Args:
+        error: As torch raises it: where a batch is asked for, or anywhere in the main thread when a worker dies.
+        exit_codes: Of the workers, where they are known.
+    """
+    if not isinstance(error, RuntimeError) or not re.match(r"DataLoader (timed out|worker \(pid)", str(error)):
+        return None
+    texts = [str(error)]
+    if isinstance(error.__cause__, RuntimeError):  # the one that torch raised when the worker died
+        texts.insert(0, str(error.__cause__))
+    texts += [f"killed by signal: {signal.strsignal(-code)}" for code in exit_codes if code and code < 0]
+    text = "\n".join(texts)
+    here = "workers 0 loads in the main process, which names the cause"
+    if found := re.search(r"timed out after (\d+)", text):
+        return (
+            f"no batch came from the loader's worker processes within {found[1]} s (data.timeout={found[1]}): they "
+            f"block, or the disk or network does not answer. A larger timeout waits longer, 0 for ever; {here}"
+        )
+    if "Bus error" in text or f"code: {NOT_SHARED}" in text or NOT_SHARED in exit_codes:
+        return (
+            f"a worker process of the loader could not hand over a batch in shared memory{_room()}. Fewer workers or "
+            "images in a batch need less, workers 0 needs none; docker run --shm-size=8g gives more"
+        )
+    if "Killed" in text:
+        return (
+            "a worker process of the loader was killed, as the system does where memory runs out: fewer workers or "
+            f"images in a batch need less; {here}"
+        )
+    how = re.search(r"killed by signal: [\w ]+|exit code:? -?\d+", text)
+    return f"a worker process of the loader ended ({how[0].strip() if how else 'why is not known'}): {here}"
+
+
+def workers_that_fit(dataset: Dataset, batch_size: int, workers: int) -> int:
+    """The number of worker processes, 0 with a warning where their batches do not fit into /dev/shm.
+
+    torch's other way of sharing, `file_system`, puts them there too. A sample is prepared to know the size only where
+    little is free.
+
+    Args:
+        dataset: Indexed with a number.
+        batch_size: Samples in a batch.
+        workers: The number asked for.
+    """
+    if not workers or not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free >= PLENTY or not len(dataset):
+        return workers
+    try:
+        needed = workers * PREFETCHED * batch_size * _bytes_of(dataset[0])
+    except ImageError:
+        return workers
+    if needed <= shutil.disk_usage(SHARED_MEMORY).free:
+        return workers
+    warn(
+        f"workers={workers}: their batches take about {needed / 1e6:,.1f} MB of shared memory{_room()}; images are "
+        "loaded in the main process instead, as with workers 0. docker run --shm-size=8g gives more"
+    )
+    return 0
+
+
+def _room() -> str:
+    if not SHARED_MEMORY.is_dir():
+        return ""
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return f" ({SHARED_MEMORY}: {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free)"
+
+
+def _bytes_of(sample: Any) -> int:
+    """Of all tensors in a sample."""
+    if isinstance(sample, torch.Tensor):
+        return sample.numel() * sample.element_size()
+    if isinstance(sample, Mapping):
+        sample = list(sample.values())
+    elif hasattr(sample, "__dict__"):
+        sample = list(vars(sample).values())
+    return sum(map(_bytes_of, sample)) if isinstance(sample, list | tuple) else 0

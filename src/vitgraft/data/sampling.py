@@ -144,6 +144,7 @@ class EvalOrder:
             raise ValueError(f"batch_size={batch_size}: at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank}: 0 to {world_size - 1} for world_size={world_size}")
+        self.batch_size = batch_size
         own = range(rank, length, world_size)
         self.batches = [list(own[at : at + batch_size]) for at in range(0, len(own), batch_size)]
         most = -(-len(range(0, length, world_size)) // batch_size)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitgraft.data.decode import decode_image
+from vitgraft.data.loader import TIMEOUT, begin_worker
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.open import open_files
 from vitgraft.errors import CommandError, ImageError
@@ -88,7 +89,14 @@ def predictions(
         thumbnails: Number of images, from the first on, of which predictions hold a thumbnail.
     """
     images = PreparedImages(source, predictor.transform, keep, thumbnails)
-    loader = DataLoader(images, batch_size if predictor.batched else 1, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        images,
+        batch_size if predictor.batched else 1,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=begin_worker,
+        timeout=TIMEOUT if workers else 0,
+    )
     for batch in loader:
         readable = [one for one in batch if one.error is None]
         results, failed = [], "the model's output is not finite"
@@ -127,7 +135,11 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--visualize is for segmentation and detection; --html FILE writes a page of thumbnails")
     if args.html and predictor.draws:
         raise CommandError("--html is for classifiers; --visualize DIR draws what was predicted")
-    predictor.model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        predictor.model.to(device)
+    except (RuntimeError, AssertionError) as error:  # of PyTorch, also where it was built without CUDA
+        raise CommandError(f"--device {device}: not here ({str(error).splitlines()[0]}); --device cpu works") from error
     if args.visualize:
         args.visualize.mkdir(parents=True, exist_ok=True)
 

@@ -28,7 +28,7 @@ class Writer:
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
-        self.file = self._stack.enter_context(atomic_write(self.path, errors="surrogateescape", newline=""))
+        self.file = self._stack.enter_context(atomic_write(self.path, newline=""))
         self._stack.push(lambda kind, *_: self.end() if kind is None else None)
         self.begin()
         return self

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vitgraft.atomic import check_writable
 from vitgraft.data.digits import DigitScenes
 from vitgraft.grafting import graft
 from vitgraft.machine import record
@@ -131,7 +132,7 @@ def run_demo(
     warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*isinstance.treespec.*")
     options = options or DemoOptions()
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     with out_console.status(f"drawing {options.train_scenes + options.test_scenes:,} scenes of handwritten digits ..."):
         train = DigitScenes(options.train_scenes, options.seed, "train", cache=True)
         test = DigitScenes(options.test_scenes, options.seed, "test", cache=True)

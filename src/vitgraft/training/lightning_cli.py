@@ -9,13 +9,17 @@ import contextlib
 import importlib.util
 import json
 import logging
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vitgraft.atomic import disk_error
+from vitgraft.data.loader import worker_failure
 from vitgraft.errors import MissingExtraError, RecipeError, TrainingError, VitgraftError
 from vitgraft.weights.files import read_run, resolve_checkpoint
 
@@ -29,11 +33,11 @@ except ImportError as error:
 from vitgraft.data.classification import ImageData
 from vitgraft.terminal import note, printable
 from vitgraft.training import run_folder
-from vitgraft.training.callbacks.checkpoint import Checkpoints
+from vitgraft.training.callbacks.checkpoint import Checkpoints, Interrupted
 from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
-from vitgraft.training.callbacks.guards import Guards, is_out_of_memory
+from vitgraft.training.callbacks.guards import Guards, is_out_of_memory, lost_process
 from vitgraft.training.check_recipe import recipe_errors, resolve, with_class_paths
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 from vitgraft.untrusted import CLASSES, check_class_paths
@@ -158,16 +162,16 @@ def with_data_of_run(recipe: dict[str, Any], checkpoint: str, trust: bool = Fals
     """The recipe with the data section that the checkpoint's run had, where it has none: for detectors and segmenters,
     whose label rules a checkpoint does not hold. Of a checkpoint without its run's record the image sizes are taken.
     A classifier's are in its data_config. `trust`, `known`: as of `read_run`."""
-    record = Path(checkpoint).parent / "run.json"
+    folder = Path(checkpoint).parent
     task = recipe.get("model", {}).get("class_path", "").rpartition(".")[2]
     if "data" in recipe or task in ("", "Classification"):
         return recipe
-    if record.is_file():
-        section = (run_folder.read_record(record).get("recipe") or {}).get("data")
-        if isinstance(section, dict):
-            check_class_paths(f"{record}: recipe.data", section, trust, known)
-            note(f"data options: those of the run ({record}), under those of the command line")
-            return {**recipe, "data": with_init_args(section)}
+    section = (run_folder.read_record(folder).get("recipe") or {}).get("data")
+    if isinstance(section, dict):
+        record = folder / run_folder.RECORD
+        check_class_paths(f"{record}: recipe.data", section, trust, known)
+        note(f"data options: those of the run ({record}), under those of the command line")
+        return {**recipe, "data": with_init_args(section)}
     data = resolve(default_data(recipe["model"]), pl.LightningDataModule)
     sizes = data.options_of(recipe["model"]["init_args"].get("data_config") or {})
     known = ", ".join(f"{name} {value}" for name, value in sizes.items())
@@ -188,8 +192,25 @@ def default_data(model: Any) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs `vitgraft fit ...` and returns the exit code: 0 done, 1 a run that had to stop, 2 a request with errors.
 
-    A signal that ended a run leaves by `Interrupted`, with the code 128 + its number.
+    A signal that ended a run leaves by `Interrupted`, with the code 128 + its number. Ctrl-C does so everywhere:
+    Lightning ends with code 1 on a KeyboardInterrupt.
     """
+    before = None
+    # ignored in background jobs of a shell: they are not to be interrupted
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        return _main(argv)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise Interrupted(number)
+
+
+def _main(argv: Sequence[str]) -> int:
     command = argv[0]
     if "--help-all" in argv[1:]:
         VitgraftCLI([command, "--help"])  # prints and exits
@@ -208,10 +229,16 @@ def main(argv: Sequence[str]) -> int:
         print(printable(f"vitgraft {command}: {head}" + "\n  ".join(lines)), file=sys.stderr)
         return 2
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            reason = "\n".join(getattr(error, "__notes__", [])) or "out of memory"
+            reason += f"\n({str(error).splitlines()[0]})"
+        elif refused := disk_error(error):
+            reason = f"could not write: {refused}. Make room or writable, then continue a run with --resume"
+        else:
+            reason = worker_failure(error) or lost_process(error)
+        if reason is None:
             raise
-        advice = "\n".join(getattr(error, "__notes__", [])) or "out of memory"
-        print(f"vitgraft {command}: stopped: {advice}\n({str(error).splitlines()[0]})", file=sys.stderr)
+        print(printable(f"vitgraft {command}: stopped: {reason}"), file=sys.stderr)
         return 1
 
 
@@ -273,12 +300,17 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if "model" not in recipe:
         need = "--config RECIPE" if command == "fit" else "--ckpt_path CHECKPOINT (or --config RECIPE)"
         errors.insert(0, f"no model: give {need}")
+    errors += [
+        f"{name}={value!r}: not in UTF-8, which a recipe can't hold; rename it, or give a link to it"
+        for name, value in run_folder.flat(recipe).items()
+        if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode()
+    ]
     if errors:
         raise RecipeError(errors)
     recipe = with_class_paths(recipe, default)
     if command != "fit" or arguments.smoke:
         return _launch(command, recipe, arguments.smoke)
-    with run_folder.nothing_half_written(recipe["out"]):
+    with run_folder.locked(recipe["out"]), run_folder.nothing_half_written(recipe["out"]):
         last = run_folder.begin(recipe["out"], recipe, arguments.resume, _name(arguments.config), arguments.trust)
         if last is not None:
             recipe["ckpt_path"] = str(last)
@@ -312,7 +344,8 @@ def _print_summary(cli: VitgraftCLI) -> None:
     print(f"fit: {trainer.current_epoch} epochs, {trainer.global_step} updates, {values}")
     out = Path(cli._get(cli.config, "out"))
     if out.is_dir():
-        note(f"written to {out}: {', '.join(sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()))}")
+        files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+        note(f"written to {out}: {', '.join(name for name in files if name != run_folder.LOCK)}")
 
 
 def _quiet() -> None:

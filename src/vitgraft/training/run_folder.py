@@ -1,6 +1,7 @@
 """The folder of a run: which run may use it, what is recorded, and where a run is resumed.
 
-run.json            the recipe as it was run, versions, commit, hardware; `begin` compares with it
+run.json            the recipe as it was run, versions, commit, hardware, data; `begin` and `check_data` compare
+.lock               while the run is running
 last.ckpt           and last-previous.ckpt, best.ckpt: see `Checkpoints`
 metrics.csv         what was logged; a resumed run appends
 """
@@ -8,7 +9,8 @@ metrics.csv         what was logged; a resumed run appends
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,26 +22,33 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from vitgraft.atomic import atomic_write
+from vitgraft.atomic import atomic_write, check_writable
 from vitgraft.errors import RunFolderError
 from vitgraft.machine import describe, source_commit
 from vitgraft.terminal import note, warn
-from vitgraft.training.callbacks.checkpoint import check_writable
 from vitgraft.weights import files as checkpoint_files
 
-__all__ = ["RunLogger", "begin", "nothing_half_written", "read_record"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["LOCK", "RunLogger", "begin", "check_data", "flat", "locked", "nothing_half_written", "read_record"]
 
 RECORD = "run.json"
+LOCK = ".lock"
 # Marker files of a run, ours or another program's
 RUN_FILES = (RECORD, "*.ckpt", "*.pth", "*.pth.tar", "*.safetensors", "config.yaml", "metrics.csv", "lightning_logs")
 # What may differ when a run is resumed: it changes neither the weights nor what they are measured on
 FREE = (
     "out", "ckpt_path", "weights", "verbose", "guards", "checkpoints.every_n_steps", "checkpoints.handle_signals",
-    "data.root", "data.workers", "data.cache", "data.cache_dir", "data.cache_gb", "data.eval_batch_size",
+    "data.root", "data.workers", "data.timeout", "data.cache", "data.cache_dir", "data.cache_gb",
+    "data.eval_batch_size",
     "trainer.accelerator", "trainer.logger", "trainer.profiler", "trainer.log_every_n_steps", "trainer.max_time",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.num_sanity_val_steps",
     "trainer.default_root_dir", "trainer.callbacks", "model.checkpoint_path", "model.class_names",
 )  # fmt: skip
+SECTIONS = ("recipe", "versions", "data")  # of run.json
 PACKAGES = ("vitgraft", "torch", "torchvision", "timm", "pytorch-lightning")
 
 
@@ -73,7 +82,7 @@ def begin(
     if rank_zero_only.rank:  # the first process does the rest
         return last if resume and held else None
     check_writable(folder)
-    record = read_record(folder / RECORD)
+    record = read_record(folder)
     if resume and held:
         differing = _differences(record.get("recipe", {}), recipe)
         if record and differing:
@@ -98,10 +107,73 @@ def begin(
     else:  # nothing there, or a run that ended before it saved anything
         _drop_metrics_from(folder / "metrics.csv", 0)
     if not held or not record:
-        device = "cuda" if torch.cuda.is_available() and _flat(recipe).get("trainer.accelerator") != "cpu" else "cpu"
+        device = "cuda" if torch.cuda.is_available() and flat(recipe).get("trainer.accelerator") != "cpu" else "cpu"
         made_with = {"versions": _versions(), "commit": source_commit(), "machine": describe(torch.device(device))}
         _write_record(folder / RECORD, {"recipe": recipe, "recipe_name": recipe_name, **made_with})
     return last if resume and held else None
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keeps other runs out of the folder while the block runs. A process that dies keeps nothing locked.
+
+    The first process of a run locks for all of them. A lock of `lockf` is not inherited by loader workers, which may
+    outlive the process that they belong to, and holds over NFS.
+
+    Args:
+        folder: Made where it is missing, and removed again where nothing is in it afterwards.
+
+    Raises:
+        RunFolderError: It can't be written, or another run is running in it.
+    """
+    folder, path = Path(folder), Path(folder) / LOCK
+    if rank_zero_only.rank:
+        yield
+        return
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    check_writable(folder)
+    descriptor = _lock(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        _remove_empty(missing)
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of the lock file, which is locked until it is closed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl is None:
+                raise OSError("not on this system")
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise RunFolderError(
+                f"{path.parent} is in use by a run that is running ({holder or 'which'}): wait for its end, stop it, "
+                "or give another --out"
+            ) from error
+        except OSError as error:
+            warn(f"{path}: files can't be locked here ({error}), so a second run into this folder would not be refused")
+            return descriptor
+        try:
+            current = os.stat(path).st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            current = False
+        if current:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            return descriptor
+        os.close(descriptor)  # another run ended and removed it in between
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for one in folders:
+        if one.is_dir() and not any(one.iterdir()):
+            one.rmdir()
 
 
 @contextmanager
@@ -117,9 +189,7 @@ def nothing_half_written(folder: str | Path) -> Iterator[None]:
         if not any(path.suffix == ".ckpt" or path.name == "metrics.csv" for path in new):
             for path in sorted(new, reverse=True):  # what is inside a folder before the folder
                 path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-            for path in missing:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+            _remove_empty(missing)
         raise
 
 
@@ -152,6 +222,56 @@ class _AppendingWriter(ExperimentWriter):
                 self.metrics_keys = next(csv.reader(file), [])
 
 
+def check_data(folder: str | Path, source: Callable[[str], Any], allow_changed: bool = False) -> None:
+    """Compares the data with what the record of the run in the folder holds of it; records it for a new run.
+
+    Args:
+        folder: The run's; nothing is compared or written without a run.json in it.
+        source: "train" or "val" -> the source of its images.
+        allow_changed: Warn of other images and record them, where they are of the same classes.
+
+    Raises:
+        RunFolderError: The run would be resumed on other images, or on other classes.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if not record:
+        return
+    now = {split: source(split).fingerprint() for split in ("train", "val")}
+    then = record.get("data")
+    last = folder / "last.ckpt"
+    if isinstance(then, dict) and any(path.is_file() for path in (last, checkpoint_files.previous(last))):
+        changed = [line for split in now if split in then for line in _changes(split, then[split], now[split])]
+        listed = f"the data of {folder} changed since the run began:\n  " + "\n  ".join(changed)
+        if any(then[split]["classes"] != now[split]["classes"] for split in now if split in then):
+            raise RunFolderError(
+                f"{listed}\nA run can't go on with other classes: bring the data back, or start another run (--out) "
+                "from its weights (--model.checkpoint_path)"
+            )
+        if changed and not allow_changed:
+            raise RunFolderError(
+                f"{listed}\nBring the data back, or go on with what is there now by --guards.allow_changed_data true, "
+                "which is no exact resume"
+            )
+        if changed:
+            rank_zero_only(warn)(listed)
+    if then != now and not rank_zero_only.rank:
+        _write_record(folder / RECORD, {**record, "data": now})
+
+
+def _changes(split: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if then["images"] != now["images"]:
+        yield f"{split}: {then['images']:,} images then, {now['images']:,} now"
+    elif then["names"] != now["names"]:
+        yield f"{split}: as many images, {now['images']:,}, but with other names"
+    if then["classes"] != now["classes"]:
+        for when, one, other in (("then", then, now), ("now", now, then)):
+            if only := [name for name in one["classes"] if name not in set(other["classes"])]:
+                yield f"{split}: classes only {when}: {', '.join(only[:8])}{' ...' if len(only) > 8 else ''}"
+        if set(then["classes"]) == set(now["classes"]):
+            yield f"{split}: the same classes in another order"
+
+
 def _drop_metrics_from(path: Path, step: int) -> None:
     """Drops the rows that will be logged again."""
     if not path.is_file():
@@ -175,7 +295,7 @@ def _number(content: Any, key: str) -> int:
 
 def _is_finished(content: Any, recipe: Mapping[str, Any]) -> bool:
     """Whether the checkpoint is at the end of the epochs or steps that the recipe asks for."""
-    options = _flat(recipe)
+    options = flat(recipe)
     epochs, steps = (options.get(f"trainer.{name}") for name in ("max_epochs", "max_steps"))
     try:
         done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -190,20 +310,24 @@ def _run_files(folder: Path) -> list[str]:
     return sorted({found.name for pattern in RUN_FILES for found in folder.glob(pattern)})
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a run; empty where there is none.
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The run.json of a run's folder; empty where there is none.
 
     Raises:
-        RunFolderError: It can't be read.
+        RunFolderError: It is damaged.
     """
+    path = Path(folder) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        if not isinstance(record, dict) or not all(isinstance(record.get(key, {}), dict) for key in SECTIONS):
+            raise ValueError(f"not an object with {', '.join(SECTIONS)}")
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} is not readable ({error}): remove it, or give another --out") from error
-    if not isinstance(record, dict) or not all(isinstance(record.get(key, {}), dict) for key in ("recipe", "versions")):
-        raise RunFolderError(f"{path} is not the record of a run: remove it, or give another --out")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(
+            f"{path} can't be read ({error}). It is the record of the run's options; without it (delete it) they are "
+            "not compared when the run is resumed"
+        ) from error
     return record
 
 
@@ -217,7 +341,7 @@ def _write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines "option: then -> now" of what matters; by the values as JSON has them."""
-    old, new = _flat(old), _flat(json.loads(json.dumps(new, default=str)))
+    old, new = flat(old), flat(json.loads(json.dumps(new, default=str)))
     absent = "(not given)"
     return [
         f"{key}: {old.get(key, absent)!r} then, {new.get(key, absent)!r} now"
@@ -226,15 +350,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names, without `init_args`."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             inner = f"{prefix}{key}." if key != "init_args" else prefix  # the same with and without init_args between
-            flat.update(_flat(value, inner))
+            found.update(flat(value, inner))
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _versions() -> dict[str, str]:

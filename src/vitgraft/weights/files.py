@@ -10,7 +10,6 @@ weight that stays finite can't be noticed there.
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import pickle
@@ -26,7 +25,7 @@ from typing import IO, Any, Literal, NoReturn
 import torch
 from safetensors.torch import load_file
 
-from vitgraft.atomic import atomic_write, flush
+from vitgraft.atomic import FULL, atomic_write, flush
 from vitgraft.errors import CheckpointError, TrainingError
 from vitgraft.terminal import warn
 from vitgraft.untrusted import check_class_paths, not_the_file
@@ -57,7 +56,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 MASK = re.compile(r"(^|[._])att[e]?n?_?mask\w*$|(^|[._])mask$")
 AGAIN = "copy or download it again"
 LARGEST_HEADER = 100_000_000  # bytes: the limit of the safetensors library
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DamagedCheckpointError(CheckpointError):

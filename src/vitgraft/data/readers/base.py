@@ -6,6 +6,7 @@ any process, and keeps no state that could matter.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,6 +69,16 @@ class Source:
             ImageError: It can't be read.
         """
         raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must find again: the number of images, a hash of their names, the classes.
+
+        Names count from the last folder that all of them are in, so that the data may be moved.
+        """
+        names = [os.fsencode(self.name(index)) for index in range(len(self))]
+        start = os.path.commonprefix([min(names), max(names)]).rfind(b"/") + 1 if names else 0  # noqa: RUF071
+        digest = hashlib.sha256(b"\n".join(name[start:] for name in names))
+        return {"images": len(names), "names": digest.hexdigest()[:16], "classes": list(map(str, self.classes))}
 
 
 class ImageSource(Source):

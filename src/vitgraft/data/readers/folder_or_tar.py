@@ -104,8 +104,18 @@ class Files:
 
 
 def _walk(root: Path) -> Iterator[str]:
+    """The files below a folder. A link to a folder that it lies in, which would lead round for ever, is left out."""
+    lines = {str(root): (os.path.realpath(root),)}  # folder to come -> real paths of it and of those that it lies in
     for here, folders, names in os.walk(root, followlinks=True):
+        line = lines.pop(here)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders.copy():
+            path = os.path.join(here, name)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(line[-1], name)
+            if real in line:
+                folders.remove(name)
+            else:
+                lines[path] = (*line, real)
         below = os.path.relpath(here, root).replace(os.sep, "/")
         yield from (name if below == "." else f"{below}/{name}" for name in names)
 
@@ -184,7 +194,9 @@ def open_class_folders(
             f"{root}: {len(empty)} of {len(classes)} class folders hold no image: {shown}. "
             f"Remove them, or add images ({' '.join(sorted(EXTENSIONS))})"
         )
-    return FileSource(files, [name for _, name in found], [label[name] for name, _ in found], classes)
+    # what is no UTF-8 as text, which recipes and checkpoints can hold
+    shown = [name.encode(errors="backslashreplace").decode() for name in classes]
+    return FileSource(files, [name for _, name in found], [label[name] for name, _ in found], shown)
 
 
 def _in_split(files: Files, split: str | None) -> tuple[list[str], str]:

@@ -60,8 +60,11 @@ def open_imagenet_val(path: Path, cache_dir: str | Path | None = None) -> FileSo
 def _synsets(path: Path) -> dict[int, str]:
     """Number of each validation image -> its synset."""
     if kaggle := _find(path, KAGGLE):
-        rows = csv.DictReader(io.StringIO(kaggle.decode()))
-        return {int(row["ImageId"].rsplit("_", 1)[1]): row["PredictionString"].split()[0] for row in rows}
+        try:
+            rows = csv.DictReader(io.StringIO(kaggle.decode()))
+            return {int(row["ImageId"].rsplit("_", 1)[1]): row["PredictionString"].split()[0] for row in rows}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, csv.Error) as error:
+            raise DataError(f"{path}: {KAGGLE} is damaged ({error!r})") from error
     truth, meta = _find(path, GROUND_TRUTH), _find(path, META)
     if truth is None:
         raise DataError(
@@ -74,7 +77,10 @@ def _synsets(path: Path) -> dict[int, str]:
             f"was not found; put it (or {DEVKIT}.tar.gz) beside the ground truth"
         )
     ids = _wordnet_ids(meta)
-    given = [int(line) for line in truth.decode().split()]
+    try:
+        given = [int(line) for line in truth.decode().split()]
+    except ValueError as error:
+        raise DataError(f"{path}: {GROUND_TRUTH} is damaged ({error}); wanted a number in each line") from error
     if unknown := set(given) - set(ids):
         raise DataError(f"{GROUND_TRUTH}: class {min(unknown)} is not in {META}, which has {min(ids)} to {max(ids)}")
     return {number: ids[class_id] for number, class_id in enumerate(given, start=1)}

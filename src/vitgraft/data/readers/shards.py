@@ -134,7 +134,10 @@ def open_shards(
     if missing:
         raise DataError(f"{len(missing)} of {len(shards)} shards are not there: {', '.join(missing[:3])}")
     if class_names is None and (listed := _beside(shards[0], "classes.txt")):
-        class_names = listed.decode().splitlines()
+        try:
+            class_names = listed.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"classes.txt beside {shards[0]}: no text in UTF-8 ({error})") from error
     return ShardSource(shards, _index(shards, directory, cache), class_names, cache)
 
 

@@ -135,7 +135,7 @@ def unpack_lines(text: np.ndarray) -> list[str]:
 
 def digest(text: str) -> str:
     """A part of a file name that stands for a text."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
 class PlainTar:

@@ -6,7 +6,6 @@ between two updates, never with gradients waiting, and in a validation only mark
 
 import os
 import signal
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,8 @@ from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from vitgraft.errors import RunFolderError, TrainingError
+from vitgraft.atomic import check_writable
+from vitgraft.errors import TrainingError
 from vitgraft.options import WholeNumber
 from vitgraft.terminal import note, warn
 from vitgraft.weights import files as checkpoint_files
@@ -288,7 +288,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     def _receive(self, number: int, frame: Any) -> None:
         if self._signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         self._signal = number
         if number == signal.SIGINT:
             os.write(2, b"\nsaving after this update; Ctrl-C again to end at once, unsaved\n")
@@ -313,20 +313,6 @@ class Checkpoints(pl.callbacks.Checkpoint):
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
         self._handlers = {}
-
-
-def check_writable(folder: str | Path) -> None:
-    """Makes the folder where it is missing and tries it by writing a file.
-
-    Raises:
-        RunFolderError: It can't be made or written.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise RunFolderError(f"output folder {folder}: can't be written ({error.strerror or error})") from error
 
 
 def _begin_next_epoch(trainer: pl.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""What a run tolerates and what stops it: non-finite losses, unreadable images, full memory."""
+"""What a run tolerates and what stops it: non-finite losses, unreadable images, changed data, full memory."""
 
 import math
 from typing import Any
@@ -10,8 +10,9 @@ from pydantic import validate_call
 from vitgraft.errors import TrainingError
 from vitgraft.options import WholeNumber
 from vitgraft.terminal import warn
+from vitgraft.training.run_folder import check_data
 
-__all__ = ["Guards", "advice_on_memory", "is_out_of_memory"]
+__all__ = ["Guards", "advice_on_memory", "is_out_of_memory", "lost_process"]
 
 SHOWN = 8
 IN_A_ROW = 10  # skipped updates with none between them that was made: a run that has diverged
@@ -35,11 +36,15 @@ class Guards(pl.Callback):
     Args:
         max_skipped: Updates of an epoch that may be skipped.
         max_unreadable: Images that may be unreadable.
+        allow_changed_data: Resume on other images than the run began with; not an exact resume.
     """
 
     @validate_call
-    def __init__(self, max_skipped: WholeNumber = 10, max_unreadable: WholeNumber = 100):
+    def __init__(
+        self, max_skipped: WholeNumber = 10, max_unreadable: WholeNumber = 100, allow_changed_data: bool = False
+    ):
         self.max_skipped, self.max_unreadable = max_skipped, max_unreadable
+        self.allow_changed_data = allow_changed_data
         self.skipped = self.updates = 0  # of this epoch; those that were tried
         self.in_a_row = 0  # skipped since the last one that was made, over epochs
         self.unreadable: dict[str, str] = {}  # name -> reason, of this process
@@ -52,6 +57,16 @@ class Guards(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)  # older checkpoints have fewer counts
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compares the data with the data that the run in the folder began with, once it is opened.
+
+        Raises:
+            RunFolderError: It is other data.
+        """
+        source = getattr(trainer.datamodule, "source", None)
+        if stage == "fit" and callable(source):
+            check_data(trainer.default_root_dir, source, self.allow_changed_data)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.skipped = self.updates = 0
@@ -190,6 +205,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def lost_process(error: BaseException) -> str | None:
+    """What to print where another process of the run ended; None where the error is of something else."""
+    text = str(error)
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text
+    if not isinstance(error, RuntimeError) or not lost:
+        return None
+    return (
+        "another process of this run ended or does not answer; its own lines say why, and where there are none it was "
+        "killed, as the system does where memory runs out. The run continues from its last save by --resume\n"
+        f"({text.splitlines()[0][:200]})"
+    )
 
 
 def advice_on_memory(batch_size: int | None, accumulate: int = 1) -> str:

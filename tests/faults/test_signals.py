@@ -1,0 +1,70 @@
+"""Ctrl-C: once saves and ends, twice ends at once; 130 in all cases, in training, validation and elsewhere.
+
+What a signal saves, and that the run resumes from it exactly, is in tests/training/callbacks/test_checkpoint.py.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("pytorch_lightning")
+pytestmark = pytest.mark.slow
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def start(recipe, class_folders, tmp_path):
+    """Starts a run in tmp_path/run that waits for ever for an image of a split."""
+    processes, held = [], []
+
+    def begin(split, *words):
+        root = shutil.copytree(class_folders, tmp_path / "data")
+        file = root / split / "cat" / "0.png"
+        file.unlink()
+        os.mkfifo(file)
+        command = [sys.executable, "-W", "ignore", "-m", "vitgraft", *words, "--data.root", root, "--data.workers", "0"]
+        processes.append(subprocess.Popen(list(map(str, command)), env=ENV, stderr=subprocess.PIPE, text=True))
+        end = time.monotonic() + 90
+        while not held:
+            try:
+                held.append(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # refused until the run reads it
+            except OSError:
+                assert time.monotonic() < end and processes[0].poll() is None
+                time.sleep(0.1)
+        return processes[0]
+
+    yield begin
+    for process in processes:
+        process.kill()
+    for descriptor in held:
+        os.close(descriptor)
+
+
+def line_of(process):
+    while line := process.stderr.readline():
+        if line.strip():
+            return line
+    return ""
+
+
+def test_twice_ends_at_once(start, recipe, tmp_path):
+    process = start("train", "fit", "--config", recipe, "--out", tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again to end at once, unsaved" in line_of(process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_in_an_evaluation(start, trained, tmp_path):
+    process = start("val", "validate", "--ckpt_path", trained / "best.ckpt")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err, err
