@@ -100,7 +100,6 @@ class SegmentationData(DataModule):
         ValueError: Options that are not possible, all at once.
     """
 
-    PIXELS: ClassVar[int | None] = None  # all of a label file must be counted anyway
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
         **get_type_hints(SegmentationAugmentation, include_extras=True),
