@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from vitgraft.data.findings import Check, Finding
-from vitgraft.data.learnable import PIXELS, look, show_and_stop
+from vitgraft.data.learnable import look, show_and_stop
 from vitgraft.data.loader import TIMEOUT, Loader, Samples
 from vitgraft.data.readers.base import Source, check_same_classes
 from vitgraft.data.sampling import EvalOrder, TrainOrder
@@ -55,8 +55,6 @@ class DataModule(pl.LightningDataModule):
         "seed": NonNegativeInt,
         "num_classes": PositiveInt,
     }
-    # how many pixels of a split are decoded before a run
-    PIXELS: ClassVar[int | None] = PIXELS
     # how often a sample is drawn in a row
     repeats = 1
 
@@ -157,7 +155,7 @@ class DataModule(pl.LightningDataModule):
             found.append(Finding("warning", "passed over", str(self.root), more))
         for split in splits:
             if (check := self.check(split)) is not None:
-                look(check, pixels=self.PIXELS)
+                look(check)
                 found += [*check.file_findings(), *check.learnable()]
         return found
 

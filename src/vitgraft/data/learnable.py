@@ -15,10 +15,10 @@ import numpy as np
 from vitgraft.data.findings import Check, Finding
 from vitgraft.errors import DataError
 
-__all__ = ["LOOKED_AT", "PIXELS", "REASONS", "class_findings", "left_out_findings", "look", "show_and_stop"]
+__all__ = ["LOOKED_AT", "REASONS", "class_findings", "left_out_findings", "look", "show_and_stop"]
 
 LOOKED_AT = 64  # images of a split that are examined before a run
-PIXELS = 4_000_000  # of them that are decoded, of classifiers and detectors; of the other images the header is read
+PIXELS = 4_000_000  # of them that are decoded, beside label files; of the other images the header is read
 
 
 class Reason(NamedTuple):

@@ -6,7 +6,6 @@ Needs the `train` extra.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
@@ -100,7 +99,6 @@ class SegmentationData(DataModule):
         ValueError: Options that are not possible, all at once.
     """
 
-    PIXELS: ClassVar[int | None] = None  # all of a label file must be counted anyway
     LIMITS: ClassVar[dict[str, Any]] = {
         **DataModule.LIMITS,
         **get_type_hints(SegmentationAugmentation, include_extras=True),
@@ -256,9 +254,7 @@ class SegmentationData(DataModule):
             _ = self.files
 
     def check(self, split: str) -> PairCheck:
-        options = Options(None, reduce_zero_label=bool(self.reduce_zero_label), ignore_index=self.ignore_index)
-        names = self.class_names
-        check = PairCheck(self._pairs[split], list(names), replace(options, num_classes=len(names)))
+        check = PairCheck(self._pairs[split], list(self.class_names), Options())
         check.rule = self.source(split).rule
         return check
 
