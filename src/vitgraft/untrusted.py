@@ -105,7 +105,7 @@ def not_the_file(data: bytes) -> str:
     """
     start = data[:200].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not data:
-        return "is empty: download or copy it again"
+        return "is empty; copy or download it again"
     if start.startswith(LFS):
         return "is a Git LFS pointer, not the file that it stands for: run git lfs pull in its repository"
     if start.startswith(PAGES):

@@ -56,7 +56,7 @@ def replaced(content):
 
 
 HARM = {
-    "empty": (replaced(b""), "is empty: download or copy it again"),
+    "empty": (replaced(b""), "is empty; copy or download it again"),
     "page": (replaced(PAGE), "is an HTML page"),
     "pointer": (replaced(POINTER), "is a Git LFS pointer.*git lfs pull"),
     "cut": (cut, r"cut short.*download it again"),

@@ -218,7 +218,8 @@ def read_or_previous(
         where = ""
         if isinstance(content, dict) and "global_step" in content:
             where = f" (epoch {content.get('epoch')}, step {content['global_step']})"
-        warn(f"{error}. Using the one before it: {before}{where}")
+        reason = str(error).removesuffix(f"; {AGAIN}")
+        warn(f"{reason}. Using the one before it: {before}{where}")
         return content, before
 
 
