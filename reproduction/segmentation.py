@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vitgraft.machine import peak_bytes, record, timed
-from vitgraft.models.feature_pyramid import feature_backbone
+from vitgraft.models.feature_pyramid import pyramid
 from vitgraft.models.upernet import UperNet
 from vitgraft.terminal import console, print_table, write_json
 from vitgraft.tools.count import count_parts
@@ -48,7 +48,7 @@ def build(
         device: Where its tensors are made.
         **options: Of `UperNet`.
     """
-    return UperNet(feature_backbone(build_model(backbone, 0, None, graft, device=str(device))), num_classes, **options)
+    return UperNet(pyramid(build_model(backbone, 0, None, graft, device=str(device))), num_classes, **options)
 
 
 def cost(model: UperNet, size: Sequence[int] = IMAGE_SIZE) -> dict[str, dict[str, int]]:

@@ -20,7 +20,9 @@ PUBLIC = {
     "grafts",
     "is_grafted",
     "load_official",
+    "pyramid",
     "register_block",
+    "register_smp_encoder",
     "strip",
     "train_grafts_only",
 }

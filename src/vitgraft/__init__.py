@@ -23,7 +23,9 @@ if not (sys.argv and _only_prints_help()):
     from vitgraft.models import hybrid as _hybrid  # noqa: F401
     from vitgraft.models import swin as _swin  # noqa: F401
     from vitgraft.models import vit as _vit  # noqa: F401
+    from vitgraft.models.adapters import register_smp_encoder
     from vitgraft.models.dense import DenseFeatures
+    from vitgraft.models.feature_pyramid import pyramid
     from vitgraft.models.zoo import pvt as _pvt  # noqa: F401
     from vitgraft.models.zoo import regionvit as _regionvit  # noqa: F401
     from vitgraft.models.zoo import t2t_vit as _t2t_vit  # noqa: F401
@@ -46,7 +48,9 @@ __all__ = [
     "grafts",
     "is_grafted",
     "load_official",
+    "pyramid",
     "register_block",
+    "register_smp_encoder",
     "strip",
     "train_grafts_only",
 ]

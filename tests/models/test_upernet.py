@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import vitgraft
 from vitgraft.errors import CheckpointError
 from vitgraft.models.dense import DenseFeatures
-from vitgraft.models.feature_pyramid import feature_backbone
+from vitgraft.models.feature_pyramid import pyramid
 from vitgraft.models.swin import SwinTransformer
 from vitgraft.models.upernet import UperNet
 from vitgraft.tools.count import count_params
@@ -105,7 +105,7 @@ def test_other_backbones(name):
         model = timm.create_model("resnet10t")
     else:
         model = vitgraft.graft(swin(), window_size=4)
-    net = UperNet(feature_backbone(model), 3, **HEAD).eval()
+    net = UperNet(pyramid(model), 3, **HEAD).eval()
     assert net(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
     assert bool(net.no_weight_decay()) == (name != "resnet")
 
@@ -224,7 +224,7 @@ def test_other_classes_and_other_heads():
 def test_parameters_of_the_head_as_published():
     """ConvModules and classifiers of the head at 512 channels, counted by hand."""
     with torch.device("meta"):
-        net = UperNet(feature_backbone(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0)), 150)
+        net = UperNet(pyramid(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0)), 150)
     widths, c, k = (96, 192, 384, 768), 512, 150
     norms = 2 * c
     pooling = 4 * (768 * c + norms) + (768 + 4 * c) * c * 9 + norms

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("pytorch_lightning")
 import vitgraft
-from vitgraft.models.feature_pyramid import feature_backbone
+from vitgraft.models.feature_pyramid import pyramid
 from vitgraft.models.swin import SwinTransformer
 from vitgraft.models.upernet import UperNet
 from vitgraft.tasks.classification import Classification
@@ -206,7 +206,7 @@ def test_what_does_not_decay_in_the_segmenters():
     """mmcv's rule goes by name: biases and batch norms (`bn`) decay, layer norms and position tables do not."""
     task = read_recipe(FOLDER / "ade20k/upernet_swin_tiny_ade20k.yaml")["model"]["init_args"]
     small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4, "num_classes": 0}
-    net = UperNet(feature_backbone(SwinTransformer(**small)), 3, 8, aux_channels=4)
+    net = UperNet(pyramid(SwinTransformer(**small)), 3, 8, aux_channels=4)
     options = {"no_weight_decay": task["no_weight_decay"], "decay_vectors": task["decay_vectors"]}
     optimizer = make_optimizer(net, "adamw", 1e-3, task["weight_decay"], **options)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}

@@ -19,14 +19,14 @@ from torch import nn
 from vitgraft.errors import GraftError
 from vitgraft.grafting.blocks import BlockSpec, first_argument
 
-__all__ = ["BlockHooks", "GraftHooks", "GridSource", "TokenGrid", "detach_hooks", "has_hooks"]
+__all__ = ["BlockHooks", "GraftHooks", "GridSource", "TokenGrid", "detach_hooks", "has_hooks", "of_this_thread"]
 
 Size = tuple[int, int]
 
 _thread = threading.local()
 
 
-def _of_this_thread(name: str) -> weakref.WeakKeyDictionary:
+def of_this_thread(name: str) -> weakref.WeakKeyDictionary:
     """A dictionary that belongs to the running thread, by hooks, and keeps no model alive."""
     mine = _thread.__dict__
     if name not in mine:
@@ -49,12 +49,12 @@ _REENTRANT = (
 
 def _tag(x: torch.Tensor, source: object, size: Size) -> None:
     if torch.is_grad_enabled():
-        setattr(x, _TAG, (id(source), size))  # plain numbers: a tensor is saved with its attributes
+        # plain numbers: a tensor is saved with its attributes
+        setattr(x, _TAG, {**getattr(x, _TAG, {}), id(source): size})
 
 
 def _tagged(x: torch.Tensor, source: object) -> Size | None:
-    tag = getattr(x, _TAG, None)
-    return tag[1] if tag is not None and tag[0] == id(source) else None
+    return getattr(x, _TAG, {}).get(id(source))
 
 
 _HANDLES = "_graft_handles"
@@ -122,7 +122,7 @@ class GridSource:
         self.size, self.traced = size, None
         if torch.is_grad_enabled():
             self.trained.add(size)
-        sizes, task = _of_this_thread("sizes"), _backward_task()
+        sizes, task = of_this_thread("sizes"), _backward_task()
         noted_in, noted, used = sizes.get(self, (task, (), False))
         # several images may be read before the first block runs, such as crops of two sizes
         earlier = () if alone or used or noted_in != task else noted
@@ -136,15 +136,15 @@ class GridSource:
         if self.traced is not None:
             return (self.traced,)
         task = _backward_task()
-        noted_in, noted, _ = _of_this_thread("sizes").get(self, (None, (), True))
+        noted_in, noted, _ = of_this_thread("sizes").get(self, (None, (), True))
         if noted_in == task:
-            _of_this_thread("sizes")[self] = (task, noted, True)
+            of_this_thread("sizes")[self] = (task, noted, True)
             return noted
         return tuple(self.trained) if task != -1 else ()  # a checkpointed block runs again without its image
 
     def recall(self, size: Size) -> None:
         """Notes again the size that a checkpointed block ran with."""
-        _of_this_thread("sizes")[self] = (_backward_task(), (size,), True)
+        of_this_thread("sizes")[self] = (_backward_task(), (size,), True)
 
 
 class TokenGrid:
@@ -183,6 +183,10 @@ class TokenGrid:
             self._fail(tokens, block, sizes)
         _tag(x, self.source, fitting[0])
         return self._cells(fitting[0])
+
+    def note_block(self, block: nn.Module, args: tuple) -> None:
+        """Pre-hook of a block whose children ask for the grid: checkpointed, it runs again with this very input."""
+        self.of(args[0], args[0].shape[1], block)
 
     def _fits(self, size: Size, tokens: int) -> bool:
         H, W = self._cells(size)
@@ -247,7 +251,11 @@ class BlockHooks:
         raise NotImplementedError
 
     def attach(self) -> None:
-        """Attaches the hooks to the block and its children."""
+        """Attaches the hooks to the block and its children, to stay with them."""
+        _keep(self.block, *self.register())
+
+    def register(self) -> list[Any]:
+        """Registers the hooks of the block and its children, and returns their handles."""
         block, spec = self.block, self.spec
         handles = [block.register_forward_pre_hook(self.begin, with_kwargs=True)]
         if spec.input_from:
@@ -260,19 +268,19 @@ class BlockHooks:
             handles.append(block.get_submodule(spec.output_of).register_forward_hook(self.add_to_output))
         # also after an error: nothing may be left of the call; before other hooks, which see what the next block gets
         handles.append(block.register_forward_hook(self.end, prepend=True, always_call=True))
-        _keep(block, *handles)
+        return handles
 
     def _open(self, call: _Call) -> _Call:
         if torch.compiler.is_compiling():
             self.call = call
         else:
-            _of_this_thread("calls")[self] = call
+            of_this_thread("calls")[self] = call
         return call
 
     def _current(self) -> _Call | None:
         if torch.compiler.is_compiling():
             return self.call
-        return _of_this_thread("calls").get(self) or self.call
+        return of_this_thread("calls").get(self) or self.call
 
     def begin(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
         """Before the block."""
@@ -341,7 +349,7 @@ class BlockHooks:
         calls = [self.call]
         self.call = None
         if not torch.compiler.is_compiling():
-            calls.append(_of_this_thread("calls").pop(self, None))
+            calls.append(of_this_thread("calls").pop(self, None))
         return calls
 
     def end(self, block: nn.Module, args: tuple, output: Any) -> Any:

@@ -31,9 +31,11 @@ _ORIGINAL = "_graft_replaces"
 class WindowedAttention(nn.Module):
     """The attention of a plain ViT block inside windows without shift, on its own weights (section 3.1).
 
+    Prefix tokens attend to the whole grid, and the tokens of each window to them too.
+
     Args:
         attn: timm's `Attention`, whose children this module adopts.
-        grid: Grid of the tokens, without prefix tokens.
+        grid: Grid of the tokens.
         window_size: Window (height, width) in tokens.
     """
 
@@ -47,7 +49,7 @@ class WindowedAttention(nn.Module):
         self.train(attn.training)
 
     def forward(self, x: torch.Tensor, attn_mask: Any = None, is_causal: bool = False) -> torch.Tensor:
-        """(B, H * W, C) to (B, H * W, C)
+        """(B, P + H * W, C) to (B, P + H * W, C)
 
         Raises:
             ValueError: A mask was given.
@@ -55,19 +57,49 @@ class WindowedAttention(nn.Module):
         if attn_mask is not None or is_causal:
             raise ValueError("backbone_attention='window' takes no attn_mask and no is_causal")
         B, tokens, C = x.shape
+        prefix = x[:, : self.grid.prefix]
         H, W = self.grid.of(x, tokens, self)
         window = effective_window((H, W), self.window_size)
-        x = pad_grid(x.view(B, H, W, C), window)
+        x = pad_grid(x[:, self.grid.prefix :].reshape(B, H, W, C), window)
         padded = x.shape[1], x.shape[2]
         x = window_partition(x, window)
-        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
+        if self.grid.prefix:
+            prefix, x = self._with_prefix(prefix, x, window, padded, (H, W))
+        elif isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
             x = attend_qkv(self.qkv(x), self.num_heads, drop=self.attn_drop)
         else:
-            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            x = attend(self.q_norm(q), self.k_norm(k), v, drop=self.attn_drop).transpose(1, 2).flatten(2)
-        x = self.proj_drop(self.proj(self.norm(x)))
-        x = window_reverse(x, window, padded)[:, :H, :W]
-        return x.reshape(B, tokens, C)
+            x = attend(*self._heads(x), drop=self.attn_drop).transpose(1, 2).flatten(2)
+        x = window_reverse(self._out(x), window, padded)[:, :H, :W].reshape(B, H * W, C)
+        return torch.cat((self._out(prefix), x), dim=1) if self.grid.prefix else x
+
+    def _out(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj_drop(self.proj(self.norm(x)))
+
+    def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, N, C) to q, k and v (B, h, N, d)."""
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def _with_prefix(
+        self, prefix: torch.Tensor, x: torch.Tensor, window: Size, padded: Size, size: Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prefix tokens (B, P, C) and windows (B * n, L, C), each after its attention."""
+        q, k, v = self._heads(x)
+        prefix_q, prefix_k, prefix_v = self._heads(prefix)
+        n = x.shape[0] // prefix.shape[0]
+
+        def for_windows(prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+            return torch.cat((prefix.repeat_interleave(n, dim=0), own), dim=2)
+
+        def whole(prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+            # without the padding of the windows
+            grid = window_reverse(own.transpose(1, 2).flatten(2), window, padded)[:, : size[0], : size[1]].flatten(1, 2)
+            grid = grid.view(*grid.shape[:2], self.num_heads, -1).transpose(1, 2)
+            return torch.cat((prefix, grid), dim=2)
+
+        x = attend(q, for_windows(prefix_k, k), for_windows(prefix_v, v), drop=self.attn_drop)
+        prefix = attend(prefix_q, whole(prefix_k, k), whole(prefix_v, v), drop=self.attn_drop)
+        return prefix.transpose(1, 2).flatten(2), x.transpose(1, 2).flatten(2)
 
 
 class SwinBlock(timm_swin.SwinTransformerBlock):

@@ -14,9 +14,9 @@ from torch import nn
 
 from vitgraft.errors import GraftError
 from vitgraft.grafting.blocks import ANY_PREFIX, BlockSpec, find_spec, first_argument
-from vitgraft.grafting.inject import BlockHooks, detach_hooks
+from vitgraft.grafting.inject import BlockHooks
 
-__all__ = ["GraftTarget", "find_targets"]
+__all__ = ["GraftTarget", "find_targets", "input_size"]
 
 Size = tuple[int, int]
 
@@ -206,13 +206,11 @@ def find_targets(model: nn.Module, img_size: int | Size | None = None) -> list[G
     try:
         for name, probe in probes.items():
             handles.append(probe.block.register_forward_pre_hook(lambda *_, name=name: order.append(name)))
-            probe.attach()
+            handles += probe.register()
         output = _run(model, image)
     finally:
         for handle in handles:
             handle.remove()
-        for probe in probes.values():
-            detach_hooks(probe.block)
     targets = []
     for name in dict.fromkeys(order):
         if probes[name].error is not None:
@@ -238,11 +236,12 @@ def _check_order(model: nn.Module, image: torch.Tensor, targets: list[GraftTarge
     if not fewer or image.is_meta:
         return
     again = _Probe(fewer[0].block, fewer[0].spec, [])
-    again.attach()
+    handles = again.register()
     try:
         _run(model, image)
     finally:
-        detach_hooks(again.block)
+        for handle in handles:
+            handle.remove()
     if not torch.equal(again.x0, probes[fewer[0].name].x0):
         raise GraftError(
             f"{fewer[0].name} gets other tokens of the same image at each run: a graft needs the whole grid, row by "

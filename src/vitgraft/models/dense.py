@@ -94,3 +94,7 @@ class DenseFeatures(nn.Module):
             getattr(self, f"norm{i}")(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
             for i, level in zip(self.out_indices, maps, strict=True)
         ]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Saves memory by computing the inside of the backbone's blocks twice."""
+        self.backbone.set_grad_checkpointing(enable)

@@ -20,10 +20,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vitgraft.models._rcnn import Anchors, RegionProposals, RoIAlignLevels, RoIHeads, RPNHead, Targets, paste_masks
-from vitgraft.models.dense import new_parts, undecayed
-from vitgraft.models.feature_pyramid import STRIDES, SimpleFeaturePyramid, feature_backbone
+from vitgraft.models.dense import DenseFeatures, new_parts, undecayed
+from vitgraft.models.feature_pyramid import STRIDES, SimpleFeaturePyramid, is_hierarchical, pyramid
 
-__all__ = ["SIZE_DIVISOR", "MaskRCNN", "pad_images"]
+__all__ = ["SIZE_DIVISOR", "FPNBackbone", "MaskRCNN", "pad_images"]
 
 SIZE_DIVISOR = 32
 """Batches are padded to multiples of it."""
@@ -33,15 +33,29 @@ class FPNBackbone(nn.Module):
     """Backbone and FPN: images (B, 3, H, W) to five maps of `out_channels`, strides 4 to 64.
 
     A plain ViT's simple feature pyramid is its own FPN, as in ViTDet. The fifth map is every second cell of the fourth.
+    torchvision's detectors take it as their backbone: an `OrderedDict` of maps, and `out_channels`.
+
+    Args:
+        model: A backbone as `vitgraft.pyramid` takes it, or what that function returned, of strides 4 to 32.
+        out_channels: Of all maps.
+
+    Raises:
+        TypeError, ValueError: As `vitgraft.pyramid`; a pyramid of other strides.
     """
 
-    def __init__(self, model: nn.Module, out_channels: int):
+    def __init__(self, model: nn.Module, out_channels: int = 256):
         super().__init__()
-        self.features = feature_backbone(model, out_channels)
+        if isinstance(model, (DenseFeatures, SimpleFeaturePyramid)):
+            self.features = model
+        else:
+            self.features = pyramid(model, out_channels=None if is_hierarchical(model) else out_channels)
+        strides, channels = self.features.feature_info.reduction(), self.features.feature_info.channels()
+        if tuple(strides) != STRIDES:
+            raise ValueError(f"a detector reads maps of strides {STRIDES}, not {tuple(strides)}")
         self.out_channels = out_channels
         self.fpn: nn.Module | None = None
-        if not isinstance(self.features, SimpleFeaturePyramid):
-            self.fpn = FeaturePyramidNetwork(self.features.feature_info.channels(), out_channels)
+        if isinstance(self.features, DenseFeatures) or set(channels) != {out_channels}:
+            self.fpn = FeaturePyramidNetwork(channels, out_channels)
             for module in self.fpn.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.xavier_uniform_(module.weight)  # mmdet's FPN
@@ -61,7 +75,8 @@ class MaskRCNN(nn.Module):
     """Two-stage detector with masks, or without (Faster R-CNN).
 
     Args:
-        model: A timm backbone, grafted or not: four stages of strides 4 to 32, or a plain ViT.
+        model: A backbone, grafted or not: one of timm with four stages of strides 4 to 32, or a plain ViT of timm,
+            torchvision or transformers; or what `vitgraft.pyramid` made of it.
         num_classes: Without the background, which is label 0.
         masks: False makes a Faster R-CNN.
         fpn_channels: Of the maps that all heads read.
@@ -82,7 +97,7 @@ class MaskRCNN(nn.Module):
     Parameters lie under `backbone` (`features` and `fpn`), `rpn`, `roi_heads`.
 
     Raises:
-        TypeError, ValueError: The backbone has not the maps (`feature_backbone`).
+        TypeError, ValueError: The backbone has not the maps (`vitgraft.pyramid`).
     """
 
     def __init__(
@@ -226,7 +241,7 @@ class MaskRCNN(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Saves memory by computing the inside of the backbone's blocks twice."""
-        self.backbone.features.backbone.set_grad_checkpointing(enable)
+        self.backbone.features.set_grad_checkpointing(enable)
 
 
 def pad_images(images: Sequence[torch.Tensor], divisor: int = SIZE_DIVISOR) -> ImageList:

@@ -115,9 +115,8 @@ class UperNet(nn.Module):
     """A backbone with UperNet's head, and in training an FCN head on one of its inner maps.
 
     Args:
-        backbone: Images -> list of maps, from fine to coarse, with `feature_info.channels()`: DenseFeatures (a new
-            LayerNorm on each map, as the authors have it), or what
-            `vitgraft.models.feature_pyramid.feature_backbone` gives.
+        backbone: Images -> list of maps, from fine to coarse, with `feature_info.channels()`: what
+            `vitgraft.pyramid` returns, or DenseFeatures (a new LayerNorm on each map, as the authors have it).
         num_classes: K.
         channels: Width of the head; less than the authors' 512 is cheaper (MAC grow with its square).
         pool_scales: Sides of the maps of the pyramid pooling.
@@ -146,8 +145,8 @@ class UperNet(nn.Module):
         info = getattr(backbone, "feature_info", None)
         if not hasattr(info, "channels"):
             raise TypeError(
-                f"{type(backbone).__name__} has no feature_info with the channels of its maps; wrap a timm model: "
-                "vitgraft.DenseFeatures(timm.create_model(name, num_classes=0))"
+                f"{type(backbone).__name__} has no feature_info with the channels of its maps; wrap the model: "
+                "vitgraft.pyramid(model), or vitgraft.DenseFeatures(model) for the stages of timm's"
             )
         widths = list(info.channels())
         errors = [

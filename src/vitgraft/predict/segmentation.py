@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitgraft.data.segmentation_transforms import EvalTransform, SegmentationPreprocessing, resize_labels
-from vitgraft.models.feature_pyramid import feature_backbone
+from vitgraft.models.feature_pyramid import pyramid
 from vitgraft.models.sliding_window import infer, infer_rows, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options
@@ -72,7 +72,7 @@ class Segmenter(Predictor):
             options["channels"] = h["head_channels"]
         if h.get("aux_weight", 1) <= 0:
             options["aux_channels"] = None
-        backbone = feature_backbone(build_backbone(h["model"], h.get("model_kwargs"), h.get("graft")))
+        backbone = pyramid(build_backbone(h["model"], h.get("model_kwargs"), h.get("graft")))
         model = UperNet(backbone, h["num_classes"], **options)
         given = {"short_side": None, "long_side": None, **preprocessing_options(h, SegmentationPreprocessing)}
         return cls(

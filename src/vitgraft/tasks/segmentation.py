@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.segmentation import SegmentationMetrics, predicted_classes
-from vitgraft.models.feature_pyramid import feature_backbone
+from vitgraft.models.feature_pyramid import pyramid
 from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
@@ -91,7 +91,7 @@ class Segmentation(Task):
     def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
         """UperNet on the named timm model."""
         h = self.hparams
-        backbone = feature_backbone(build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device))
+        backbone = pyramid(build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device))
         aux_channels = h.aux_channels if h.aux_weight > 0 else None
         return UperNet(backbone, h.num_classes, h.head_channels, tuple(h.pool_scales), h.dropout, aux_channels)
 

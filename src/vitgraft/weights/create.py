@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from vitgraft import grafting
 from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
+from vitgraft.models.feature_pyramid import is_hierarchical
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.options import closest
 from vitgraft.weights.files import HUB_PREFIX, check_file, read_checkpoint
@@ -181,12 +182,12 @@ def build_backbone(
     model = build_model(name, 0, options, graft, pretrained, device=device)
     patches = getattr(model, "patch_embed", None)
     size = getattr(patches, "img_size", None)
-    if getattr(patches, "strict_img_size", False) and size is not None and "img_size" not in options:
+    strict = getattr(patches, "strict_img_size", False) and size is not None
+    switched = hasattr(model, "dynamic_img_size") and not is_hierarchical(model)  # by `pyramid`
+    if strict and "img_size" not in options and not switched:
         hint = "model_kwargs: {img_size: ...} gives it another"
         if name.startswith("swin_"):
             hint = f"graft_{name.split('.')[0]} with graft: {{blocks: []}} is that Swin without a graft, for every size"
-        elif hasattr(model, "dynamic_img_size"):
-            hint = "model_kwargs: {dynamic_img_size: true} lets it take every size"
         raise ModelSpecError(f"{name} takes images of {size[0]} x {size[1]} pixels only; {hint}")
     return model
 
