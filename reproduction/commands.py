@@ -142,7 +142,11 @@ def _tables(args: argparse.Namespace) -> int:
 
 def _check_speed(args: argparse.Namespace) -> None:
     """Checks what --speed needs before minutes are spent."""
+    from reproduction import speed
+
     if not args.speed:
+        if args.bench:
+            speed.read_speeds(args.bench)
         return
     import torch
 

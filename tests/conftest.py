@@ -4,6 +4,7 @@ folders, a recipe of a tiny ViT on it, and its run."""
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,3 +115,37 @@ def trained(class_folders, tmp_path_factory):
     words = ["fit", "--config", folder / "tiny.yaml", "--data.root", class_folders, "--out", folder / "run"]
     assert main([*map(str, words), "--model.graft", "{window_size: 2}", "--model.lr", "0.003"]) == 0
     return folder / "run"
+
+
+WAITING = '''
+import os
+
+from vitgraft.data.classification import ImageData
+
+
+class WaitingData(ImageData):
+    """Waits for ever for each image of the split WAITING: a pipe of that name is read, which nobody writes."""
+
+    def samples(self, split, train):
+        samples = super().samples(split, train)
+        if os.path.basename(os.environ["WAITING"]) == split:
+            samples.load = lambda index: open(os.environ["WAITING"], "rb").read()
+        return samples
+'''
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    """-> what a run needs that waits for ever for an image of a split: words of its command, environment, the pipe."""
+
+    def make(split):
+        folder = tmp_path / "waiting"
+        folder.mkdir()
+        (folder / "waiting.py").write_text(WAITING)
+        os.mkfifo(folder / split)
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "WAITING": str(folder / split)}
+        return SimpleNamespace(
+            words=["--data.class_path", "waiting.WaitingData", "--data.batch_size", "8"], env=env, pipe=folder / split
+        )
+
+    return make

@@ -4,7 +4,6 @@ What a signal saves, and that the run resumes from it exactly, is in tests/train
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,25 +14,21 @@ import pytest
 pytest.importorskip("pytorch_lightning")
 pytestmark = pytest.mark.slow
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-
 
 @pytest.fixture
-def start(recipe, class_folders, tmp_path):
-    """Starts a run in tmp_path/run that waits for ever for an image of a split."""
+def start(waiting, class_folders):
+    """Starts a run that waits for ever for an image of a split."""
     processes, held = [], []
 
     def begin(split, *words):
-        root = shutil.copytree(class_folders, tmp_path / "data")
-        file = root / split / "cat" / "0.png"
-        file.unlink()
-        os.mkfifo(file)
-        command = [sys.executable, "-W", "ignore", "-m", "vitgraft", *words, "--data.root", root, "--data.workers", "0"]
-        processes.append(subprocess.Popen(list(map(str, command)), env=ENV, stderr=subprocess.PIPE, text=True))
+        needs = waiting(split)
+        words = [*words, *needs.words, "--data.root", class_folders, "--data.workers", "0"]
+        command = [sys.executable, "-W", "ignore", "-m", "vitgraft", *map(str, words)]
+        processes.append(subprocess.Popen(command, env=needs.env, stderr=subprocess.PIPE, text=True))
         end = time.monotonic() + 90
         while not held:
             try:
-                held.append(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # refused until the run reads it
+                held.append(os.open(needs.pipe, os.O_WRONLY | os.O_NONBLOCK))  # refused until the run reads it
             except OSError:
                 assert time.monotonic() < end and processes[0].poll() is None
                 time.sleep(0.1)

@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("pytorch_lightning")
 from vitgraft.data import check, loader
+from vitgraft.data.findings import Options
 from vitgraft.data.loader import Loader, Samples
 from vitgraft.data.sampling import EvalOrder
 from vitgraft.errors import TrainingError
@@ -97,10 +98,17 @@ def test_small_shared_memory_is_noticed_before_the_start(monkeypatch, capsys):
     assert loader.workers_that_fit(dataset, 2, 0) == 0 and not capsys.readouterr().err
 
 
-def test_processes_of_check_data_that_die():
-    one = SimpleNamespace(examine=lambda index: os._exit(9) if os.getpid() != TEST else None)
-    with pytest.raises(TrainingError, match=r"a process that decodes images ended .*--workers 2"):
-        list(check._examine_all(type("Check", (), {"examine": staticmethod(one.examine), "__len__": lambda _: 3})(), 2))
+def test_processes_of_check_data_that_die(class_folders, monkeypatch):
+    def examine(self, index):
+        if os.getpid() != TEST:
+            os._exit(9)
+        return original(self, index)
+
+    original = check.ImageCheck.examine
+    monkeypatch.setattr(check.ImageCheck, "examine", examine)
+    checks, _ = check.open_checks([str(class_folders / "val")], Options())
+    with pytest.raises(TrainingError, match=r"--workers 2: a worker process of the loader"):
+        check.check(checks, 2)
 
 
 def test_predict_with_a_worker_that_is_killed(run_command, trained, class_folders, tmp_path, monkeypatch):
@@ -163,14 +171,21 @@ def test_run_with_a_worker_that_is_killed(recipe, class_folders, tmp_path):
 
 
 @pytest.mark.slow
-def test_run_with_a_file_that_never_answers(recipe, class_folders, tmp_path):
+def test_run_with_a_file_that_never_answers(waiting, recipe, class_folders, tmp_path):
+    needs, out = waiting("train"), tmp_path / "run"
+    words = [*FIT, recipe, "--data.root", class_folders, "--out", out, "--data.workers", 2, "--data.timeout", 2]
+    words = [*map(str, words), *needs.words]
+    done = subprocess.run(words, env=needs.env, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1 and "within 2 s (data.timeout=2)" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (out / "last.ckpt").exists()
+
+
+def test_a_pipe_among_the_images_is_not_read(run_command, recipe, class_folders, tmp_path):
     root, out = shutil.copytree(class_folders, tmp_path / "data"), tmp_path / "run"
     (root / "train" / "cat" / "0.png").unlink()
     os.mkfifo(root / "train" / "cat" / "0.png")
-    words = [*FIT, recipe, "--data.root", root, "--out", out, "--data.workers", 2, "--data.timeout", 2]
-    done = subprocess.run(list(map(str, words)), env=ENV, capture_output=True, text=True, timeout=90)
-    assert done.returncode == 1 and "within 2 s (data.timeout=2)" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not out.exists()
+    code, text, err = run_command("fit", "--config", recipe, "--data.root", root, "--out", out)
+    assert code == 0 and "a folder, pipe or device, not a file" in text, (text, err)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 Pydantic checks the options of this package's classes by their types; jsonargparse those of all others, one at a time.
 """
 
+import importlib
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -71,7 +72,7 @@ def _class(key: str, value: Any, default: str | None) -> list[str]:
     cls = resolve(path, KINDS[key])
     if cls is None:
         names = [name for name in CLASSES if name.endswith("Data") == (key == "data")]
-        return [f"{key}.class_path: {path!r} cannot be imported; vitgraft has {', '.join(names)}"]
+        return [f"{key}.class_path: {path!r} cannot be imported{_why_not(path)}; vitgraft has {', '.join(names)}"]
     options = {k: v for k, v in value.items() if k not in ("class_path", "init_args", "dict_kwargs")}
     inner = value.get("init_args") or {}
     if not isinstance(inner, Mapping):
@@ -171,3 +172,13 @@ def resolve(path: str, kind: type) -> type | None:
         raise
     except (ImportError, AttributeError):
         return None
+
+
+def _why_not(path: str) -> str:
+    """Why the class of an import path can't be imported, in brackets."""
+    module, _, name = path.rpartition(".")
+    try:
+        importlib.import_module(module)
+    except (ImportError, AttributeError, ValueError) as error:
+        return f" ({error})" if module else ""
+    return f" ({module} has no {name})"

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vitgraft.atomic import disk_error
+from vitgraft.atomic import check_writable, disk_error
 from vitgraft.data.loader import worker_failure
 from vitgraft.errors import MissingExtraError, RecipeError, TrainingError, VitgraftError
 from vitgraft.weights.files import read_run, resolve_checkpoint
@@ -308,8 +308,11 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if errors:
         raise RecipeError(errors)
     recipe = with_class_paths(recipe, default)
-    if command != "fit" or arguments.smoke:
-        return _launch(command, recipe, arguments.smoke)
+    if arguments.smoke:
+        return _launch(command, recipe, is_smoke=True)
+    if command != "fit":
+        check_writable(recipe["out"])
+        return _launch(command, recipe)
     with run_folder.locked(recipe["out"]), run_folder.nothing_half_written(recipe["out"]):
         last = run_folder.begin(recipe["out"], recipe, arguments.resume, _name(arguments.config), arguments.trust)
         if last is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ def read_file(path: str | Path, name: str) -> bytes:
         ImageError: They can't be read.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a read of a pipe would wait for ever
+            raise ImageError(name, "a folder, pipe or device, not a file")
         with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError as error:

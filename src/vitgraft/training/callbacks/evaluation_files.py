@@ -7,7 +7,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from vitgraft.atomic import check_writable
 from vitgraft.machine import describe
 from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.terminal import console, note
@@ -25,15 +24,6 @@ class EvaluationFiles(pl.Callback):
 
     def __init__(self) -> None:
         self.bad: list[str] = []
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuses a folder that can't be written, before anything is evaluated.
-
-        Raises:
-            RunFolderError: It can't be written.
-        """
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            check_writable(trainer.default_root_dir)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bad = []
