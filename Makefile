@@ -1,7 +1,7 @@
 # make demo      train three small ViTs on digits and write runs/demo/report.html (about five minutes after set-up)
 # make test      run the tests
 # make quality   check style and format
-# make docs      make the generated pages anew: families, tables, figures, zoo (needs ../shared or VITGRAFT_SHARED)
+# make docs      make the generated pages anew: families, reliability, tables, figures, zoo (needs ../shared or VITGRAFT_SHARED)
 # All set up what they need in .venv, at the versions of constraints.txt. Nothing else has to be installed by hand.
 # CI runs .ci/run: all three, with a demo of two steps.
 
@@ -30,6 +30,7 @@ style: $(READY)
 
 docs: $(READY)
 	$(BIN)/vitgraft families --output docs/families.md
+	$(BIN)/python tests/faults/reliability_page.py
 	$(BIN)/python -m reproduction tables --format markdown --output docs/tables.md
 	$(BIN)/python -m reproduction figures tradeoff --out docs/pictures
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction zoo
