@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vitgraft.atomic import check_writable
-from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
+from vitgraft.commands.common import add_command, add_format, check_output, check_report, positive, print_as
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress, console, write, write_json
 
@@ -107,7 +107,7 @@ def _add_zoo(commands) -> None:
 
 
 def _tables(args: argparse.Namespace) -> int:
-    check_output(args.output)
+    check_report(args)
     from reproduction import speed, tables
     from reproduction.scores import read_scores
 

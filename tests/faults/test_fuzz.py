@@ -1,8 +1,7 @@
 """Files with seeded damage, on every route that reads them: an error in a sentence, or what was written is read.
 
-Each damaged file goes through the command line's `main` in this process. A few of each kind always; 200 each, which
-takes some ten minutes, by `VITGRAFT_FUZZ=200 pytest tests/faults/test_fuzz.py`. For one file again: `damaged(kind's bytes,
-seed)`.
+Each damaged file goes through the command line's `main` in this process. A few of each kind always; 200 each in some
+ten minutes by `VITGRAFT_FUZZ=200 pytest tests/faults/test_fuzz.py`. For one file again: `damaged(kind's bytes, seed)`.
 """
 
 import json
