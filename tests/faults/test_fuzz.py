@@ -186,7 +186,7 @@ def outcome(words, capsys):
                 return "", 2
         code, out, err = run(capsys, *map(str, words))
     except Hang:
-        return "hang", -1
+        return f"more than {LIMIT_S} s, at {traceback.format_exc().splitlines()[-20:]}", -1
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:200]} at {traceback.format_exc().splitlines()[-4:-1]}", -1
     finally:
