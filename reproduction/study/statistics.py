@@ -33,7 +33,7 @@ def t_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[floa
     from scipy.stats import t
 
     mean, n = statistics.fmean(differences), len(differences)
-    half = t.ppf((1 + level) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

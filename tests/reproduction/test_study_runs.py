@@ -218,10 +218,8 @@ def test_two_processes_share_the_runs(tmp_path):
     grid = small_grid()
     study = run.Study(grid, tmp_path / "results", tmp_path / "state", deadline=time.monotonic() + 120)
     first = next(iter(runs(grid)))
-    code = (
-        f"from filelock import FileLock; FileLock({str(study.file(first, 'lock'))!r}).acquire(); print(1, flush=True)"
-    )
-    code += "; import time; time.sleep(60)"
+    code = f"from filelock import FileLock; lock = FileLock({str(study.file(first, 'lock'))!r}); lock.acquire()"
+    code += "; print(1, flush=True); import time; time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ})
     try:
         holder.stdout.readline()

@@ -69,7 +69,10 @@ def test_verdicts(by_data, verdict):
 
 def test_p_of_a_claim():
     """Of two data sets the larger p, of three twice the second smallest; each data set has its largest."""
-    p = lambda *values: [_effect(1, 2, value) for value in values]
+
+    def p(*values):
+        return [_effect(1, 2, value) for value in values]
+
     found = decide({"two": {"a": p(0.01, 0.02), "b": p(0.03)}, "three": {"a": p(0.01), "b": p(0.02), "c": p(0.5)}})
     assert found["two"].p == 0.03 and found["three"].p == 0.04
     assert decide({"one": {"a": p(0.01)}, "none": {}})["none"].p == 1
