@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -199,12 +200,13 @@ def work_in_processes(jobs: int, block: str | None, budget: float | None, device
     command += ["--budget", str(budget)] if budget is not None else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return max(process.wait() for process in processes)
-    except KeyboardInterrupt:
+    finally:
         for process in processes:
-            process.wait()  # they got the interrupt too
-        raise
+            process.terminate()  # those that have ended don't mind
+            process.wait()
 
 
 def run_study(jobs: int, block: str | None, budget: float | None, device: str) -> int:
