@@ -73,7 +73,7 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     return model
 
 
-def _explained(spec: ModelSpec, options: Mapping[str, Any], error: Exception) -> ModelSpecError | None:
+def _explained(spec: ModelSpec, options: Mapping[str, Any], error: Exception) -> VitgraftError | None:
     """What an error of timm's or the hub's means; None where neither the name nor the options can be the cause."""
     reason = f"{type(error).__name__}: {short_reason(error)}"
     # timm hands options down through **kwargs, so a misspelt one ends as a TypeError deep inside
@@ -81,6 +81,8 @@ def _explained(spec: ModelSpec, options: Mapping[str, Any], error: Exception) ->
         return ModelSpecError(f"model {spec.name!r} does not take one of its options {dict(spec.options)}: {error}")
     if "Invalid pretrained tag" in str(error):
         return ModelSpecError(f"model {spec.name!r}: {error}")
+    if spec.name.startswith(HUB_PREFIX):
+        return CheckpointError(f"{spec.name.removeprefix(HUB_PREFIX)}: not a model in timm's hub format: {reason}")
     if options.get("pretrained") or spec.name.startswith("hf-hub:"):
         return ModelSpecError(f"{spec.name}: its pretrained weights can't be loaded ({reason})")
     if isinstance(error, OPTION_ERRORS) and "memory" not in str(error):
