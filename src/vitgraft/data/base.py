@@ -120,7 +120,7 @@ class DataModule(pl.LightningDataModule):
     # what subclasses define
 
     def open(self, split: str) -> Source:
-        """Opens the images of "train", "val", "test" or "predict".
+        """Opens the images of "train", "val" or "test".
 
         Raises:
             DataError: They are not there, or can't be used.
@@ -131,7 +131,7 @@ class DataModule(pl.LightningDataModule):
         """The dataset of a split.
 
         Args:
-            split: "train", "val", "test" or "predict".
+            split: "train", "val" or "test".
             train: Whether it is augmented.
         """
         raise NotImplementedError
@@ -216,7 +216,7 @@ class DataModule(pl.LightningDataModule):
                 raise error from None
 
     def setup(self, stage: str) -> None:
-        """Opens what a stage needs: "fit", "validate", "test" or "predict".
+        """Opens what a stage needs: "fit", "validate" or "test".
 
         Raises:
             DataError: It is not there, there is nothing to learn, or training and validation do not fit each other.
@@ -224,7 +224,7 @@ class DataModule(pl.LightningDataModule):
         splits = ("train", "val") if stage == "fit" else ({"validate": "val"}.get(stage, stage),)
         for split in splits:
             self.source(split)
-        if not self.is_generated and stage != "predict":
+        if not self.is_generated:
             show_and_stop(self.findings(splits), self._process()[1] == 0)
         if stage == "fit":
             self.check_pair(self.source("train"), self.source("val"))
