@@ -117,8 +117,8 @@ def _options_of(run: Any) -> dict[str, Any]:
     given = run.hyper_parameters
     if given is None:
         raise CheckpointError(f"{run.source}: neither a run nor an export of vitgraft; use timm.models.save_for_hf")
-    options = {name: given[name] for name in run.options if name in given}
-    options |= {name: getattr(run, name) for name in run.options if name in run.settings}
+    now = {name: getattr(run, name) for name in run.options if name in run.settings}
+    options = {name: now.get(name, given.get(name)) for name in run.options if name in now or name in given}
     options |= {"class_names": run.class_names, "data_config": asdict(run.preprocessing)}
     if ":" in options["model"]:
         raise CheckpointError(
