@@ -62,10 +62,8 @@ class Handler(BaseHTTPRequestHandler):
             if repo not in self.server.repos:
                 return self.missing()
             if "tree" in parts:
-                found = self.server.repos[repo].items()
-                return self.json(
-                    [{"type": "file", "path": name, "oid": "0", "size": len(data)} for name, data in found]
-                )
+                sizes = {name: len(data) for name, data in self.server.repos[repo].items()}
+                return self.json([{"type": "file", "path": n, "oid": "0", "size": size} for n, size in sizes.items()])
             files = [{"rfilename": name} for name in self.server.repos[repo]]
             return self.json({"id": repo, "modelId": repo, "sha": self.sha(repo), "siblings": files})
         repo, name = "/".join(parts[:2]), "/".join(parts[4:])
