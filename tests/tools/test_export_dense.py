@@ -156,7 +156,7 @@ def test_free_sizes(runs, tmp_path):
     done = export_dense(run, tmp_path / "a.onnx", free_size=True)
     assert done.inputs == (0, 3, 0, 0) and len({check.size for check in done.checks}) == 3
     assert open_file(tmp_path / "a.onnx")[1]["input_size"] is None
-    with pytest.raises(ExportError, match=r"nothing was written(\. The model computes from the size|$)"):
+    with pytest.raises(ExportError, match=r"(?s)nothing was written.*leave the free size out"):
         export_dense(segmenter_of(runs, branch_on_size), tmp_path / "b.onnx", free_size=True)
     assert [one.name for one in tmp_path.iterdir()] == ["a.onnx"]
 

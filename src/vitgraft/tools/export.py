@@ -161,7 +161,10 @@ def _cause(error: BaseException) -> str:
     """The operator or line that the exporter stumbled on: its own messages begin with advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return short_reason(error)[:300]
+    reason, lines = short_reason(error), [line.strip() for line in str(error).splitlines() if line.strip()]
+    if reason.endswith(":") and len(lines) > 1:  # a heading
+        reason += f" {lines[1]}"
+    return reason[:300]
 
 
 def export_onnx(

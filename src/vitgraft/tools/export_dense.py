@@ -240,20 +240,21 @@ def export_dense(
         free |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     given = [_prepare(run, image, size, free_size) for image in images or _drawn(size, free_size)]
     example = torch.stack([given[0][0]] * (2 if segments else 1))  # torch.export takes a size of 1 for a constant
-    with onnx_file(graph, path, example, graph.outputs, free, opset, _metadata(run, size, free_size)) as file:
-        check = _check_classes if segments else _check_objects
-        checks = tuple(check(run.model, file, pixels, shown) for pixels, shown in given)
-        if not all(one.ok for one in checks):
-            hint = (
-                ". The model computes from the size what its file then holds for one size only: leave the free size out"
-                if free_size
-                else ""
-            )
-            lines = "\n  ".join(str(one) for one in checks)
-            raise ExportError(f"onnxruntime computes something else than PyTorch; nothing was written{hint}\n  {lines}")
-        file.keep()
-        inputs = (0 if segments else 1, 3, *((0, 0) if free_size else size))
-        return DenseExport(path, file.opset, file.size_bytes, inputs, graph.outputs, checks)
+    try:
+        with onnx_file(graph, path, example, graph.outputs, free, opset, _metadata(run, size, free_size)) as file:
+            check = _check_classes if segments else _check_objects
+            checks = tuple(check(run.model, file, pixels, shown) for pixels, shown in given)
+            if not all(one.ok for one in checks):
+                lines = "\n  ".join(str(one) for one in checks)
+                raise ExportError(f"onnxruntime computes something else than PyTorch; nothing was written\n  {lines}")
+            file.keep()
+    except ExportError as error:
+        if not free_size:
+            raise
+        hint = "The size is fixed while such a model is exported: leave the free size out"
+        raise ExportError(f"{error}\n{hint}") from error
+    inputs = (0 if segments else 1, 3, *((0, 0) if free_size else size))
+    return DenseExport(path, file.opset, file.size_bytes, inputs, graph.outputs, checks)
 
 
 def _metadata(run: Detector | Segmenter, size: tuple[int, int], free_size: bool) -> dict[str, Any]:
