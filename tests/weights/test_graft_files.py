@@ -76,7 +76,7 @@ def test_another_backbone_of_the_same_shape_is_a_warning(tmp_path, capsys):
         pass
 
     vitgraft.load_grafts(Other(**SMALL), tmp_path)
-    assert "trained on a VisionTransformer, and this is a Other" in capsys.readouterr().err
+    assert "trained on a timm.VisionTransformer, and this is a test_graft_files.Other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def save_grafts(model: nn.Module, folder: str | Path, *, head: bool = False, nor
         "vitgraft_version": __version__,
         "graft": replace(root.graft_config, img_size=size).to_dict(),
         "backbone": {
-            "class": type(root).__name__,
+            "class": _class_of(root),
             "name": (getattr(root, "pretrained_cfg", None) or {}).get("architecture"),
             "weights": {name: _digest(value) for name, value in _backbone_tensors(root, tensors).items()},
         },
@@ -122,6 +122,11 @@ def _grafted_part(model: nn.Module) -> nn.Module:
     if len(parts) > 1:
         raise GraftError(f"{type(model).__name__} holds {len(parts)} grafted models; save the grafts of each one")
     return parts[0]
+
+
+def _class_of(model: nn.Module) -> str:
+    """With the library: the authors' Swin here and timm's have one name and differ."""
+    return f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
 
 
 def _heads(model: nn.Module) -> set[int]:
@@ -204,8 +209,8 @@ def _check(model: nn.Module, tensors: Mapping[str, Tensor], text: str, of: Any, 
 
 def _warn_of_another(model: nn.Module, text: str, backbone: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Grafts fit any backbone of the same shapes; what they learned holds beside the one that they were trained on."""
-    if backbone.get("class") != type(model).__name__:
-        warn(f"{text}: the grafts were trained on a {backbone.get('class')}, and this is a {type(model).__name__}")
+    if backbone.get("class") != _class_of(model):
+        warn(f"{text}: the grafts were trained on a {backbone.get('class')}, and this is a {_class_of(model)}")
     then = backbone.get("weights")
     if not isinstance(then, dict):
         return
