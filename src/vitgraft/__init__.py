@@ -30,6 +30,9 @@ if not (sys.argv and _only_prints_help()):
     from vitgraft.models.zoo import regionvit as _regionvit  # noqa: F401
     from vitgraft.models.zoo import t2t_vit as _t2t_vit  # noqa: F401
     from vitgraft.models.zoo import vil as _vil  # noqa: F401
+    from vitgraft.predict.load import from_pretrained
+    from vitgraft.predict.load import open_model as load
+    from vitgraft.weights.graft_files import load_grafts, save_grafts
     from vitgraft.weights.load_report import LoadReport
     from vitgraft.weights.official import load_official
 
@@ -44,13 +47,17 @@ __all__ = [
     "NoGraftPointError",
     "VitgraftError",
     "__version__",
+    "from_pretrained",
     "graft",
     "grafts",
     "is_grafted",
+    "load",
+    "load_grafts",
     "load_official",
     "pyramid",
     "register_block",
     "register_smp_encoder",
+    "save_grafts",
     "strip",
     "train_grafts_only",
 ]

@@ -25,6 +25,10 @@ class UntrustedError(CheckpointError):
     """A file from elsewhere names code that is not vitgraft's; the message names it and the option that trusts it."""
 
 
+class ExportError(VitgraftError, RuntimeError):
+    """A model that cannot be exported as asked: an operator is missing, or the export is not the same function."""
+
+
 class MissingExtraError(VitgraftError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

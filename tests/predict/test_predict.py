@@ -89,7 +89,7 @@ def test_a_grafted_run_in_python(tmp_path, photos):
     paths = [photos / "b.png", photos / "a.jpg"]
     for images in (paths, [Image.open(path) for path in paths]):
         found = predictor.predict(images, batch_size=1)
-        assert np.allclose(found, [by_hand(model, path) for path in paths], atol=1e-5)
+        assert np.allclose([one["probabilities"] for one in found], [by_hand(model, path) for path in paths], atol=1e-5)
     assert len(predictor.predict([])) == 0
     with pytest.raises(ImageError, match=r"broken\.png"):
         predictor.predict([photos / "deep/broken.png"])

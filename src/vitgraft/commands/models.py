@@ -98,15 +98,20 @@ def _add_export(commands) -> None:
         commands,
         "export",
         _export,
-        "write a finished run or a model for timm's hub, or as ONNX",
-        "To a folder: safetensors and config.json in timm's hub format, with class names, input size, mean, std\n"
-        "and crop; timm.create_model('local-dir:FOLDER', pretrained=True) loads it where vitgraft was imported.\n"
-        "To a file that ends in .onnx: ONNX with a dynamic batch, compared with PyTorch in onnxruntime: every\n"
-        f"output within 1e-4, or exit code 1.\n\nA SOURCE is a run's folder, one of its checkpoints, or a MODEL.\n"
-        f"{MODEL_HELP}",
+        "write a finished run for Python, the hub or onnxruntime",
+        "To a folder: weights, config.json and a model card in the hub's form, of classifiers, detectors and\n"
+        "segmenters; vitgraft.load('FOLDER') predicts the same. Classifiers are in timm's hub format too:\n"
+        "timm.create_model('local-dir:FOLDER', pretrained=True) loads them where vitgraft was imported.\n"
+        "With --grafts-only: the grafts alone, for vitgraft.load_grafts(model, 'FOLDER').\n"
+        "To a file that ends in .onnx: ONNX, written where onnxruntime computes what PyTorch computes: logits within\n"
+        "1e-4; boxes within 0.5 pixels, scores within 1e-3, masks and class maps equal in 99.9 % of the pixels.\n"
+        "The batch is free, but 1 for detectors; the metadata holds class names, input size, mean and std.\n\n"
+        f"A SOURCE is a run's folder, one of its checkpoints, an exported folder, or a MODEL.\n{MODEL_HELP}",
         [
-            "vitgraft export runs/vit_micro_graft my_model",
+            "vitgraft export runs/vit_micro_graft my_model --license apache-2.0",
             "vitgraft export runs/vit_micro_graft/last.ckpt my_model.onnx --weights raw",
+            "vitgraft export runs/vit_micro_graft my_grafts --grafts-only",
+            "vitgraft export runs/detector detector.onnx --img-size 640x960",
             "vitgraft export graft_deit_tiny_patch16_224 graft_deit_tiny.onnx",
             "vitgraft export graft_swin_tiny_patch4_window7_224 out.onnx \\",
             "    --checkpoint best.safetensors --num-classes 10",
@@ -117,10 +122,26 @@ def _add_export(commands) -> None:
     add("output", type=Path, metavar="FOLDER|OUT.onnx")
     add("--weights", choices=("raw", "ema"), help="of a run (default: the averaged ones where there are any)")
     add_trust(parser)
+    add("--license", metavar="ID", help="of the weights, for the card of a folder, such as apache-2.0")
+    add("--grafts-only", action="store_true", help="a folder of the grafts alone, with what else the run trained then")
     add("--checkpoint", type=Path, metavar="FILE", help="of a MODEL: weights (default: random ones)")
     add("--num-classes", type=positive, metavar="N", help="classes of the checkpoint (default: 1000)")
-    add("--img-size", type=positive, metavar="N", help="side of the image (default: the model's own)")
+    add(
+        "--img-size",
+        type=_size,
+        metavar="N|HxW",
+        help="pixels, of a MODEL or the input of a detector's or segmenter's file (default: its own)",
+    )
+    add("--free-size", action="store_true", help="of a detector's or segmenter's file: any height and width")
+    add("--images", nargs="+", type=Path, metavar="FILE", help="compare a detector or segmenter on these images")
     add("--opset", type=positive, metavar="N", help="ONNX operator set (default: PyTorch's)")
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [positive(part) for part in text.lower().split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text}: N, or HEIGHTxWIDTH")
+    return sides[0], sides[-1]
 
 
 def _add_families(commands) -> None:
@@ -170,41 +191,98 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.output.suffix == ".onnx" or not args.output.is_dir():
+    onnx = args.output.suffix == ".onnx"
+    if onnx or not args.output.is_dir():
         check_output(args.output)
     else:
         check_writable(args.output.absolute().parent)
-    from vitgraft.tools import hub
     from vitgraft.weights.files import resolve_checkpoint
 
-    run = resolve_checkpoint(args.model, names=True).kind in ("run", "weights")
-    if run and (args.checkpoint or args.num_classes or args.img_size):
-        raise CommandError("--checkpoint, --num-classes and --img-size are for a MODEL; a run knows its own")
-    if not run and args.weights:
+    kind = resolve_checkpoint(args.model, names=True).kind
+    found = kind in ("run", "weights", "export")
+    if found and (args.checkpoint or args.num_classes):
+        raise CommandError("--checkpoint and --num-classes are for a MODEL; a run knows its own")
+    if kind not in ("run", "weights") and args.weights:
         raise CommandError(f"--weights is for a run or its checkpoint, and {args.model} is neither")
-    if args.output.suffix == ".onnx":
-        return _export_onnx(args, run)
-    if args.opset:
+    if args.opset and not onnx:
         raise CommandError("--opset is for ONNX: name an output that ends in .onnx")
-    if run:
-        done = hub.export_run(args.model, args.output, args.weights, args.trust)
-    else:
-        from vitgraft.data.transforms import model_preprocessing
-        from vitgraft.models.spec import ModelSpec
+    if onnx and (args.license or args.grafts_only):
+        option = "--license" if args.license else "--grafts-only"
+        raise CommandError(f"{option} is for a folder: name an output that does not end in .onnx")
+    if not found:
+        return _export_model(args, onnx)
+    from vitgraft.predict.load import open_model
 
-        spec = ModelSpec.parse(args.model)
-        model = _model_to_export(args)
-        options = {**spec.options, **({"img_size": args.img_size} if args.img_size else {})}
-        options = {name: value for name, value in options.items() if name not in ("num_classes", "checkpoint_path")}
-        name, arguments = hub.architecture_of(spec.name, options)
-        weights = f"of {args.checkpoint}" if args.checkpoint else "random"
-        done = hub.export_hub(model, args.output, name, arguments, model_preprocessing(model), weights=weights)
-    print(f"{done.path}: {done.architecture}, {done.num_classes} classes, weights: {done.weights}; loads as\n"
-          f'  import timm, vitgraft\n  timm.create_model("local-dir:{done.path}", pretrained=True)')  # fmt: skip
+    run = open_model(args.model, args.weights, trust=args.trust)
+    dense = {"--img-size": args.img_size, "--free-size": args.free_size, "--images": args.images}
+    given = next((name for name, value in dense.items() if value), None)
+    if given and not (onnx and run.task != "classification"):
+        raise CommandError(f"{given} is for ONNX of a detector or segmenter, or for a MODEL; a run knows its own")
+    if args.grafts_only:
+        return _export_grafts(args, run)
+    if not onnx:
+        from vitgraft.predict.exported import save_run
+
+        _print_folder(save_run(run, args.output, args.license))
+        return 0
+    if run.task != "classification":
+        return _export_dense_onnx(args, run)
+    metadata = {name: value for name, value in asdict(run.preprocessing).items() if name != "input_size"}
+    metadata |= {"task": run.task, "class_names": list(run.class_names), "input_size": run.preprocessing.input_size}
+    return _export_onnx(
+        args, run.model, (3, *run.preprocessing.input_size), f"{run.weights} weights of {args.model}", metadata
+    )
+
+
+def _export_grafts(args: argparse.Namespace, run) -> int:
+    from vitgraft.weights.graft_files import save_grafts
+
+    if args.output.is_dir() and any(args.output.iterdir()):
+        raise CommandError(f"{args.output} exists and is not empty; export into another folder")
+    frozen = bool((run.hyper_parameters or {}).get("train_grafts_only"))
+    head = frozen and run.task == "classification"
+    folder = save_grafts(run.model, args.output, head=head)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: grafts{' and classifier' if head else ''}, {size / 1e6:.2f} MB; loads as\n"
+          f"  import vitgraft\n  vitgraft.load_grafts(model, {str(folder)!r})")  # fmt: skip
+    if not frozen:
+        print("the run trained its backbone too, whose changes are not among the grafts; train_grafts_only freezes it")
     return 0
 
 
-def _model_to_export(args: argparse.Namespace):
+def _export_model(args: argparse.Namespace, onnx: bool) -> int:
+    """A MODEL by its name."""
+    if args.grafts_only or args.free_size or args.images:
+        raise CommandError("--grafts-only, --free-size and --images are for a run")
+    if args.img_size and args.img_size[0] != args.img_size[1]:
+        raise CommandError(f"--img-size {args.img_size[0]}x{args.img_size[1]}: of a MODEL the side of a square alone")
+    side = args.img_size[0] if args.img_size else None
+    from vitgraft.data.transforms import model_preprocessing
+    from vitgraft.models.spec import ModelSpec, input_size_of
+    from vitgraft.predict.exported import architecture_of, export_hub
+
+    spec = ModelSpec.parse(args.model)
+    model = _model_to_export(args, side)
+    if onnx:
+        weights = f"weights of {args.checkpoint}" if args.checkpoint else "random weights (no --checkpoint)"
+        return _export_onnx(args, model, input_size_of(model, side), weights, None)
+    options = {**spec.options, **({"img_size": side} if side else {})}
+    options = {name: value for name, value in options.items() if name not in ("num_classes", "checkpoint_path")}
+    weights = f"of {args.checkpoint}" if args.checkpoint else "random"
+    details = {"license": args.license} if args.license else {}
+    given = (*architecture_of(spec.name, options), model_preprocessing(model))
+    _print_folder(export_hub(model, args.output, *given, weights=weights, details=details))
+    return 0
+
+
+def _print_folder(done) -> None:
+    print(f"{done.path}: {done.architecture}, {done.num_classes} classes, weights: {done.weights}; loads as\n"
+          f"  import vitgraft\n  vitgraft.load({str(done.path)!r})")  # fmt: skip
+    if done.task == "classification":
+        print(f'  timm.create_model("local-dir:{done.path}", pretrained=True)')
+
+
+def _model_to_export(args: argparse.Namespace, side: int | None):
     from vitgraft.models.spec import ModelSpec
     from vitgraft.weights.create import create_at
 
@@ -213,30 +291,38 @@ def _model_to_export(args: argparse.Namespace):
         if not args.checkpoint.is_file():
             raise CommandError(f"--checkpoint {args.checkpoint}: no such file")
         options["checkpoint_path"] = str(args.checkpoint)
-    return create_at(ModelSpec.parse(args.model), args.img_size, **options)
+    return create_at(ModelSpec.parse(args.model), side, **options)
 
 
-def _export_onnx(args: argparse.Namespace, run: bool) -> int:
-    from vitgraft.models.spec import input_size_of
+def _export_onnx(args: argparse.Namespace, model, input_size, weights: str, metadata) -> int:
     from vitgraft.tools.export import TOLERANCE, export_onnx
 
-    if run:
-        from vitgraft.predict.load import open_model
-
-        found = open_model(args.model, args.weights, task="classification", trust=args.trust)
-        model, input_size = found.model, (3, *found.preprocessing.input_size)
-        weights = f"{found.weights} weights of {args.model}"
-    else:
-        model = _model_to_export(args)
-        input_size = input_size_of(model, args.img_size)
-        weights = f"weights of {args.checkpoint}" if args.checkpoint else "random weights (no --checkpoint)"
-    done = export_onnx(model, args.output, input_size, args.opset)
+    done = export_onnx(model, args.output, input_size, args.opset, metadata)
     shape = f"(batch, {', '.join(map(str, input_size))})"
     print(f"{done.path}: {done.size_bytes / 1e6:.1f} MB, opset {done.opset}, input images {shape}, {weights}")
     for batch, difference in done.differences.items():
         verdict = "ok" if difference <= TOLERANCE else "TOO LARGE"
         print(f"  onnxruntime, batch {batch}: largest difference {difference:.1e}, {verdict} (limit {TOLERANCE:.0e})")
+    if not done.ok:
+        print("nothing was written")
     return 0 if done.ok else 1
+
+
+def _export_dense_onnx(args: argparse.Namespace, run) -> int:
+    from vitgraft.predict.inputs import read_image
+    from vitgraft.tools.export_dense import export_dense
+
+    images = [read_image(path) for path in args.images or ()]
+    done = export_dense(run, args.output, args.img_size, args.free_size, args.opset, images)
+    shape = ", ".join(name if side == 0 else str(side)
+                      for name, side in zip(("batch", "", "height", "width"), done.inputs, strict=True))  # fmt: skip
+    print(f"{done.path}: {done.size_bytes / 1e6:.1f} MB, opset {done.opset}, input images ({shape}), outputs "
+          f"{', '.join(done.outputs)}, {run.weights} weights of {args.model}")  # fmt: skip
+    for check in done.checks:
+        print(f"  onnxruntime, {check}")
+    if sum(check.objects or 0 for check in done.checks) == 0 and run.task == "detection":
+        print("  no object was found to compare; --images FILE ... compares on images of yours")
+    return 0
 
 
 def _families(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vitgraft.errors import ImageError
 
-__all__ = ["MAX_PIXELS", "ImageError", "decode_annotated", "decode_image"]
+__all__ = ["MAX_PIXELS", "ImageError", "decode_annotated", "decode_image", "to_rgb"]
 
 # Where Pillow itself gives up by default (twice its MAX_IMAGE_PIXELS): 0.5 GB as RGB.
 MAX_PIXELS = 178_956_970
@@ -53,7 +53,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS, upright: 
                 image.load()
             finally:
                 ImageFile.LOAD_TRUNCATED_IMAGES = truncated_are_loaded
-            rgb = _to_rgb(image, name)
+            rgb = to_rgb(image, name)
             return _upright(rgb, image) if upright else rgb
     except ImageError:
         raise
@@ -93,7 +93,16 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
     return image
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An image of any mode as 8-bit RGB, as the table above has it; RGB without transparency comes back as it is.
+
+    Args:
+        image: The image.
+        name: Its name in errors.
+
+    Raises:
+        ImageError: A floating-point image.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:

@@ -392,7 +392,7 @@ class TrainReport:
         )
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     """Whether it is a normalisation layer: torch's, or what is named so; timm's fused ones hold an activation, while
     blocks with that word in their names hold layers with parameters."""
     if isinstance(module, _NORMS):
@@ -426,7 +426,7 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
     heads = inner.get_classifier() if hasattr(inner, "get_classifier") else [getattr(inner, n, None) for n in _HEADS]
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
     head_ids = {id(p) for h in heads if isinstance(h, nn.Module) for p in h.parameters()}
-    norm_ids = {id(p) for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
+    norm_ids = {id(p) for m in model.modules() if is_norm(m) for p in m.parameters(recurse=False)}
     for name, parameter in model.named_parameters():
         if ".graft." in f".{name}":
             kind, trains = "grafts", True

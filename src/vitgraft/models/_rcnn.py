@@ -133,7 +133,7 @@ class RoIAlignLevels(nn.Module):
     def forward(self, maps: dict[str, torch.Tensor], boxes: list[torch.Tensor], image_shapes=None) -> torch.Tensor:
         """Maps (B, C, H, W) and boxes (N_i, 4) of each image -> (sum of N_i, C, output_size, output_size)."""
         maps = list(maps.values())[: len(self.strides)]
-        images = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        images = torch.cat([torch.full_like(box[:, :1], i) for i, box in enumerate(boxes)])
         rois = torch.cat([images, torch.cat(boxes)], 1)
         levels = self.levels(rois[:, 1:])
         result = None
@@ -142,7 +142,7 @@ class RoIAlignLevels(nn.Module):
             # sampling ratio 0: as many points in a bin as it has cells
             part = roi_align(level, rois[chosen].to(level.dtype), self.output_size, 1 / stride, 0, aligned=True)
             if result is None:  # in the dtype that RoIAlign has under autocast
-                result = part.new_zeros(len(rois), *part.shape[1:])
+                result = part.new_zeros(rois.shape[0], *part.shape[1:])  # len() would fix it in an export
             result = result.index_put((chosen,), part)
         return result
 

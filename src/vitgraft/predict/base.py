@@ -1,7 +1,8 @@
 """The base of the three predictors: a model with all that its predictions need, usable without Lightning."""
 
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitgraft.data.decode import decode_image
+from vitgraft.predict.exported import save_run
+from vitgraft.predict.inputs import ImageLike, read_image, split
+from vitgraft.weights.hub import upload
 
 __all__ = ["Prediction", "Predictor", "preprocessing_options"]
 
@@ -23,7 +26,7 @@ class Prediction:
         image: Its file.
         width: In pixels.
         height: In pixels.
-        result: What the predictor's `predict` returns for it; None where there is an error.
+        result: What the predictor's `predict_batch` returns for it; None where there is an error.
         error: Why the image could not be predicted; None where it could.
         kept: The image itself, or its thumbnail, where one of them is needed afterwards.
         files: Kind of drawing -> the file that it was written to.
@@ -40,9 +43,12 @@ class Prediction:
 
 @dataclass
 class Predictor:
-    """A model with all that its predictions need; `vitgraft.predict.load.open_model` makes one.
+    """A model with all that its predictions need; `vitgraft.load` makes one.
 
-    A task gives `of_run`, `transform`, `predict_batch`, and what is written and shown of a `Prediction`.
+    >>> run = vitgraft.load("runs/NAME")
+    >>> run.predict("a.jpg")
+
+    A task gives `of_run`, `transform`, `predict_batch`, `user_result`, and what is written and shown of a `Prediction`.
 
     Attributes:
         model: In evaluation mode.
@@ -50,7 +56,8 @@ class Predictor:
         class_names: Of each class.
         source: Which model of which file, for people.
         weights: "raw", "ema" (averaged), "pretrained" or "random".
-        hyper_parameters: Options of the run's task; None where the model is of no run.
+        hyper_parameters: Options of the run's task, or of the export; None where the model is of neither.
+        details: What its run has for a model card: `data`, `metrics`, `recipe`, `license`.
     """
 
     model: nn.Module
@@ -59,10 +66,12 @@ class Predictor:
     source: str = ""
     weights: str = "raw"
     hyper_parameters: Mapping[str, Any] | None = field(default=None, repr=False)
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     task: ClassVar[str]
     noun: ClassVar[str]  # in messages
     kind: ClassVar[str]  # of the JSON file
+    options: ClassVar[tuple[str, ...]]  # hyper-parameters that `of_run` reads
     settings: ClassVar[tuple[str, ...]] = ()  # fields that `with_settings` and the command line change
     draws: ClassVar[bool] = True  # whether there is a `draw`
     batched: ClassVar[bool] = False  # whether prepared images are all of one size
@@ -87,26 +96,43 @@ class Predictor:
         """
         raise NotImplementedError
 
-    def predict(self, images: Sequence[Image.Image | str | Path], batch_size: int = 32) -> list[Any]:
-        """The results of images, in their order; None where the model's output is not finite.
+    def user_result(self, result: Any) -> Any:
+        """What `predict` returns of a result of `predict_batch`."""
+        raise NotImplementedError
+
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 32) -> Any:
+        """Predicts an image, or several.
 
         Args:
-            images: RGB images, or paths of image files.
+            images: A path of an image file, a PIL image, an array (H, W, 3) or a tensor (3, H, W), both of uint8 or of
+                floats of 0 to 1, not normalized; or a list of them, or a batch (B, H, W, 3) or (B, 3, H, W). Images may
+                have any size. Grey and transparent ones are made RGB.
             batch_size: Images at a time, where the model takes several.
 
+        Returns:
+            Of one image its result, of several a list of them, in their order; on the CPU.
+
+            - classification: a dict of `label` (name of the most probable class), `probability` (its), and
+              `probabilities`, a float32 tensor (C,), in the order of `class_names`;
+            - detection: torchvision's dict of tensors, by descending score: `boxes`, float32 (N, 4), x0, y0, x1, y1
+              in pixels of the image, `scores`, float32 (N,), `labels`, int64 (N,), 1 to C, whose name is
+              `class_names[label - 1]`, and `masks`, bool (N, H, W), where the model has them;
+            - segmentation: the class map, a uint8 array (H, W): indices of `class_names`, 255: none.
+
+            None where the model's output is not finite.
+
         Raises:
-            ImageError: A file is not an image or is damaged.
+            ImageError: A file is not an image or is damaged; an array or tensor is no image.
         """
+        given, single = split(images)
         results = []
         step = batch_size if self.batched else 1
-        for start in range(0, len(images), step):
-            opened = [
-                one if isinstance(one, Image.Image) else decode_image(Path(one).read_bytes(), str(one))
-                for one in images[start : start + step]
-            ]
+        for start in range(0, len(given), step):
+            opened = [read_image(one, f"image {start + i}") for i, one in enumerate(given[start : start + step])]
             sizes = [(one.height, one.width) for one in opened]
             results += self.predict_batch([self.transform(one) for one in opened], sizes)
-        return results
+        results = [None if one is None else self.user_result(one) for one in results]
+        return results[0] if single else results
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +151,41 @@ class Predictor:
                 takes = f"takes {', '.join(self.settings)}"
                 raise ValueError(f"{name}={given[name]}: {self.source} is a {self.noun}, which {takes}")
         return replace(self, **given)
+
+    # to other places
+
+    def save_pretrained(self, folder: str | Path, license: str | None = None) -> Path:
+        """Writes config.json, model.safetensors and a model card; `vitgraft.load(folder)` predicts the same.
+
+        Args:
+            folder: Made; must not hold anything.
+            license: Of the weights, as the hub names it ("apache-2.0").
+
+        Raises:
+            CheckpointError: As `vitgraft.predict.exported.save_run`.
+        """
+        return save_run(self, folder, license).path
+
+    def push_to_hub(self, repo_id: str, license: str | None = None, private: bool | None = None, **options: Any) -> str:
+        """Puts the export into a repository of the Hugging Face hub; `vitgraft.load("hf-hub:USER/NAME")` loads it.
+
+        Not by huggingface_hub's mixin, which saves the arguments of the constructor, a module among them here.
+
+        Args:
+            repo_id: `USER/NAME`; made where it is missing.
+            license: As of `save_pretrained`.
+            private: Of a new repository; None: as the account has it.
+            **options: `token`, `message` (of the commit), `revision`, `create_pr`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: The model can't be exported, or not uploaded.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save_pretrained(Path(scratch) / (repo_id.split("/")[-1] or "model"), license)
+            return upload(folder, repo_id, private, **options)
 
     # what is written and shown
 

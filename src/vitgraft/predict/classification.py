@@ -19,7 +19,7 @@ __all__ = ["Classifier"]
 
 @dataclass
 class Classifier(Predictor):
-    """A `Predictor` of classes: `predict` returns float32 (C,) probabilities for each image.
+    """A `Predictor` of classes: `predict` returns label and probabilities of each image.
 
     Attributes:
         model: Images (B, 3, H, W) -> logits (B, C).
@@ -31,6 +31,7 @@ class Classifier(Predictor):
     task: ClassVar = "classification"
     noun: ClassVar = "classifier"
     kind: ClassVar = "predictions"
+    options: ClassVar = ("model", "num_classes", "model_kwargs", "graft")
     settings: ClassVar = ("top",)
     draws: ClassVar = False
     batched: ClassVar = True
@@ -58,6 +59,15 @@ class Classifier(Predictor):
         """Float32 (C,) probabilities of each image; None where they are not finite."""
         probabilities = self.model(torch.stack(list(pixels)).to(self.device)).float().softmax(1).cpu().numpy()
         return [one if np.isfinite(one).all() else None for one in probabilities]
+
+    def user_result(self, result: np.ndarray) -> dict[str, Any]:
+        """`label`, `probability` and `probabilities` (C,)."""
+        best = int(result.argmax())
+        return {
+            "label": self.class_names[best],
+            "probability": float(result[best]),
+            "probabilities": torch.from_numpy(result),
+        }
 
     def best(self, one: Prediction) -> list[tuple[int, str, float]]:
         """(index, name, probability) of the `top` classes, by descending probability."""

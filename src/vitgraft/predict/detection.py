@@ -38,6 +38,7 @@ class Detector(Predictor):
     task: ClassVar = "detection"
     noun: ClassVar = "detector"
     kind: ClassVar = "detections"
+    options: ClassVar = ("model", "num_classes", "model_kwargs", "graft", "masks", "detector")
     settings: ClassVar = ("score",)
 
     def __post_init__(self) -> None:
@@ -62,6 +63,10 @@ class Detector(Predictor):
     def predict_batch(self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, np.ndarray]]:
         """The detections in each image, by descending score."""
         return [_sorted(one) for one in self.model([one.to(self.device) for one in pixels], sizes=sizes)]
+
+    def user_result(self, result: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """`boxes`, `scores`, `labels` and `masks`, as torchvision's detectors have them."""
+        return {name: torch.from_numpy(values) for name, values in result.items()}
 
     def columns(self) -> list[str]:
         """Of a row for each object."""

@@ -54,6 +54,10 @@ class Segmenter(Predictor):
     task: ClassVar = "segmentation"
     noun: ClassVar = "segmenter"
     kind: ClassVar = "segmentations"
+    options: ClassVar = (
+        *("model", "num_classes", "model_kwargs", "graft", "pool_scales", "dropout", "aux_channels", "aux_weight"),
+        *("head_channels", "window", "stride", "scales", "flip"),
+    )
     settings: ClassVar = ("window", "stride", "scales", "flip", "full_size", "top")
     memory_hint: ClassVar = "--window N predicts it in windows"
 
@@ -96,6 +100,10 @@ class Segmenter(Predictor):
         """The class of each pixel of each image; None where no score of it is finite."""
         found = [self._classes(one.to(self.device)[None], size) for one, size in zip(pixels, sizes, strict=True)]
         return [None if (one == NO_CLASS).all() else one for one in found]
+
+    def user_result(self, result: np.ndarray) -> np.ndarray:
+        """The class map, uint8 (H, W)."""
+        return result
 
     def _most_pixels(self) -> int | None:
         """Pixels of a prepared image that the model takes whole; None: as many as there are, in windows."""

@@ -283,6 +283,10 @@ def _of_run_folder(folder: Path, named: str) -> Path:
             return folder / name
     if others := sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime):
         return others[-1]
+    if (folder / "graft_config.json").is_file():
+        raise MissingCheckpointError(
+            f"{named}: grafts alone, without a backbone: vitgraft.load_grafts(model, {str(folder)!r}) puts them on one"
+        )
     message = f"{named}: neither a run (no {' or '.join(RUN_FILES)}) nor an exported model (no config.json)"
     if below := sorted({str(file.parent) for file in folder.rglob("*.ckpt")}):
         message += f"; there are checkpoints in {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}: name one"

@@ -13,8 +13,8 @@ import vitgraft
 from vitgraft import cli
 from vitgraft.data.transforms import Preprocessing
 from vitgraft.errors import CheckpointError, GraftError
+from vitgraft.predict.exported import export_hub
 from vitgraft.predict.load import open_model
-from vitgraft.tools import hub
 from vitgraft.weights import files as checkpoint_files
 from vitgraft.weights.create import build_model
 
@@ -72,7 +72,7 @@ def test_run_loads_in_another_process(run, tmp_path, capsys):
     folder, options = run
     assert cli.main(["export", str(folder), str(tmp_path / "out")]) == 0
     assert "local-dir:" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     config, tensors = ((tmp_path / "out" / name).stat().st_mode for name in ("config.json", "model.safetensors"))
     assert tensors == config
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -99,7 +99,7 @@ def test_run_loads_in_another_process(run, tmp_path, capsys):
 @one_run
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_the_weights_of_an_export(run, tmp_path, weights):
-    assert hub.export_run(run[0], tmp_path / "out", weights).weights == weights
+    assert open_model(run[0], weights).save_pretrained(tmp_path / "out") == tmp_path / "out"
     exported, expected = open_model(tmp_path / "out").model, open_model(run[0], weights).model
     assert torch.equal(exported.head.weight, expected.head.weight)
 
@@ -135,7 +135,7 @@ def test_what_is_refused(run, tmp_path, capsys):
 def test_nothing_is_left_of_an_export_that_does_not_load(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2, **SMALL)
     with pytest.raises(CheckpointError, match="timm can't load the export"):
-        hub.export_hub(model, tmp_path / "out", "resnet10t", {}, Preprocessing((32, 32)))
+        export_hub(model, tmp_path / "out", "resnet10t", {}, Preprocessing((32, 32)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,7 +151,7 @@ def test_tied_and_channels_last_weights_are_exported(tmp_path):
 
     try:
         model = vit_of_tied_blocks(num_classes=2, **SMALL).to(memory_format=torch.channels_last)
-        hub.export_hub(model, tmp_path / "out", "vit_of_tied_blocks", SMALL, Preprocessing((32, 32)))
+        export_hub(model, tmp_path / "out", "vit_of_tied_blocks", SMALL, Preprocessing((32, 32)))
         loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     finally:
         timm.models._registry._model_entrypoints.pop("vit_of_tied_blocks")
