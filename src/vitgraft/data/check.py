@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from vitgraft.data.findings import IMBALANCE, Check, Finding, Options, Report, SetReport, noted
-from vitgraft.data.layout import layouts_of, passed_over
+from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, passed_over
 from vitgraft.data.learnable import class_findings
 from vitgraft.data.loader import worker_failure
 from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes
@@ -90,7 +90,7 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
     layouts = {path: [options.format] if options.format else list(layouts_of(path)) for path in paths}
     layout = next((found[0] for found in layouts.values() if found), "images")
     findings = [_passed_over(path, found, layout) for path, found in layouts.items() if {*found} - {layout}]
-    if layout == "coco":
+    if layout in OBJECT_FORMATS:
         from vitgraft.data.check_coco import open_path  # needs the extra `detection`
     elif layout == "semantic":
         from vitgraft.data.check_semantic import open_path

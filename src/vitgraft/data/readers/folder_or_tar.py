@@ -54,14 +54,21 @@ class Files:
         """Whether there is such a folder."""
         return (self.root / name).is_dir() if self.index is None else name in self._tree
 
-    def read(self, name: str) -> bytes | None:
-        """A file's content; None where there is no such file."""
+    def read(self, name: str, most: int | None = None) -> bytes | None:
+        """A file's content; None where there is no such file.
+
+        Args:
+            name: Its path.
+            most: Only so many bytes of it, the first ones.
+        """
         if not self.has(name):
             return None
         if self.index is None:
-            return (self.root / name).read_bytes()
+            with open(self.root / name, "rb") as file:
+                return file.read(-1 if most is None else most)
         place = self._places[name]
-        return PlainTar(self.index.plain).read(int(self.index.offsets[place]), int(self.index.sizes[place]))
+        size = int(self.index.sizes[place])
+        return PlainTar(self.index.plain).read(int(self.index.offsets[place]), size if most is None else min(size, most))
 
     def images(self, folder: str = "") -> list[str]:
         """Paths of the image files below a folder, relative to it, sorted."""
