@@ -90,6 +90,12 @@ class Entries(NamedTuple):
     findings: Sequence[tuple[str, str, str, list[str]]] = ()
     part: str = ""
 
+    @property
+    def error(self) -> str:
+        """The first error of the findings; empty where there is none."""
+        errors = ((message, items) for level, _, message, items in self.findings if level == "error" and items)
+        return next((f"{len(items)} {message}; the first: {items[0]}" for message, items in errors), "")
+
     def take(self, is_in: Callable[[int], bool], part: str) -> Entries:
         """Some of the images, with their annotations.
 
@@ -188,10 +194,9 @@ class CocoJson:
         self.fatal: list[str] = []
         self.left_out: Counter[str] = Counter()
         self.missing: list[str] = []
-        for level, kind, message, items in entries.findings:
-            self._finding(level, kind, message, items)
-            if level == "error" and items:
-                self.fatal.append(f"{len(items)} {message}; the first: {items[0]}")
+        for finding in entries.findings:
+            self._finding(*finding)
+        self.fatal += [entries.error] if entries.error else []
         values = entries.lists
         self.total = len(values["annotations"])
         self.images, self.annotations, self.categories = (self._whole(kind, values[kind]) for kind in ENTRIES)

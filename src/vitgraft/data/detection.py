@@ -260,6 +260,8 @@ class DetectionData(DataModule):
         name = annotations.find(self.splits["train"], whole=True)
         self.check_no_val(lambda: annotations.find(self.splits["val"]) != name)
         entries = annotations.entries(name)
+        if error := entries.error:
+            raise DataError(f"{annotations.files.root}: {error}; vitgraft check-data lists all")
         files = [str(one.get("file_name")) if isinstance(one, dict) else "" for one in entries.lists["images"]]
         is_in = self.in_part(split, str(annotations.files.root), files, entries.strata())
         part = f" ({'training' if split == 'train' else 'validation'} part)"

@@ -181,11 +181,11 @@ def _paired(files: Files, starts: Iterable[str], label_folders: Iterable[str], e
         around = os.path.basename(start.rstrip("/"))
         images = next((start + name for name in _IMAGE_FOLDERS if files.has_folder(start + name)), None)
         labels = next((start + name for name in label_folders if files.has_folder(start + name)), None)
-        if ending:
-            images = images or start.rstrip("/")
-            stems = {os.path.splitext(name)[0] for name in files.listed(images) if is_image_name(name)}
-            beside = any(name.endswith(ending) and name[: -len(ending)] in stems for name in files.listed(images))
-            labels = images if labels is None and beside else labels
+        if ending and _lie_together(files, start.rstrip("/"), ending):
+            images = labels = start.rstrip("/")
+        elif ending:
+            images = start.rstrip("/") if images is None else images
+            labels = images if labels is None and _lie_together(files, images, ending) else labels
         if images is None or labels is None:
             continue
         inside = sorted({*files.folders(images)} & {*files.folders(labels)})
@@ -198,6 +198,13 @@ def _paired(files: Files, starts: Iterable[str], label_folders: Iterable[str], e
     if len(found) > 1:
         found.pop("", None)
     return found
+
+
+def _lie_together(files: Files, folder: str, ending: str) -> bool:
+    """Whether an image and its labels are right in a folder."""
+    names = files.listed(folder)
+    stems = {os.path.splitext(name)[0] for name in names if is_image_name(name)}
+    return any(name.endswith(ending) and name[: -len(ending)] in stems for name in names)
 
 
 def _alike(files: Files, images: str, labels: str, ending: str) -> bool:
