@@ -54,7 +54,7 @@ def test_exports_with_splits(tmp_path, export, kind, capsys):
 @pytest.mark.parametrize("export", WHOLE_EXPORTS)
 def test_exports_without_splits(tmp_path, export, capsys):
     root = WHOLE_EXPORTS[export](tmp_path / "set")
-    with pytest.raises(DataError, match="not split|there is"):
+    with pytest.raises(DataError, match=r"not split|there is"):
         opened(root)
     with pytest.raises(DataError, match=r"data\.val_fraction=0\.1"):
         opened(root, "val")
@@ -67,7 +67,7 @@ def test_exports_without_splits(tmp_path, export, capsys):
 def test_recognition(tmp_path):
     assert list(layouts_of(roboflow_voc(tmp_path / "voc"))) == ["voc"]
     assert list(layouts_of(ultralytics(tmp_path / "yolo"))) == ["yolo"]
-    with pytest.raises(DataError, match="ImageSets/Main/train.txt: Pascal VOC's layout, which DetectionData reads"):
+    with pytest.raises(DataError, match=r"ImageSets/Main/train\.txt: Pascal VOC's layout, which DetectionData reads"):
         ImageData(str(cvat_voc(tmp_path / "cvat"))).source("train")
     captions = tmp_path / "captions"
     for name in "ab":
@@ -139,7 +139,10 @@ def test_difficult_objects_are_named(tmp_path):
 # faults
 
 YOLO_FAULTS = {
-    "outside": ("0 1.4 0.5 0.2 0.2", r"1 lines have coordinates outside of 0 to 1.*divide pixels by them.*a.txt line 1"),
+    "outside": (
+        "0 1.4 0.5 0.2 0.2",
+        r"1 lines have coordinates outside of 0 to 1.*divide pixels by them.*a.txt line 1",
+    ),
     "pixels": ("0 14 20 10 12", "outside of 0 to 1"),
     "nan": ("0 nan 0.5 0.2 0.2", "outside of 0 to 1"),
     "class": ("2 0.5 0.5 0.2 0.2", r"1 lines have a class beyond the 2 \(0 to 1\) of data.yaml: name it there"),

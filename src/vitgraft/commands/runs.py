@@ -22,8 +22,9 @@ def _add_check_data(commands) -> None:
         "imbalance and images that are twice in a dataset (warnings). A PATH is whatever data.root takes: a folder or\n"
         "tar of class folders, shards, or a folder with splits such as train and val, which are compared.\n"
         "In ADE20K's layout (images/SPLIT, annotations/SPLIT) also the label maps: missing ones, other sizes,\n"
-        "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json)\n"
-        "also the json: missing keys, ids twice, unknown categories, impossible boxes and masks.",
+        "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json),\n"
+        "Pascal VOC's and YOLO's also the objects: missing keys, ids twice, unknown categories, impossible boxes and\n"
+        "masks. Of a table of files and labels: rows without a file, images in several rows.",
         [
             "vitgraft check-data DIR",
             "vitgraft check-data DIR/train DIR/val --output check.json",
@@ -33,7 +34,13 @@ def _add_check_data(commands) -> None:
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH")
-    add("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco")
+    add(
+        "--data-format",
+        metavar="NAME",
+        help="folder, tar, table, shards, imagenet-val, huggingface, semantic, coco, voc or yolo",
+    )
+    add("--file-column", metavar="NAME", help="tables: the column of the files")
+    add("--label-column", metavar="NAME", help="tables: the column of the labels")
     add("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
     add(
         "--imbalance",
@@ -60,7 +67,21 @@ def _add_check_data(commands) -> None:
     labels.add_argument("--num-classes", type=positive, metavar="C", help="default: those named in classes.txt")
     labels.add_argument("--image-suffix", default="", metavar="TEXT", help="of image names, before the ending")
     labels.add_argument("--label-suffix", default="", metavar="TEXT", help="of label names, before the ending")
+    labels.add_argument("--colors", metavar="FILE", help="table of colours and their classes: red,green,blue,name")
+    labels.add_argument(
+        "--label-values", type=_label_values, metavar="VALUES", help="values and their classes: 0=background,255=object"
+    )
     add_format(parser)
+
+
+def _label_values(text: str) -> dict[int, str]:
+    try:
+        pairs = [part.split("=", 1) for part in text.split(",")]
+        return {int(value): name.strip() for value, name in pairs}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: values and their classes, such as 0=background,255=object"
+        ) from error
 
 
 def _add_predict(commands) -> None:
@@ -172,6 +193,10 @@ def _check_data(args: argparse.Namespace) -> int:
         args.image_suffix,
         args.label_suffix,
         args.max_left_out,
+        args.file_column,
+        args.label_column,
+        args.colors,
+        args.label_values,
     )
     checks, findings = open_checks(args.paths, options)
     try:

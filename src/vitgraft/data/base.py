@@ -209,9 +209,9 @@ class DataModule(pl.LightningDataModule):
             try:
                 self._sources[split] = self.open(split)
             except MissingSplitError as error:
-                if split != "val":
+                if split == "test" or self.val_fraction is not None:
                     raise
-                hint = "data.val_fraction=0.1 holds a tenth of the training images out for validation"
+                hint = "data.val_fraction=0.1 holds a tenth of the images out where there is no validation split"
                 raise MissingSplitError(f"{error}; {hint}") from error
         return self._sources[split]
 
@@ -237,8 +237,8 @@ class DataModule(pl.LightningDataModule):
         except DataError:
             return
         raise DataError(
-            f"data.val_fraction={self.val_fraction}: there is a validation split already, {self.splits['val']!r}: leave "
-            "the option out (or null), or name another data.val"
+            f"data.val_fraction={self.val_fraction}: there is a validation split already, {self.splits['val']!r}: "
+            "leave the option out (or null), or name another data.val"
         )
 
     def in_part(self, split: str, where: str, names: Sequence[str], strata: Sequence[Any]) -> np.ndarray:
@@ -279,7 +279,9 @@ class DataModule(pl.LightningDataModule):
                     "data.val_fraction=null and data.val"
                 )
             if not held.any() or held.all():
-                raise DataError(f"data.val_fraction={self.val_fraction}: nothing is left of {len(names)} images for one part")
+                raise DataError(
+                    f"data.val_fraction={self.val_fraction}: nothing is left of {len(names)} images for one part"
+                )
             self._held_out = names, held
         return ~self._held_out[1] if split == "train" else self._held_out[1]
 

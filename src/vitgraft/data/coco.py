@@ -128,7 +128,9 @@ class Entries(NamedTuple):
         for one in annotations:
             image, category = str(one.get("image_id")), str(one.get("category_id"))
             rarest[image] = min(rarest.get(image, category), category, key=lambda name: (total[name], name))
-        return [rarest.get(str(image.get("id")), "") if isinstance(image, dict) else "" for image in self.lists["images"]]
+        return [
+            rarest.get(str(image.get("id")), "") if isinstance(image, dict) else "" for image in self.lists["images"]
+        ]
 
 
 def entry_errors(kind: str, entry: Any) -> list[str]:

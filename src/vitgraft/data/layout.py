@@ -19,9 +19,9 @@ from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError, MissingSplitError
 
 __all__ = [
-    "ANNOTATIONS", "IMAGES", "OBJECT_FORMATS", "ObjectSplit", "find_json", "find_jsons", "instead_of", "layout_start",
-    "layouts_of", "object_format", "passed_over", "semantic_splits", "start_folder", "voc_splits", "yolo_classes",
-    "yolo_splits",
+    "ANNOTATIONS", "IMAGES", "OBJECT_FORMATS", "FolderPair", "ObjectSplit", "find_json", "find_jsons", "instead_of",
+    "layout_start", "layouts_of", "object_format", "passed_over", "semantic_splits", "start_folder", "voc_splits",
+    "yolo_classes", "yolo_splits", "yolo_yaml",
 ]  # fmt: skip
 
 IMAGES, ANNOTATIONS = "images", "annotations"
@@ -90,7 +90,7 @@ def layouts_of(path: str | Path | Files, cache_dir: str | Path | None = None) ->
         if start is not None and files.images(start + IMAGES) and files.images(start + ANNOTATIONS):
             found["semantic"] = f"{start}{IMAGES} and {start}{ANNOTATIONS}"
         elif pairs := _beside(files):
-            found["semantic"] = " and ".join(next(iter(pairs.values())))
+            found["semantic"] = " and ".join(next(iter(pairs.values()))[:2])
         for name, find in (("voc", voc_splits), ("yolo", yolo_splits)):
             if splits := find(files):
                 found[name] = next(iter(splits.values())).where or "the files in the root"
@@ -150,24 +150,61 @@ def _json_files(files: Files) -> list[str]:
     return [name for name in dict.fromkeys(names) if name.endswith(".json") and files.has(name)]
 
 
-def semantic_splits(files: Files) -> dict[str, tuple[str, str]]:
-    """The splits of label maps: name -> folder of the images, folder of the label files.
+class FolderPair(NamedTuple):
+    """The label maps of a split.
 
-    They are those of ADE20K's layout; or of folders of images and of masks side by side, with the splits in them
-    (`images/train`, `masks/train`), around them (`train/images`, `train/masks`), or without splits, named "".
+    Attributes:
+        images: Folder of the images.
+        labels: Folder of the label files.
+        stems: Names without ending of those that belong to the split; None is all.
+    """
+
+    images: str
+    labels: str
+    stems: tuple[str, ...] | None = None
+
+
+def semantic_splits(files: Files) -> dict[str, FolderPair]:
+    """The splits of label maps.
+
+    They are those of ADE20K's layout; of Pascal VOC's by the lists in ImageSets/Segmentation; or of folders of images
+    and of masks side by side, with the splits in them (`images/train`, `masks/train`), around them (`train/images`,
+    `train/masks`), or without splits, named "".
     """
     start = layout_start(files)
     if start is not None and (inside := {*files.folders(start + IMAGES), *files.folders(start + ANNOTATIONS)}):
-        return {split: (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}") for split in sorted(inside)}
+        return {
+            split: FolderPair(f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}") for split in sorted(inside)
+        }
     return _beside(files)
 
 
-def _beside(files: Files) -> dict[str, tuple[str, str]]:
+def _beside(files: Files) -> dict[str, FolderPair]:
     """Folders of images and of label maps side by side."""
+    start = start_folder(files)
+    if (lists := _lists(files, f"{start}ImageSets/Segmentation")) and files.has_folder(f"{start}SegmentationClass"):
+        folders = (f"{start}JPEGImages", f"{start}SegmentationClass")
+        return {split: FolderPair(*folders, tuple(stems)) for split, stems in lists.items()}
     return _paired(files, ["", *(f"{name}/" for name in files.folders())], _LABEL_FOLDERS)
 
 
-def _paired(files: Files, starts: Iterable[str], label_folders: Iterable[str], ending: str = "") -> dict[str, Any]:
+def _lists(files: Files, folder: str) -> dict[str, list[str]]:
+    """The lists of Pascal VOC's splits in a folder: names without ending."""
+    found = {}
+    for name in files.listed(folder):
+        lines = (files.read(f"{folder}/{name}") or b"").decode("utf-8", "replace").splitlines()
+        stems = [line.strip() for line in lines if line.strip()]
+        is_of_class = bool(stems) and re.fullmatch(r".*\s-?[01]", stems[0]) is not None  # aeroplane_train.txt
+        if name.endswith(".txt") and stems and not is_of_class:
+            found[os.path.splitext(name)[0]] = stems
+    if [*found] == ["default"]:  # CVAT's, where no subsets were made
+        return {"": found["default"]}
+    return found
+
+
+def _paired(
+    files: Files, starts: Iterable[str], label_folders: Iterable[str], ending: str = ""
+) -> dict[str, FolderPair]:
     """Folders of images and of labels that have files of the same names, by the split they are of.
 
     Args:
@@ -176,7 +213,7 @@ def _paired(files: Files, starts: Iterable[str], label_folders: Iterable[str], e
         label_folders: Names of folders of labels.
         ending: Of labels that are no images; these may lie among the images too.
     """
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, FolderPair] = {}
     for start in starts:
         around = os.path.basename(start.rstrip("/"))
         images = next((start + name for name in _IMAGE_FOLDERS if files.has_folder(start + name)), None)
@@ -192,8 +229,8 @@ def _paired(files: Files, starts: Iterable[str], label_folders: Iterable[str], e
         if ending:
             inside = list(filter(_is_split, inside))
         for name in [name for name in inside if _alike(files, f"{images}/{name}", f"{labels}/{name}", ending)] or [""]:
-            pair = tuple(f"{folder}/{name}".strip("/") for folder in (images, labels))
-            if name or _alike(files, *pair, ending):
+            pair = FolderPair(*(f"{folder}/{name}".strip("/") for folder in (images, labels)))
+            if name or _alike(files, pair.images, pair.labels, ending):
                 found[name or around] = pair
     if len(found) > 1:
         found.pop("", None)
@@ -282,18 +319,12 @@ def voc_splits(files: Files) -> dict[str, ObjectSplit]:
     images = next((start + name for name in _IMAGE_FOLDERS if files.has_folder(start + name)), start.rstrip("/"))
     found: dict[str, ObjectSplit] = {}
     for place in (f"{start}ImageSets/Main", f"{start}ImageSets") if folder is not None else ():
-        for name in files.listed(place):
-            lines = (files.read(f"{place}/{name}") or b"").decode("utf-8", "replace").split("\n")
-            stems = [line.strip() for line in lines if line.strip()]
-            is_of_class = bool(stems) and re.fullmatch(r".*\s-?[01]", stems[0]) is not None  # aeroplane_train.txt
-            if name.endswith(".txt") and stems and not is_of_class:
-                split = os.path.splitext(name)[0]
-                found[split] = ObjectSplit(f"{place}/{name}", _by_name(files, images, folder, ".xml", stems))
-    if [*found] == ["default"]:  # CVAT's, where no subsets were made
-        found = {"": found["default"]}
+        for split, stems in _lists(files, place).items():
+            name = f"{place}/{split or 'default'}.txt"
+            found.setdefault(split, ObjectSplit(name, _by_name(files, images, folder, ".xml", stems)))
     if not found:
         found = {
-            split: ObjectSplit(pair[1], _by_name(files, *pair, ".xml"))
+            split: ObjectSplit(pair[1], _by_name(files, *pair[:2], ".xml"))
             for split, pair in _paired(files, _starts(files), _XML_FOLDERS, ".xml").items()
         }
     first = next((label for split in found.values() for _, label in split.pairs if label), None)
@@ -314,7 +345,10 @@ def _by_name(
     }
     if stems is None:
         stems = sorted(there) if ending == ".xml" else sorted(by_stem)
-    return [(by_stem.get(stem) or (None if stem in there else f"{image_start}{stem}.jpg"), there.get(stem)) for stem in stems]
+    return [
+        (by_stem.get(stem) or (None if stem in there else f"{image_start}{stem}.jpg"), there.get(stem))
+        for stem in stems
+    ]
 
 
 def yolo_yaml(files: Files) -> tuple[str, dict[str, Any]] | None:
@@ -387,7 +421,7 @@ def yolo_splits(files: Files) -> dict[str, ObjectSplit]:
             found = {"": found["train"]}
     if not found:
         found = {
-            split: ObjectSplit(pair[1], _by_name(files, *pair, ".txt"))
+            split: ObjectSplit(pair[1], _by_name(files, *pair[:2], ".txt"))
             for split, pair in _paired(files, _starts(files), _TXT_FOLDERS, ".txt").items()
         }
     if described is not None:
@@ -401,7 +435,9 @@ def _yolo_images(files: Files, start: str, values: dict[str, Any], entry: str) -
     """The images of an entry of data.yaml, a folder or a list."""
     entry = entry.replace("\\", "/").rstrip("/")
     parts = [part for part in entry.split("/") if part not in ("", ".", "..")]
-    inside = [part for part in str(values.get("path") or "").replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    inside = [
+        part for part in str(values.get("path") or "").replace("\\", "/").split("/") if part not in ("", ".", "..")
+    ]
     options = ["/".join([*inside, *parts]), *("/".join(parts[skip:]) for skip in range(len(parts)))]
     for option in options:
         if files.has(start + option) and option.endswith(".txt"):

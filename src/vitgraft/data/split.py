@@ -94,4 +94,3 @@ class Part(ImageSource):
 
     def load(self, index: int) -> Any:
         return self.source.load(int(self.places[index]))
-

@@ -109,7 +109,9 @@ class Voc:
         """
         pairs = [self._with_image(*pair) for pair in self.splits[split].pairs]
         files = {label: self.read[label] for _, label in pairs if label}
-        without = [image for image, label in pairs if image and (not label or (self.any_size and not files[label].size))]
+        without = [
+            image for image, label in pairs if image and (not label or (self.any_size and not files[label].size))
+        ]
         sizes = dict(zip(without, sizes_of(self.files, without), strict=True))
         ids = {name: number for number, name in enumerate(self.classes, start=1)}
         images: list[dict[str, Any]] = []
@@ -162,8 +164,18 @@ class Voc:
                     f"to {' or '.join(CLASS_FILES[:2])}",
                     found["class"],
                 ),
-                ("warning", "difficult", "objects are marked difficult: they are learned like others", found["difficult"]),
-                ("warning", "unlabelled", "images of the list have no XML: taken as images without objects", unlabelled),
+                (
+                    "warning",
+                    "difficult",
+                    "objects are marked difficult: they are learned like others",
+                    found["difficult"],
+                ),
+                (
+                    "warning",
+                    "unlabelled",
+                    "images of the list have no XML: taken as images without objects",
+                    unlabelled,
+                ),
             ],
         )
 

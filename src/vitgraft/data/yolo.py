@@ -73,11 +73,14 @@ class Yolo:
                 else:
                     annotations.append({"id": name, "image_id": number, "iscrowd": 0, **entry})
         count, most = len(self.classes), len(self.classes) - 1
-        words = {**_KINDS, "class": f"lines have a class beyond the {count} (0 to {most}) of {self.named_in}: name it there, or correct it"}
+        beyond = f"lines have a class beyond the {count} (0 to {most}) of {self.named_in}: name it there, or correct it"
+        words = {**_KINDS, "class": beyond}
         findings = [("error", kind, words[kind], found[kind]) for kind in _KINDS]
         findings.append(("warning", "duplicate", "lines are twice in their file: taken once", found["twice"]))
         if self.has_keypoints:
-            findings.append(("warning", "keypoints", "files name keypoints: their boxes are read alone", [self.named_in]))
+            findings.append(
+                ("warning", "keypoints", "files name keypoints: their boxes are read alone", [self.named_in])
+            )
         lists = {
             "images": images,
             "annotations": annotations,

@@ -68,7 +68,9 @@ class Files:
                 return file.read(-1 if most is None else most)
         place = self._places[name]
         size = int(self.index.sizes[place])
-        return PlainTar(self.index.plain).read(int(self.index.offsets[place]), size if most is None else min(size, most))
+        return PlainTar(self.index.plain).read(
+            int(self.index.offsets[place]), size if most is None else min(size, most)
+        )
 
     def images(self, folder: str = "") -> list[str]:
         """Paths of the image files below a folder, relative to it, sorted."""

@@ -28,7 +28,16 @@ TABLES = (".csv", ".tsv", ".parquet")
 LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "y")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold_name")
 # beside images, and no labels of them
-_OTHERS = ("sample_submission", "samplesubmission", "sample-submission", "loc_", "class_dict", "colors", "colours", "metrics")
+_OTHERS = (
+    "sample_submission",
+    "samplesubmission",
+    "sample-submission",
+    "loc_",
+    "class_dict",
+    "colors",
+    "colours",
+    "metrics",
+)
 _SHOWN = 3
 
 
@@ -235,7 +244,9 @@ def open_table(
     rows = this.of_split(split)
     if not rows or (this.split is None and not is_whole):
         column = "no column split" if this.split is None else f"no row of it in the column {this.header[this.split]}"
-        raise MissingSplitError(f"{this.where}: no split {split!r}: the table has {column}, and there is no {split}.csv")
+        raise MissingSplitError(
+            f"{this.where}: no split {split!r}: the table has {column}, and there is no {split}.csv"
+        )
     found = [(line, row, images.find(row[this.file], split)) for line, row in rows]
     _check_rows(this, found)
     all_labels = {row[this.label].strip() for row in this.rows}
@@ -260,14 +271,14 @@ def _check_rows(table: _Table, found: list[tuple[int, list[str], str | None]]) -
     missing = [f"line {line} {row[table.file]!r}" for line, row, path in found if path is None]
     if missing:
         raise DataError(
-            f"{table.where}: {len(missing)} of {len(found)} rows name no file of the dataset in {column} (or a name that "
-            f"several files have): {_first(missing)}. Copy the files there, or take the rows out"
+            f"{table.where}: {len(missing)} of {len(found)} rows name no file of the dataset in {column} (or a name "
+            f"that several files have): {_first(missing)}. Copy the files there, or take the rows out"
         )
     empty = [f"line {line} {row[table.file]!r}" for line, row, _ in found if not row[table.label].strip()]
     if empty:
         raise DataError(
-            f"{table.where}: {len(empty)} rows have no {table.header[table.label]}: {_first(empty)}. Write the label, or "
-            "take the rows out"
+            f"{table.where}: {len(empty)} rows have no {table.header[table.label]}: {_first(empty)}. Write the label, "
+            "or take the rows out"
         )
     times = Counter(path for _, _, path in found)
     twice = [(line, row, path) for line, row, path in found if times[path] > 1]
@@ -300,6 +311,7 @@ def _numbered(
             places = {label: int(label) for label in all_labels if int(label) < len(classes)}
         if unknown := sorted(all_labels - places.keys()):
             raise DataError(
-                f"{where}: labels that are none of the {len(classes)} data.class_names: {_first(unknown)}; name them there"
+                f"{where}: labels that are none of the {len(classes)} data.class_names: {_first(unknown)}; name "
+                "them there"
             )
     return [places[label] for label in labels], classes
