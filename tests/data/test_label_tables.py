@@ -14,7 +14,8 @@ TABLES = {
     "colors.csv": "r,g,b,class\n70,130,180,sky\n128,64,128,road\n0,0,142,car\n0,0,0,ignore\n",
     "class_dict.csv": "name, r, g, b\nsky, 70, 130, 180\nroad, 128, 64, 128\ncar, 0, 0, 142\nIgnore, 0, 0, 0\n",
     "hex.csv": "#4682b4;sky\n#804080;road\n#00008E;car\n#000000;ignore\n",
-    "labelmap.txt": "# label:color_rgb:parts:actions\nsky:70,130,180::\nroad:128,64,128::\ncar:0,0,142::\nignore:0,0,0::\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nsky:70,130,180::\nroad:128,64,128::\n"
+    "car:0,0,142::\nignore:0,0,0::\n",
 }
 PALETTE = np.array([(0, 0, 0), *COLORS.values()], dtype=np.uint8)
 
@@ -84,8 +85,8 @@ def test_colors_without_an_entry(tmp_path, capsys):
     (root / "colors.csv").write_text(TABLES["colors.csv"].replace("0,0,142,car\n", ""))
     with pytest.raises(
         DataError,
-        match=r"4 label files have colours without an entry that are no class; colors.csv has \(70"
-        r", 130, 180\).*\(0, 0, 142\): 25 %.*Add them to colors.csv, as a class or as ignore.*0.png: \(0, 0, 142\) \(320 ",
+        match=r"4 label files have colours without an entry that are no class; colors.csv has \(70, 130, 180\).*\(0, "
+        r"0, 142\): 25 %.*Add them to colors.csv, as a class or as ignore.*0.png: \(0, 0, 142\) \(320",
     ):
         run(root, colors="colors.csv")
     with pytest.raises(DataError, match=r"0.png: label value \(0, 0, 142\) \(320 pixels\); colors.csv has"):
@@ -125,7 +126,7 @@ def test_faults_of_a_table(tmp_path, text, words):
     (tmp_path / "colors.csv").write_text(text)
     with pytest.raises(DataError, match=words):
         read_colors(str(tmp_path / "colors.csv"))
-    with pytest.raises(DataError, match="data.colors='nowhere.csv': no such file"):
+    with pytest.raises(DataError, match=r"data\.colors='nowhere.csv': no such file"):
         read_colors("nowhere.csv")
 
 
