@@ -1,7 +1,8 @@
 # make demo      train three small ViTs on digits and write runs/demo/report.html (about five minutes after set-up)
 # make test      run the tests
 # make quality   check style and format
-# make docs      make the generated pages anew: families, tables, figures, zoo (needs ../shared or VITGRAFT_SHARED)
+# make docs      make the generated pages anew: families, reliability, tables, figures, zoo (needs ../shared or VITGRAFT_SHARED)
+# make study     make the runs of reproduction/study that are missing in results/study, then docs/study.md (BUDGET, JOBS)
 # All set up what they need in .venv, at the versions of constraints.txt. Nothing else has to be installed by hand.
 # CI runs .ci/run: all three, with a demo of two steps.
 
@@ -11,8 +12,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # options of the demo, such as --steps 2
 DEMO ?=
+# of the study: minutes, and processes of one thread
+BUDGET ?= 60
+JOBS ?= 1
 
-.PHONY: demo test quality style docs clean
+.PHONY: demo test quality style docs study clean
 
 demo: $(READY)
 	$(BIN)/vitgraft demo $(DEMO)
@@ -30,9 +34,14 @@ style: $(READY)
 
 docs: $(READY)
 	$(BIN)/vitgraft families --output docs/families.md
+	$(BIN)/python tests/faults/reliability_page.py
 	$(BIN)/python -m reproduction tables --format markdown --output docs/tables.md
 	$(BIN)/python -m reproduction figures tradeoff --out docs/pictures
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction zoo
+
+study: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction study run --budget $(BUDGET) --jobs $(JOBS)
+	$(BIN)/python -m reproduction study page
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

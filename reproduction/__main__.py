@@ -1,4 +1,4 @@
-"""`python -m reproduction`: the paper's tables and figures, records of runs, and the page of the zoo."""
+"""`python -m reproduction`: the paper's tables and figures, records of runs, the page of the zoo, and the study."""
 
 import sys
 from collections.abc import Sequence

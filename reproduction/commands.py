@@ -1,12 +1,12 @@
-"""The commands of `python -m reproduction`: tables, figures, results, zoo."""
+"""The commands of `python -m reproduction`: tables, figures, results, zoo, study."""
 
 import argparse
 from pathlib import Path
 
 from vitgraft.atomic import check_writable
-from vitgraft.commands.common import add_command, add_format, check_output, positive, print_as
+from vitgraft.commands.common import add_command, add_format, check_output, check_report, positive, print_as
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress, console, write, write_json
+from vitgraft.terminal import Progress, console, print_table, write, write_json
 
 __all__ = ["COMMANDS"]
 
@@ -107,7 +107,7 @@ def _add_zoo(commands) -> None:
 
 
 def _tables(args: argparse.Namespace) -> int:
-    check_output(args.output)
+    check_report(args)
     from reproduction import speed, tables
     from reproduction.scores import read_scores
 
@@ -218,5 +218,43 @@ def _zoo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_tables, _add_figures, _add_results, _add_zoo)
+def _add_study(commands) -> None:
+    parser = add_command(
+        commands,
+        "study",
+        _study,
+        "the study of the paper's claims: runs, page, state",
+        "run: makes the runs of reproduction/study/grid.yaml that have no record in results/study, in the order of\n"
+        "the grid; unfinished ones are resumed. page: writes docs/study.md and its figures from the records.\n"
+        "status: what is done and what is left. Datasets are in $VITGRAFT_SHARED, or in ../shared.",
+        [
+            "python -m reproduction study run --budget 60",
+            "python -m reproduction study run --jobs 2 --block R1",
+            "python -m reproduction study run --jobs 8 --device cuda",
+            "python -m reproduction study page",
+        ],
+    )
+    add = parser.add_argument
+    add("action", choices=("run", "page", "status"))
+    add("--jobs", type=positive, default=1, metavar="N", help="of run: processes of one thread each (default: 1)")
+    add("--budget", type=positive, metavar="MINUTES", help="of run: stop after so many minutes (default: never)")
+    add("--block", metavar="BLOCK", help="of run: R0 (learning rates), R1 ... alone (default: all)")
+    add("--device", default="cpu", help="of run: cpu, cuda, cuda:1 (default: cpu)")
+
+
+def _study(args: argparse.Namespace) -> int:
+    from reproduction.study import page, run
+    from reproduction.study.grid import load_grid
+
+    if args.action == "run":
+        return run.run_study(args.jobs, args.block, args.budget, args.device)
+    if args.action == "page":
+        for path in page.write_page():
+            print(path)
+    else:
+        print_table(console(), run.STATUS_HEADINGS, run.status_rows(load_grid()), left=(0, 1))
+    return 0
+
+
+COMMANDS = (_add_tables, _add_figures, _add_results, _add_zoo, _add_study)
 """What adds each command to the sub-commands of a parser, in the order of the help."""

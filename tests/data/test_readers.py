@@ -124,7 +124,7 @@ def test_empty_class_folder(tmp_path):
     [
         ("nowhere", None, None, "no such file or folder"),
         ("", None, None, "no class folders"),
-        ("", "train", None, "no split 'train' .*train.tar.gz.*; there is nothing"),
+        ("", "train", None, "no split 'train' .*train.tar.gz.*; the folder is empty"),
         ("", None, "zip", "format='zip': one of folder, tar"),
         ("a-{0..2}.tar", None, None, r"3 of 3 shards are not there: .*a-0\.tar"),
         ("a-{2..0}.tar", None, None, "counts down"),

@@ -31,7 +31,7 @@ def refuse(model: nn.Module, kind: type = GraftError, **options) -> str:
         ({"blocks": (4,), "window_size": 4}, ["block 4", "layers.2.blocks.0", "4 x 4", "smaller window"]),
         ({"levels": (1, 1)}, ["levels=(1, 1)", "2 entries", "3 stages", "16 x 16, 8 x 8, 4 x 4", "give 3"]),
         ({"levels": (5, 1, 1)}, ["levels=(5, 1, 1)", "5 levels", "16 x 16", "at most 4"]),
-        ({"window_size": 0}, ["window_size=0", ">= 1"]),
+        ({"window_size": 0}, ["window_size=0", "greater than or equal to 1"]),
         ({"window": 7}, ["'window'", "did you mean 'window_size'"]),
         ({"levels": "all"}, ["levels='all'", "'auto'"]),
         ({"num_heads": 5}, ["num_heads=5", "16 channels", "layers.0.blocks.1"]),

@@ -43,7 +43,7 @@ class Fixed(nn.Module):
 def detector(monkeypatch):
     """What `vitgraft predict` opens."""
     made = Detector(Fixed(), DetectionPreprocessing((32, 200)), ("nut", "bolt"), "fixed", "raw")
-    monkeypatch.setattr(command, "open_model", lambda source, weights: made)
+    monkeypatch.setattr(command, "open_model", lambda *_, **__: made)
     return made
 
 

@@ -10,6 +10,7 @@ from vitgraft.errors import CommandError, TrainingError, VitgraftError
 from vitgraft.terminal import console, printable, write, write_json
 
 FORMATS = ("terminal", "markdown", "json")
+REPORTS = (".md", ".json", ".txt")  # endings of the files that `print_as` writes
 
 MODEL_HELP = """\
 A MODEL is a name that timm knows, grafted or not, with options behind colons:
@@ -100,23 +101,34 @@ def print_as(args: argparse.Namespace, terminal: Callable, markdown: Callable, v
         write_json(args.output, values())
 
 
-def check_output(path: Path | None) -> None:
+def check_output(path: Path | None, suffixes: Sequence[str] = ()) -> None:
     """Refuses a file that can't be written, before any work is done.
 
+    Args:
+        path: The file; None checks nothing.
+        suffixes: What its name may end in; empty is anything.
+
     Raises:
-        CommandError: Its folder does not exist, or it is a folder.
+        CommandError: Its folder does not exist, it is a folder, or its name has another ending.
         RunFolderError: Its folder can't be written.
     """
     if path is not None and not path.parent.is_dir():
         raise CommandError(f"{path}: the folder {path.parent} does not exist")
     if path is not None and path.is_dir():
         raise CommandError(f"{path} is a folder; name a file in it")
+    if path is not None and suffixes and path.suffix not in suffixes:
+        raise CommandError(f"{path}: the name must end in {' or '.join(suffixes)}")
     if path is not None and (path.is_file() or not path.exists()):
         check_writable(path.parent)
+
+
+def check_report(args: argparse.Namespace) -> None:
+    """`check_output` of the options that `add_format` adds."""
+    check_output(args.output, () if args.format else REPORTS)
 
 
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return value

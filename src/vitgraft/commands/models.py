@@ -5,7 +5,16 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from vitgraft.atomic import check_writable
-from vitgraft.commands.common import MODEL_HELP, add_command, add_format, add_trust, check_output, positive, print_as
+from vitgraft.commands.common import (
+    MODEL_HELP,
+    add_command,
+    add_format,
+    add_trust,
+    check_output,
+    check_report,
+    positive,
+    print_as,
+)
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress, console, write_json
 
@@ -144,7 +153,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     out = console()
-    check_output(args.output)
+    check_output(args.output, (".json",))
     import torch
 
     from vitgraft.tools import bench
@@ -231,7 +240,7 @@ def _export_onnx(args: argparse.Namespace, run: bool) -> int:
 
 
 def _families(args: argparse.Namespace) -> int:
-    check_output(args.output)
+    check_report(args)
     from vitgraft.tools.survey import check_names, print_terminal, survey, to_markdown
 
     results = []

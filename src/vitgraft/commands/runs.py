@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vitgraft.atomic import check_writable
-from vitgraft.commands.common import add_command, add_format, add_trust, check_output, positive, print_as
+from vitgraft.commands.common import add_command, add_format, add_trust, check_output, check_report, positive, print_as
 from vitgraft.errors import CommandError
 from vitgraft.terminal import Progress
 
@@ -176,13 +176,18 @@ def _add_demo(commands) -> None:
 
 
 def _check_data(args: argparse.Namespace) -> int:
-    check_output(args.output)
+    check_report(args)
     if args.imbalance < 1:
-        raise CommandError(f"--imbalance {args.imbalance:g}: at least 1")
+        raise CommandError(f"--imbalance {args.imbalance:g}: must be at least 1")
     if not 0 <= args.max_left_out <= 1:
-        raise CommandError(f"--max-left-out {args.max_left_out:g}: 0 to 1")
+        raise CommandError(f"--max-left-out {args.max_left_out:g}: must be from 0 to 1")
     from vitgraft.data.check import check, open_checks
     from vitgraft.data.findings import Options, print_terminal, to_markdown
+    from vitgraft.data.readers.open import FORMATS
+
+    if args.data_format not in (None, "coco", "semantic", *FORMATS):
+        known = ", ".join((*FORMATS, "semantic", "coco"))
+        raise CommandError(f"--data-format {args.data_format}: must be one of {known}")
 
     options = Options(
         args.data_format,
@@ -211,11 +216,9 @@ def _check_data(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     args.output = args.output or []
-    for path in [*args.output, *([args.html] if args.html else [])]:
-        check_output(path)
     for path in args.output:
-        if path.suffix not in (".csv", ".json"):
-            raise CommandError(f"--output {path}: the name must end in .csv or .json")
+        check_output(path, (".csv", ".json"))
+    check_output(args.html)
     if args.visualize and (args.visualize.is_file() or not args.visualize.parent.is_dir()):
         raise CommandError(f"--visualize {args.visualize}: not a folder that can be made")
     if args.visualize:

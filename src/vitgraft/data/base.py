@@ -130,7 +130,7 @@ class DataModule(pl.LightningDataModule):
     # what subclasses define
 
     def open(self, split: str) -> Source:
-        """Opens the images of "train", "val", "test" or "predict".
+        """Opens the images of "train", "val" or "test".
 
         Raises:
             DataError: They are not there, or can't be used.
@@ -141,7 +141,7 @@ class DataModule(pl.LightningDataModule):
         """The dataset of a split.
 
         Args:
-            split: "train", "val", "test" or "predict".
+            split: "train", "val" or "test".
             train: Whether it is augmented.
         """
         raise NotImplementedError
@@ -308,7 +308,7 @@ class DataModule(pl.LightningDataModule):
                 raise error from None
 
     def setup(self, stage: str) -> None:
-        """Opens what a stage needs: "fit", "validate", "test" or "predict".
+        """Opens what a stage needs: "fit", "validate" or "test".
 
         Raises:
             DataError: It is not there, there is nothing to learn, or training and validation do not fit each other.
@@ -318,7 +318,7 @@ class DataModule(pl.LightningDataModule):
             self.source(split)
         if stage == "fit" and self._held_out is not None and self._run_folder is not None and not self._process()[1]:
             write_record(self._run_folder, self.val_fraction, self.seed, *self._held_out)
-        if not self.is_generated and stage != "predict":
+        if not self.is_generated:
             show_and_stop(self.findings(splits), self._process()[1] == 0)
         if stage == "fit":
             self.check_pair(self.source("train"), self.source("val"))

@@ -12,11 +12,10 @@ from vitgraft.data.base import DataModule
 from vitgraft.data.check import ImageCheck
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.layout import instead_of, passed_over
-from vitgraft.data.loader import Loader
 from vitgraft.data.readers.base import SPLITS, ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.generated import GeneratedSource
-from vitgraft.data.readers.open import FORMATS, open_files, open_source
+from vitgraft.data.readers.open import FORMATS, open_source
 from vitgraft.data.readers.table import TABLES, is_table
 from vitgraft.data.readers.tar import is_tar
 from vitgraft.data.split import Part
@@ -37,7 +36,6 @@ class ImageData(DataModule):
             name of a tar.
         val: Split of `root` to validate on, or a path of its own.
         test: Split of `root` for `test`, or a path of its own; None is the validation split.
-        predict: Files, folders or a tar for `predict`.
         format: "folder", "tar", "table", "shards", "imagenet-val" or "huggingface"; None infers it.
         file_column: Of a table (CSV, Parquet), the column of the files; None finds it.
         label_column: Of a table, the column of the labels; None finds it.
@@ -81,7 +79,6 @@ class ImageData(DataModule):
         train: str = "train",
         val: str = "val",
         test: str | None = None,
-        predict: list[str] | None = None,
         format: str | None = None,
         file_column: str | None = None,
         label_column: str | None = None,
@@ -110,7 +107,7 @@ class ImageData(DataModule):
         self.check_options(given)
         super().__init__(root=root, train=train, val=val, test=test, **common)
         self.num_classes, self.given_names = num_classes, class_names
-        self.format, self.predict = format, predict
+        self.format = format
         self.columns = (file_column, label_column)
         self._whole: ImageSource | None = None
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
@@ -129,10 +126,6 @@ class ImageData(DataModule):
         return Preprocessing(**own | {"input_size": tuple(size)})
 
     def open(self, split: str) -> ImageSource:
-        if split == "predict":
-            if not self.predict:
-                raise DataError("data.predict: name files, folders or a tar")
-            return open_files(self.predict)
         if self.is_smoke:
             length = 64 if split == "train" else 10
             return GeneratedSource(length * self.repeats, self.num_classes or 10, self.preprocessing.input_size)
@@ -212,10 +205,6 @@ class ImageData(DataModule):
         else:
             transform = eval_transform(self.preprocessing)
         return ImageDataset(self.source(split), transform, self.seed, train, self.cache)
-
-    def predict_dataloader(self) -> Loader:
-        """The files of `predict`, or the test set; in order, each sample once over all processes."""
-        return self._eval_loader("predict" if self.predict else "test")
 
 
 def _has_splits(root: str) -> bool:

@@ -53,7 +53,7 @@ def noted(findings: list[Finding], kind: str, where: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        findings.append(Finding("error", kind, where, str(error)))
+        findings.append(Finding("error", kind, where, str(error).removeprefix(f"{where}: ")))
 
 
 @dataclass
@@ -328,7 +328,7 @@ def print_terminal(report: Report, out) -> None:
         spread = f"{counts[0]} to {counts[-1]} of each class"
         if one.counted == "pixels":
             total = max(1, sum(counts))
-            spread = f"{100 * counts[0] / total:.2g} to {100 * counts[-1] / total:.2g} % of the pixels of each class"
+            spread = f"{100 * counts[0] / total:.3g} to {100 * counts[-1] / total:.3g} % of the pixels of each class"
         line(escape(f"{one.where}: {one.images} images, {len(one.per_class)} classes, {spread}"))
     for finding in sorted(report.findings, key=lambda finding: finding.level):
         style = "red" if finding.level == "error" else "yellow"
@@ -350,7 +350,11 @@ def to_markdown(report: Report) -> str:
     return "\n".join(map(markdown_text, [*lines, "", _verdict(report), ""]))
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _verdict(report: Report) -> str:
     errors = sum(finding.level == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
-    return "nothing is wrong" if not report.findings else f"{errors} errors, {warnings} warnings"
+    return "nothing is wrong" if not report.findings else f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"

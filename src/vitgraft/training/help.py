@@ -13,7 +13,7 @@ options that most runs need (all of them: vitgraft {command} --help-all):
   --out DIR                     folder of the run (default: runs/NAME OF THE RECIPE)
   --resume                      resume the run in that folder, or start it where there is none (fit)
   --ckpt_path FILE              a checkpoint, a run's folder (its best), or last or best of the run in --out
-  --weights raw|ema             which weights of the checkpoint (validate, test, predict)
+  --weights raw|ema             which weights of the checkpoint (validate, test)
   --trust                       the checkpoint or run folder may name classes that are not vitgraft's, and so run code
   --checkpoints.every_n_steps N save between the ends of epochs, too
   --ema.decay D                 average the weights, e.g. 0.9998

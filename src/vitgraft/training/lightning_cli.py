@@ -314,8 +314,9 @@ def _run(command: str, argv: Sequence[str], scratch: str) -> int:
     if arguments.smoke:
         return _launch(command, recipe, is_smoke=True)
     if command != "fit":
-        check_writable(recipe["out"])
-        return _launch(command, recipe)
+        with run_folder.nothing_half_written(recipe["out"]):
+            check_writable(recipe["out"])
+            return _launch(command, recipe)
     with run_folder.locked(recipe["out"]), run_folder.nothing_half_written(recipe["out"]):
         last = run_folder.begin(recipe["out"], recipe, arguments.resume, _name(arguments.config), arguments.trust)
         if last is not None:

@@ -22,6 +22,8 @@ from vitgraft.weights.official import load_official, short_reason
 # Files that timm takes weights from in a folder of its hub format; others only where there is none of these names
 HUB_STEMS = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 HUB_SUFFIXES = (".safetensors", ".pth", ".bin")
+# What constructors raise where an option has a value that they can't use
+OPTION_ERRORS = (TypeError, AssertionError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
 def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> nn.Module:
@@ -35,7 +37,8 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
 
     Raises:
         CheckpointError: The file of `checkpoint_path` is missing, damaged, not weights alone, or of another model.
-        ModelSpecError: timm does not know the name (the message lists close ones), or the model lacks an option.
+        ModelSpecError: timm does not know the name (the message lists close ones), the model lacks an option, or its
+            weights can not be had from the hub.
         GraftError: An option of the graft has a value that it can't have.
     """
     spec = ModelSpec.parse(spec) if isinstance(spec, str) else spec
@@ -58,21 +61,10 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
             model = timm.create_model(spec.name, **options)
     except VitgraftError:
         raise
-    except TypeError as error:
-        # timm hands options down through **kwargs, so a misspelt one ends as a TypeError deep inside
-        if "unexpected keyword argument" in str(error):
-            raise ModelSpecError(
-                f"model {spec.name!r} does not take one of its options {dict(spec.options)}: {error}"
-            ) from error
-        if not _is_of_options(error, options):
+    except Exception as error:  # torch, timm and the hub raise what they like
+        if (explained := _explained(spec, options, error)) is None:
             raise
-        raise _impossible(spec, error) from error
-    except (AssertionError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
-        if "Invalid pretrained tag" in str(error):
-            raise ModelSpecError(f"model {spec.name!r}: {error}") from error
-        if not _is_of_options(error, options):
-            raise
-        raise _impossible(spec, error) from error
+        raise explained from error
     if file:
         try:
             load_official(model, file)
@@ -81,14 +73,21 @@ def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> n
     return model
 
 
-def _is_of_options(error: Exception, options: Mapping[str, Any]) -> bool:
-    """Whether options can be the cause of an error of timm's: without weights, the hub has no part in it."""
-    return not options.get("pretrained") and "memory" not in str(error)
-
-
-def _impossible(spec: ModelSpec, error: Exception) -> ModelSpecError:
+def _explained(spec: ModelSpec, options: Mapping[str, Any], error: Exception) -> VitgraftError | None:
+    """What an error of timm's or the hub's means; None where neither the name nor the options can be the cause."""
     reason = f"{type(error).__name__}: {short_reason(error)}"
-    return ModelSpecError(f"model {spec.name!r} can't be made with its options {dict(spec.options)} ({reason})")
+    # timm hands options down through **kwargs, so a misspelt one ends as a TypeError deep inside
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        return ModelSpecError(f"model {spec.name!r} does not take one of its options {dict(spec.options)}: {error}")
+    if "Invalid pretrained tag" in str(error):
+        return ModelSpecError(f"model {spec.name!r}: {error}")
+    if spec.name.startswith(HUB_PREFIX):
+        return CheckpointError(f"{spec.name.removeprefix(HUB_PREFIX)}: not a model in timm's hub format: {reason}")
+    if options.get("pretrained") or spec.name.startswith("hf-hub:"):
+        return ModelSpecError(f"{spec.name}: its pretrained weights can't be loaded ({reason})")
+    if isinstance(error, OPTION_ERRORS) and "memory" not in str(error):
+        return ModelSpecError(f"model {spec.name!r} can't be made with its options {dict(spec.options)} ({reason})")
+    return None
 
 
 def check_export(folder: str | Path) -> None:
@@ -155,14 +154,7 @@ def build_model(
     if named and graft is not None:
         options["graft"] = {**options.get("graft", {}), **graft}
     spec = ModelSpec(name, {**options, "num_classes": num_classes})
-    try:
-        model = create(spec, device, pretrained=pretrained)
-    except VitgraftError:
-        raise
-    except Exception as error:  # torch, timm and the hub raise what they like
-        if pretrained:
-            raise ModelSpecError(f"{name}: its pretrained weights can't be loaded: {short_reason(error)}") from error
-        raise
+    model = create(spec, device, pretrained=pretrained)
     return grafting.graft(model, **graft) if graft is not None and not named else model
 
 

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 pytest.importorskip("pytorch_lightning")
+import pytorch_lightning as pl
+from pytorch_lightning.plugins import MixedPrecision
 from small_run import assert_same_run, make_images, runs
 
+from vitgraft.data.classification import ImageData
 from vitgraft.errors import TrainingError
+from vitgraft.tasks.classification import Classification
 from vitgraft.training.callbacks.guards import Guards, advice_on_memory, is_out_of_memory
 from vitgraft.weights.files import read_checkpoint
 
@@ -73,6 +77,30 @@ def test_counts_of_older_checkpoints():
     guards = Guards()
     guards.load_state_dict({"skipped": 2, "unreadable": {}})
     assert guards.state_dict() == {"skipped": 2, "updates": 0, "in_a_row": 0, "unreadable": {}}
+
+
+def test_an_overflow_of_fp16_lowers_the_scale_and_counts_as_no_skipped_update(class_folders, tmp_path):
+    """The scaler begins too high, as on a GPU: the updates whose gradients overflow are part of its work."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    guards = Guards()
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        max_epochs=12,
+        callbacks=[guards],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+        devices=1,
+    )
+    model = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    task = Classification("vit_tiny_patch16_224", num_classes=3, model_kwargs=model, lr=1e-3)
+    trainer.fit(task, ImageData(class_folders, batch_size=8, workers=0))
+    assert 1.0 <= scaler.get_scale() < 2.0**36 and guards.state_dict()["skipped"] == 0
+    assert all(torch.isfinite(weight).all() for weight in task.state_dict().values())
+    made = {state["step"].item() for state in trainer.optimizers[0].state.values()}
+    assert len(made) == 1 and 0 < made.pop() < trainer.global_step
 
 
 @pytest.mark.slow

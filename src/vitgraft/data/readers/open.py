@@ -115,6 +115,7 @@ def _find_split(root: Path, split: str) -> Path | list[str]:
     numbered = re.compile(rf"(.*[-_])?{re.escape(split)}(ing|idation)?[-_.]?\d+\.tar")
     if shards := sorted(str(path) for path in root.glob("*.tar") if numbered.fullmatch(path.name)):
         return shards
-    there = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
+    names = sorted(os.listdir(root))
+    there = f"there is {', '.join(names[:8])}" if names else "the folder is empty"
     looked = f"{', '.join(path.name for path in tried)}, {split}-NNN.tar"
-    raise MissingSplitError(f"{root}: no split {split!r} (looked for {looked}); there is {there}")
+    raise MissingSplitError(f"{root}: no split {split!r} (looked for {looked}); {there}")
