@@ -61,9 +61,9 @@ def test_images_with_a_csv(fit, check, tmp_path):  # noqa: F811
         picture(tmp_path / "set" / "train" / f"{number}.png", number)
     (tmp_path / "set" / "train.csv").write_text("image,label\n0.png,cat\n")
     code, text = fit("images", tmp_path / "set")
-    assert code == 2 and "found train.csv in the root: not read" in text
+    assert code == 2 and "train.csv: no split 'val'" in text and "data.val_fraction=0.1" in text
     code, findings = check(tmp_path / "set")
-    assert code == 1 and "found train.csv in the root: not read" in messages(findings, "warning")
+    assert code == 1 and "only class 'cat' has images" in "".join(messages(findings))
     root = classes(tmp_path / "folders", {"cat": 4, "dog": 4})
     shutil.copy(tmp_path / "set" / "train.csv", root / "train.csv")
     code, text = fit("images", root)

@@ -1,12 +1,21 @@
-"""Commands around training runs: check-data, predict, demo; fit, validate, test are in `training`."""
+"""Commands around training runs: check-data, convert, predict, demo; fit, validate, test are in `training`."""
 
 import argparse
 from pathlib import Path
 
 from vitgraft.atomic import check_writable
-from vitgraft.commands.common import add_command, add_format, add_trust, check_output, check_report, positive, print_as
+from vitgraft.commands.common import (
+    add_command,
+    add_format,
+    add_trust,
+    check_new_folder,
+    check_output,
+    check_report,
+    positive,
+    print_as,
+)
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress
+from vitgraft.terminal import Progress, printable
 
 __all__ = ["COMMANDS"]
 
@@ -82,6 +91,30 @@ def _label_values(text: str) -> dict[int, str]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: values and their classes, such as 0=background,255=object"
         ) from error
+
+
+def _add_convert(commands) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        _convert,
+        "write a dataset of boxes in COCO's layout",
+        "Reads boxes and polygons in Pascal VOC's, YOLO's or COCO's layout, as training does, and writes\n"
+        "OUT/annotations/instances_SPLIT.json and OUT/SPLIT/. Training reads all of them as they are: this is for\n"
+        "what should be kept, or taken to other tools. Sizes that XML lacks are those of the images.",
+        [
+            "vitgraft convert VOCdevkit/VOC2007 OUT --to coco",
+            "vitgraft convert labelled.tar OUT --to coco --val-fraction 0.1 --link",
+        ],
+    )
+    add = parser.add_argument
+    add("source", metavar="IN", help="folder or tar")
+    add("out", type=Path, metavar="OUT", help="a new folder")
+    add("--to", choices=("coco",), required=True, help="the layout to write")
+    add("--data-format", choices=("coco", "voc", "yolo"), help="of IN (default: what lies there)")
+    add("--val-fraction", type=float, metavar="X", help="of a dataset without splits, hold this fraction out as val")
+    add("--seed", type=int, default=0, metavar="N", help="of that choice, as of a run (default: 0)")
+    add("--link", action="store_true", help="link the image files instead of copying them, where that is possible")
 
 
 def _add_predict(commands) -> None:
@@ -183,11 +216,12 @@ def _check_data(args: argparse.Namespace) -> int:
         raise CommandError(f"--max-left-out {args.max_left_out:g}: must be from 0 to 1")
     from vitgraft.data.check import check, open_checks
     from vitgraft.data.findings import Options, print_terminal, to_markdown
+    from vitgraft.data.layout import OBJECT_FORMATS
     from vitgraft.data.readers.open import FORMATS
 
-    if args.data_format not in (None, "coco", "semantic", *FORMATS):
-        known = ", ".join((*FORMATS, "semantic", "coco"))
-        raise CommandError(f"--data-format {args.data_format}: must be one of {known}")
+    known = (*FORMATS, "semantic", *OBJECT_FORMATS)
+    if args.data_format not in (None, *known):
+        raise CommandError(f"--data-format {args.data_format}: must be one of {', '.join(known)}")
 
     options = Options(
         args.data_format,
@@ -214,6 +248,23 @@ def _check_data(args: argparse.Namespace) -> int:
     return 1 if not report.ok or (args.strict and report.findings) else 0
 
 
+def _convert(args: argparse.Namespace) -> int:
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        raise CommandError(f"--val-fraction {args.val_fraction:g}: must be above 0 and below 1")
+    check_new_folder(args.out)
+    from vitgraft.tools.convert import open_splits, write_coco
+
+    splits = open_splits(args.source, args.data_format, args.val_fraction, args.seed)
+    with Progress(sum(len(one.images) for one in splits)) as step:
+        write_coco(args.out, splits, args.link, step)
+    for one in splits:
+        for finding in one.json.findings:
+            print(printable(finding.line()))
+        objects = f"{sum(map(len, one.json.objects))} objects of {len(one.json.by_id)} classes"
+        print(printable(f"{args.out}/annotations/instances_{one.split}.json: {len(one.images)} images, {objects}"))
+    return 0
+
+
 def _predict(args: argparse.Namespace) -> int:
     args.output = args.output or []
     for path in args.output:
@@ -237,5 +288,5 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_check_data, _add_predict, _add_demo)
+COMMANDS = (_add_check_data, _add_convert, _add_predict, _add_demo)
 """What adds each command to the sub-commands of a parser, in the order of the help."""

@@ -257,8 +257,8 @@ class LabelHistogram:
             return ""
         ignored = ", and 255 is ignored (ignore_index)" if self.rule.ignore_index == 255 else ""
         return (
-            f"the only values are 0 and 255{ignored}: if 255 is your object, set data.label_values="
-            "'{0: background, 255: object}', or save it as 1, name two classes and set reduce_zero_label to false"
+            f"the only values are 0 and 255{ignored}: if 255 is your object, save it as 1, name two classes and set "
+            "reduce_zero_label to false; or leave the files and set data.label_values='{0: background, 255: object}'"
         )
 
     def findings(self, where: str) -> Iterator[Finding]:
