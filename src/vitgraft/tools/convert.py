@@ -79,8 +79,8 @@ def open_splits(
         images = annotations.images(values)
         if values.missing:
             raise DataError(
-                f"{values.where}: {len(values.missing)} of {len(values.images)} images are missing: copy them there, or "
-                f"take them out of the annotations; the first: {values.missing[0]}"
+                f"{values.where}: {len(values.missing)} of {len(values.images)} images are missing: copy them there, "
+                f"or take them out of the annotations; the first: {values.missing[0]}"
             )
         found.append(Converted(split, values, images))
     return found
