@@ -174,3 +174,19 @@ def test_a_part_for_validation(tmp_path):
     assert not names[0] & names[1] and len(names[0] | names[1]) == 10
     with pytest.raises(DataError, match=r"there is a validation split already, 'validation'"):
         opened(write_pairs(tmp_path / "b"), reduce_zero_label=True, val_fraction=0.3)
+
+
+def test_names_that_differ_by_a_suffix(tmp_path, capsys):
+    root = write_pairs(tmp_path, {"training": 4}, values=(0, 255), names=None)
+    (root / "images" / "training").rename(root / "photos"), (root / "annotations" / "training").rename(root / "masks")
+    (root / "annotations").rmdir(), (root / "images").rmdir(), (root / "photos").rename(root / "images")
+    for path in sorted((root / "masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    options = {"label_values": {0: "background", 255: "object"}, "val_fraction": 0.25}
+    with pytest.raises(
+        DataError, match=r"4 of 4 images have no label file.*set data.image_suffix and data.label_suffix"
+    ):
+        opened(root, **options)
+    assert len(opened(root, label_suffix="_mask", **options)) == 3
+    words = ["--label-values", "0=background,255=object", "--label-suffix", "_mask"]
+    assert check_data(capsys, root, *words)[0] == 0

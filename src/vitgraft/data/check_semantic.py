@@ -21,7 +21,7 @@ from vitgraft.data.label_maps import (
     find_pairs,
     read_class_names,
 )  # fmt: skip
-from vitgraft.data.label_table import TableRule, read_colors, rule_of_values
+from vitgraft.data.label_table import TableRule, paths_of_colors, read_colors, rule_of_values
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, passed_over, semantic_splits
 from vitgraft.data.learnable import class_findings
 from vitgraft.data.readers.folder_or_tar import Files
@@ -43,7 +43,7 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
         splits = semantic_splits(files)
         if not splits:
             raise DataError(f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT, or folders images and masks")
-        if more := passed_over(files, [str(options.colors)]):
+        if more := passed_over(files, paths_of_colors(options.colors, files)):
             findings.append(Finding("warning", "passed over", path, more))
         for pair in splits.values():
             with noted(findings, "set", f"{path}/{pair[0]}"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vitgraft.data.label_maps import IGNORE, LabelRule, decode_labels, read_pixe
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
 
-__all__ = ["ColorRule", "TableRule", "read_colors", "rule_of_values"]
+__all__ = ["ColorRule", "TableRule", "paths_of_colors", "read_colors", "rule_of_values"]
 
 IGNORED = "ignore"
 _HEX = re.compile(r"#?[0-9a-fA-F]{6}")
@@ -164,6 +165,11 @@ def read_colors(path: str, files: Files | None = None) -> TableRule:
             )
         entries += [] if entry is None else [entry]
     return _rule_of_table(entries, ColorRule, path)
+
+
+def paths_of_colors(path: str | None, files: Files) -> list[str]:
+    """What a table of colours may be called below the root of a dataset."""
+    return [] if path is None else [path, os.path.relpath(path, files.root)]
 
 
 def _entry(row: list[str]) -> tuple[int, str] | None:

@@ -67,6 +67,7 @@ _NO_ANNOTATIONS = (
     "state",
 )
 _FEW = 16  # folders that are looked into for annotations
+_TRIED = 4  # label files whose names are compared with those of all images
 
 
 def layouts_of(path: str | Path | Files, cache_dir: str | Path | None = None) -> dict[str, str]:
@@ -248,7 +249,10 @@ def _alike(files: Files, images: str, labels: str, ending: str) -> bool:
     """Whether an image and a label have the same name."""
     stems = {os.path.splitext(name)[0] for name in files.images(images.strip("/"))}
     if not ending:
-        return bool(stems & {os.path.splitext(name)[0] for name in files.images(labels)})
+        named = [os.path.splitext(name)[0] for name in files.images(labels)]
+        # a suffix behind the names of one of both is set by an option
+        likely = (label.startswith(stem) or stem.startswith(label) for label in named[:_TRIED] for stem in stems)
+        return bool(stems & {*named}) or any(likely)
     start = f"{labels.strip('/')}/".lstrip("/")
     return any(
         name.startswith(start) and name.endswith(ending) and name[len(start) : -len(ending)] in stems

@@ -20,7 +20,7 @@ from vitgraft.data.check_semantic import PairCheck
 from vitgraft.data.digits import DigitScenePixels, SceneSize
 from vitgraft.data.findings import Options
 from vitgraft.data.label_maps import LabelRule, Pairs, find_pairs, read_class_names
-from vitgraft.data.label_table import TableRule, read_colors, rule_of_values
+from vitgraft.data.label_table import TableRule, paths_of_colors, read_colors, rule_of_values
 from vitgraft.data.layout import passed_over
 from vitgraft.data.loader import Batch, Samples
 from vitgraft.data.readers.base import Source
@@ -286,6 +286,8 @@ class SegmentationData(DataModule):
     def _part(self, split: str) -> Pairs:
         """Some of the training pairs. Classes would have to be counted in all label files: the strata are folders."""
         pairs = self._find("train", whole=True)
+        if pairs.unpaired:
+            return pairs  # which is an error of its own
         self.check_no_val(lambda: self._find("val").where != pairs.where)
         names = [pairs.images.name(index) for index in range(len(pairs.images))]
         is_in = self.in_part(split, pairs.where, names, [os.path.dirname(name) for name in names])
@@ -303,7 +305,7 @@ class SegmentationData(DataModule):
         return check
 
     def passed_over(self) -> str:
-        return passed_over(self.files, [str(self.colors)]) if self.root is not None else ""
+        return passed_over(self.files, paths_of_colors(self.colors, self.files)) if self.root is not None else ""
 
     def samples(self, split: str, train: bool) -> SegmentationSamples:
         if train:
