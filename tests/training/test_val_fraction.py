@@ -3,15 +3,17 @@ command that belongs to the run."""
 
 import json
 import shutil
+import tarfile
 from collections import Counter
 
 import numpy as np
 import pytest
 from conftest import RECIPE
-from exports import labelimg_yolo, write_image
+from exports import labelimg_yolo, write_image, write_table
 
 from vitgraft.data.classification import ImageData
 from vitgraft.data.detection import DetectionData
+from vitgraft.data.segmentation import SegmentationData
 from vitgraft.data.split import hold_out
 from vitgraft.errors import DataError
 
@@ -23,6 +25,12 @@ def root(tmp_path):
         for number in range(count):
             write_image(tmp_path / "set" / name / f"{number}.png", 100 * label + number, (32, 32))
     return tmp_path / "set"
+
+
+def packed(path, folder):
+    with tarfile.open(path, "w") as tar:
+        tar.add(folder, ".")
+    return path
 
 
 def names(data, split):
@@ -61,6 +69,12 @@ def test_objects_are_split_by_their_rarest_class(tmp_path):
 def test_what_is_refused(root, class_folders, tmp_path):
     with pytest.raises(DataError, match=r"val_fraction=0.2: there is a validation split already, 'val': leave"):
         ImageData(str(class_folders), val_fraction=0.2).source("train")
+    broken = tmp_path / "broken"
+    for split in ("train", "val"):
+        write_image(broken / split / "cat" / "a.png")
+    (broken / "val" / "dog").mkdir()  # a class without images, which is no reason to leave the split out
+    with pytest.raises(DataError, match="there is a validation split already"):
+        ImageData(str(broken), val_fraction=0.2).source("train")
     with pytest.raises(DataError, match=r"no split 'train'.*data\.val_fraction=0\.1"):
         ImageData(str(root)).source("train")
     with pytest.raises(ValueError, match=r"val_fraction=1\.5"):
@@ -107,3 +121,18 @@ def test_a_run_writes_it_down_and_all_its_commands_see_it(root, tmp_path, run_co
     (out / "split.json").write_text("{")
     code, _, err = run_command("validate", "--ckpt_path", out, "--data.root", root)
     assert code == 2 and "the record of the run's validation images can't be read" in err
+
+
+@pytest.mark.parametrize("kind", ["tar", "tables", "pairs"])
+def test_other_places_of_the_images(root, tmp_path, kind):
+    if kind == "tar":
+        data = ImageData(str(packed(tmp_path / "set.tar", root)), val_fraction=0.25)
+    elif kind == "tables":
+        rows = [(str(path.relative_to(root)), path.parent.name) for path in sorted(root.rglob("*.png"))]
+        write_table(root / "train.csv", rows)
+        data = ImageData(str(root), val_fraction=0.25, format="table")
+    else:
+        folders = [str(root / "cat"), str(root / "cat")]
+        data = SegmentationData(train=folders, label_values={0: "a"}, val_fraction=0.25)
+    sizes = [len(data.source(split)) for split in ("train", "val")]
+    assert sizes == ([9, 3] if kind == "pairs" else [18, 6]) and not names(data, "train") & names(data, "val")

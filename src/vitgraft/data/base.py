@@ -234,11 +234,13 @@ class DataModule(pl.LightningDataModule):
         try:
             if not has_val():
                 return
-        except DataError:
+        except MissingSplitError:
             return
+        except DataError:
+            pass  # it is there, and damaged
         raise DataError(
             f"data.val_fraction={self.val_fraction}: there is a validation split already, {self.splits['val']!r}: "
-            "leave the option out (or null), or name another data.val"
+            "leave the option out (or null)"
         )
 
     def in_part(self, split: str, where: str, names: Sequence[str], strata: Sequence[Any]) -> np.ndarray:

@@ -191,7 +191,7 @@ class CocoJson:
         self, files: Files, name: str, decode: bool = False, masks: bool = True, entries: Entries | None = None
     ):
         entries = read_json(files, name) if entries is None else entries
-        self.name, self.where = name, f"{files.root}/{name}{entries.part}"
+        self.name, self.where = name, f"{files.root}/{name}".rstrip("/") + entries.part
         self.findings: list[Finding] = []
         self.fatal: list[str] = []
         self.left_out: Counter[str] = Counter()

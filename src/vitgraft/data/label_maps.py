@@ -420,7 +420,7 @@ def find_pairs(
     if not isinstance(split, str | FolderPair) and len(split) != 2:
         raise DataError(f"{list(split)}: two folders, that of the images and that of the labels")
     if isinstance(split, str) and root is None:
-        raise DataError(f"{split!r} is the name of a split: data.root must name the folder or tar it is in")
+        raise MissingSplitError(f"{split!r} is the name of a split: data.root must name the folder or tar it is in")
     path = root.root if isinstance(root, Files) else root
     if isinstance(split, str | FolderPair) or (path is not None and is_tar(path)):
         files = root if isinstance(root, Files) else Files(root, cache_dir)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name, of_split, read_file
 from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, TarIndex, is_tar
-from vitgraft.errors import DataError, ImageError
+from vitgraft.errors import DataError, ImageError, MissingSplitError
 from vitgraft.untrusted import is_inside
 
 
@@ -225,7 +225,9 @@ def _in_split(files: Files, split: str | None) -> tuple[list[str], str]:
     if split is not None and inside is not None:
         own = of_split(split, inside)
         if own is None:
-            raise DataError(f"{files.root}: no folder {split!r} in it; there is {', '.join(sorted(inside)[:8])}")
+            raise MissingSplitError(
+                f"{files.root}: no folder {split!r} in it; there is {', '.join(sorted(inside)[:8])}"
+            )
         start += f"{own}/"
         images = [name for name in images if name.startswith(start)]
     if any("/" not in name[len(start) :] for name in images):
