@@ -32,6 +32,7 @@ def start(waiting, class_folders):
             except OSError:
                 assert time.monotonic() < end and processes[0].poll() is None
                 time.sleep(0.1)
+        time.sleep(0.5)  # a signal between the opening and the reading of the pipe would not end the reading
         return processes[0]
 
     yield begin
