@@ -15,7 +15,19 @@ from vitgraft import __version__
 from vitgraft.cli import main
 
 MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
-COMMANDS = ["check-data", "predict", "demo", "info", "bench", "export", "families", "fit", "validate", "test"]
+COMMANDS = [
+    "check-data",
+    "convert",
+    "predict",
+    "demo",
+    "info",
+    "bench",
+    "export",
+    "families",
+    "fit",
+    "validate",
+    "test",
+]
 run = partial(run_main, main)
 
 

@@ -40,6 +40,10 @@ class DataError(VitgraftError, ValueError):
     """A dataset that cannot be used: not found, of no known format, an empty class, classes that differ."""
 
 
+class MissingSplitError(DataError):
+    """A split that a dataset does not have."""
+
+
 class ImageError(VitgraftError, ValueError):
     """An image that cannot be read.
 

@@ -27,31 +27,33 @@ def voc(root, masks=False):
     return root
 
 
-# what nothing reads
+# what another task reads, or nothing
 
 
 @pytest.mark.parametrize("task", ["images", "detection", "segmentation"])
-def test_pascal_voc(fit, check, tmp_path, task):  # noqa: F811
+def test_pascal_voc_without_sizes(fit, check, tmp_path, task):  # noqa: F811
     root = voc(tmp_path / "voc")
-    more = ["--data.num_classes", 2] if task == "segmentation" else []
+    more = ["--data.num_classes", 2] if task == "segmentation" else ["--data.val_fraction", 0.5]
     code, text = fit(task, root, *more)
-    assert code == 2 and "found 4 XML files: not read" in text, text
+    words = "Annotations: Pascal VOC's layout, which DetectionData reads"
+    assert code == 2 and ("4 XML files have no <size>" if task == "detection" else words) in text, text
     code, findings = check(root)
-    assert code == 1 and any("found 4 XML files: not read" in message for _, _, message in findings)
+    assert code == 1 and any("4 XML files have no <size>" in message for message in messages(findings))
 
 
 def test_pascal_voc_with_masks_is_read_as_label_maps(fit, check, tmp_path):  # noqa: F811
     root = voc(tmp_path / "voc", masks=True)
     code, findings = check(root, "--num-classes", 2, "--reduce-zero-label", "false")
     assert code == 0 and messages(findings, "warning") == [
-        "found 4 XML files: not read (DetectionData reads COCO's json: convert them)"
+        "checked as semantic, passed over: voc; --data-format names another",
+        "found 4 XML files: not read (DetectionData reads boxes in Pascal VOC's and YOLO's layouts)",
     ]
     code, text = fit("segmentation", root, "--data.num_classes", 2)
     hint = "data.train=[JPEGImages,SegmentationClass]"
     assert code == 2 and hint in text, text
     words = [f"--{hint}", "--data.val=[JPEGImages,SegmentationClass]", "--data.num_classes", 2]
     code, text = fit("segmentation", root, *words)
-    assert code == 0 and "found 4 XML files: not read" in text, text
+    assert code == 0 and "found 4 XML files: not read (DetectionData reads boxes in Pascal VOC's" in text, text
 
 
 def test_images_with_a_csv(fit, check, tmp_path):  # noqa: F811
@@ -59,9 +61,9 @@ def test_images_with_a_csv(fit, check, tmp_path):  # noqa: F811
         picture(tmp_path / "set" / "train" / f"{number}.png", number)
     (tmp_path / "set" / "train.csv").write_text("image,label\n0.png,cat\n")
     code, text = fit("images", tmp_path / "set")
-    assert code == 2 and "found train.csv in the root: not read" in text
+    assert code == 2 and "train.csv: no split 'val'" in text and "data.val_fraction=0.1" in text
     code, findings = check(tmp_path / "set")
-    assert code == 1 and "found train.csv in the root: not read" in messages(findings, "warning")
+    assert code == 1 and "only class 'cat' has images" in "".join(messages(findings))
     root = classes(tmp_path / "folders", {"cat": 4, "dog": 4})
     shutil.copy(tmp_path / "set" / "train.csv", root / "train.csv")
     code, text = fit("images", root)
@@ -70,17 +72,22 @@ def test_images_with_a_csv(fit, check, tmp_path):  # noqa: F811
     assert code == 0 and messages(findings, "warning") == ["found train.csv in the root: not read"]
 
 
-def test_text_files_of_yolo(fit, check, tmp_path):  # noqa: F811
+def test_text_files_of_yolo_without_names(fit, check, tmp_path):  # noqa: F811
     for split in ("train", "val"):
         for number in range(4):
             picture(tmp_path / "set" / "images" / split / f"{number}.png", number + 9 * (split == "val"))
             label = tmp_path / "set" / "labels" / split / f"{number}.txt"
             label.parent.mkdir(parents=True, exist_ok=True)
-            label.write_text("0 0.5 0.5 0.1 0.1\n")
+            label.write_text("0 0.5 0.5 0.4 0.4\n")
+    words = "the names of YOLO's classes are unknown: put data.yaml"
     code, text = fit("detection", tmp_path / "set")
-    assert code == 2 and "found 8 text files: not read" in text, text
+    assert code == 2 and words in text, text
     code, findings = check(tmp_path / "set")
-    assert code == 1 and any("found 8 text files: not read" in message for _, _, message in findings)
+    assert code == 1 and any(words in message for message in messages(findings))
+    (tmp_path / "set" / "classes.txt").write_text("cat\n")
+    code, text = fit("detection", tmp_path / "set")
+    assert code == 0 and "not read" not in text, text
+    assert check(tmp_path / "set") == (0, [])
 
 
 def test_all_kinds_at_once(fit, check, tmp_path):  # noqa: F811

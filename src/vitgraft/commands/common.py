@@ -127,6 +127,18 @@ def check_report(args: argparse.Namespace) -> None:
     check_output(args.output, () if args.format else REPORTS)
 
 
+def check_new_folder(path: Path) -> None:
+    """Refuses a folder that holds something, or can't be made, before any work is done.
+
+    Raises:
+        CommandError: It is a file, or not empty, or the folder that it would be in does not exist.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CommandError(f"{path} is there already, and not empty: name a new folder")
+    if not path.absolute().parent.is_dir():
+        raise CommandError(f"{path}: the folder {path.parent} does not exist")
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

@@ -1,12 +1,21 @@
-"""Commands around training runs: check-data, predict, demo; fit, validate, test are in `training`."""
+"""Commands around training runs: check-data, convert, predict, demo; fit, validate, test are in `training`."""
 
 import argparse
 from pathlib import Path
 
 from vitgraft.atomic import check_writable
-from vitgraft.commands.common import add_command, add_format, add_trust, check_output, check_report, positive, print_as
+from vitgraft.commands.common import (
+    add_command,
+    add_format,
+    add_trust,
+    check_new_folder,
+    check_output,
+    check_report,
+    positive,
+    print_as,
+)
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress
+from vitgraft.terminal import Progress, printable
 
 __all__ = ["COMMANDS"]
 
@@ -22,8 +31,9 @@ def _add_check_data(commands) -> None:
         "imbalance and images that are twice in a dataset (warnings). A PATH is whatever data.root takes: a folder or\n"
         "tar of class folders, shards, or a folder with splits such as train and val, which are compared.\n"
         "In ADE20K's layout (images/SPLIT, annotations/SPLIT) also the label maps: missing ones, other sizes,\n"
-        "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json)\n"
-        "also the json: missing keys, ids twice, unknown categories, impossible boxes and masks.",
+        "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json),\n"
+        "Pascal VOC's and YOLO's also the objects: missing keys, ids twice, unknown categories, impossible boxes and\n"
+        "masks. Of a table of files and labels: rows without a file, images in several rows.",
         [
             "vitgraft check-data DIR",
             "vitgraft check-data DIR/train DIR/val --output check.json",
@@ -33,7 +43,13 @@ def _add_check_data(commands) -> None:
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH")
-    add("--data-format", metavar="NAME", help="folder, tar, shards, imagenet-val, huggingface, semantic or coco")
+    add(
+        "--data-format",
+        metavar="NAME",
+        help="folder, tar, table, shards, imagenet-val, huggingface, semantic, coco, voc or yolo",
+    )
+    add("--file-column", metavar="NAME", help="tables: the column of the files")
+    add("--label-column", metavar="NAME", help="tables: the column of the labels")
     add("--workers", type=positive, default=1, metavar="N", help="processes that decode (default: 1)")
     add(
         "--imbalance",
@@ -60,7 +76,45 @@ def _add_check_data(commands) -> None:
     labels.add_argument("--num-classes", type=positive, metavar="C", help="default: those named in classes.txt")
     labels.add_argument("--image-suffix", default="", metavar="TEXT", help="of image names, before the ending")
     labels.add_argument("--label-suffix", default="", metavar="TEXT", help="of label names, before the ending")
+    labels.add_argument("--colors", metavar="FILE", help="table of colours and their classes: red,green,blue,name")
+    labels.add_argument(
+        "--label-values", type=_label_values, metavar="VALUES", help="values and their classes: 0=background,255=object"
+    )
     add_format(parser)
+
+
+def _label_values(text: str) -> dict[int, str]:
+    try:
+        pairs = [part.split("=", 1) for part in text.split(",")]
+        return {int(value): name.strip() for value, name in pairs}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: values and their classes, such as 0=background,255=object"
+        ) from error
+
+
+def _add_convert(commands) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        _convert,
+        "write a dataset of boxes in COCO's layout",
+        "Reads boxes and polygons in Pascal VOC's, YOLO's or COCO's layout, as training does, and writes\n"
+        "OUT/annotations/instances_SPLIT.json and OUT/SPLIT/. Training reads all of them as they are: this is for\n"
+        "what should be kept, or taken to other tools. Sizes that XML lacks are those of the images.",
+        [
+            "vitgraft convert VOCdevkit/VOC2007 OUT --to coco",
+            "vitgraft convert labelled.tar OUT --to coco --val-fraction 0.1 --link",
+        ],
+    )
+    add = parser.add_argument
+    add("source", metavar="IN", help="folder or tar")
+    add("out", type=Path, metavar="OUT", help="a new folder")
+    add("--to", choices=("coco",), required=True, help="the layout to write")
+    add("--data-format", choices=("coco", "voc", "yolo"), help="of IN (default: what lies there)")
+    add("--val-fraction", type=float, metavar="X", help="of a dataset without splits, hold this fraction out as val")
+    add("--seed", type=int, default=0, metavar="N", help="of that choice, as of a run (default: 0)")
+    add("--link", action="store_true", help="link the image files instead of copying them, where that is possible")
 
 
 def _add_predict(commands) -> None:
@@ -162,11 +216,12 @@ def _check_data(args: argparse.Namespace) -> int:
         raise CommandError(f"--max-left-out {args.max_left_out:g}: must be from 0 to 1")
     from vitgraft.data.check import check, open_checks
     from vitgraft.data.findings import Options, print_terminal, to_markdown
+    from vitgraft.data.layout import OBJECT_FORMATS
     from vitgraft.data.readers.open import FORMATS
 
-    if args.data_format not in (None, "coco", "semantic", *FORMATS):
-        known = ", ".join((*FORMATS, "semantic", "coco"))
-        raise CommandError(f"--data-format {args.data_format}: must be one of {known}")
+    known = (*FORMATS, "semantic", *OBJECT_FORMATS)
+    if args.data_format not in (None, *known):
+        raise CommandError(f"--data-format {args.data_format}: must be one of {', '.join(known)}")
 
     options = Options(
         args.data_format,
@@ -177,6 +232,10 @@ def _check_data(args: argparse.Namespace) -> int:
         args.image_suffix,
         args.label_suffix,
         args.max_left_out,
+        args.file_column,
+        args.label_column,
+        args.colors,
+        args.label_values,
     )
     checks, findings = open_checks(args.paths, options)
     try:
@@ -187,6 +246,23 @@ def _check_data(args: argparse.Namespace) -> int:
     report.findings[:0] = findings
     print_as(args, lambda out: print_terminal(report, out), lambda: to_markdown(report), lambda: report.to_json())
     return 1 if not report.ok or (args.strict and report.findings) else 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        raise CommandError(f"--val-fraction {args.val_fraction:g}: must be above 0 and below 1")
+    check_new_folder(args.out)
+    from vitgraft.tools.convert import open_splits, write_coco
+
+    splits = open_splits(args.source, args.data_format, args.val_fraction, args.seed)
+    with Progress(sum(len(one.images) for one in splits)) as step:
+        write_coco(args.out, splits, args.link, step)
+    for one in splits:
+        for finding in one.json.findings:
+            print(printable(finding.line()))
+        objects = f"{sum(map(len, one.json.objects))} objects of {len(one.json.by_id)} classes"
+        print(printable(f"{args.out}/annotations/instances_{one.split}.json: {len(one.images)} images, {objects}"))
+    return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -212,5 +288,5 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_check_data, _add_predict, _add_demo)
+COMMANDS = (_add_check_data, _add_convert, _add_predict, _add_demo)
 """What adds each command to the sub-commands of a parser, in the order of the help."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from vitgraft.data.findings import Check, Finding
 from vitgraft.data.learnable import look, show_and_stop
 from vitgraft.data.loader import TIMEOUT, Loader, Samples
 from vitgraft.data.readers.base import Source, check_same_classes
 from vitgraft.data.sampling import EvalOrder, TrainOrder
-from vitgraft.errors import DataError, MissingExtraError
+from vitgraft.data.split import RECORD, hold_out, read_record, write_record
+from vitgraft.errors import DataError, MissingExtraError, MissingSplitError
 from vitgraft.options import value_errors
 
 try:
@@ -35,6 +38,9 @@ class DataModule(pl.LightningDataModule):
         train: Split to train on.
         val: Split to validate on.
         test: Split for `test`; None is the validation split.
+        val_fraction: Fraction of the training images that is held out for validation, where the dataset has no
+            validation split: stratified by class, a function of the seed and the names of the images, written to
+            split.json in the run's folder, which decides when the run is resumed or evaluated.
         mean: Per channel, 0 to 1; None is the model's own.
         std: Per channel, 0 to 1; None is the model's own.
         batch_size: Images per step of each process.
@@ -54,6 +60,7 @@ class DataModule(pl.LightningDataModule):
         "timeout": NonNegativeInt,
         "seed": NonNegativeInt,
         "num_classes": PositiveInt,
+        "val_fraction": Annotated[float, Field(gt=0, lt=1)],
     }
     # how often a sample is drawn in a row
     repeats = 1
@@ -64,6 +71,7 @@ class DataModule(pl.LightningDataModule):
         train: str | list[str] = "train",
         val: str | list[str] = "val",
         test: str | list[str] | None = None,
+        val_fraction: float | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         batch_size: int = 64,
@@ -83,6 +91,8 @@ class DataModule(pl.LightningDataModule):
         self.num_classes: int | None = None
         self.splits = {"train": train, "val": val, "test": test or val}
         self.has_test = test is not None
+        self.val_fraction = val_fraction
+        self._held_out: tuple[list[str], np.ndarray] | None = None
         self._sources: dict[str, Source] = {}
         self._preprocessing: Any = None
         self._loaders: list[Loader] = []
@@ -196,8 +206,92 @@ class DataModule(pl.LightningDataModule):
             DataError: They are not there, or can't be used.
         """
         if split not in self._sources:
-            self._sources[split] = self.open(split)
+            try:
+                self._sources[split] = self.open(split)
+            except MissingSplitError as error:
+                if split == "test" or self.val_fraction is not None:
+                    raise
+                hint = "data.val_fraction=0.1 holds a tenth of the images out where there is no validation split"
+                raise MissingSplitError(f"{error}; {hint}") from error
         return self._sources[split]
+
+    # a validation part of the training images
+
+    def is_part(self, split: str) -> bool:
+        """Whether a split is a part of the training images, by `val_fraction`."""
+        of_training = split in ("train", "val") or (split == "test" and not self.has_test)
+        return self.val_fraction is not None and of_training and not self.is_generated
+
+    def check_no_val(self, has_val: Callable[[], bool]) -> None:
+        """Refuses `val_fraction` where there are validation images already.
+
+        Args:
+            has_val: Whether the split `val` is there and another than `train`.
+
+        Raises:
+            DataError: There are.
+        """
+        try:
+            if not has_val():
+                return
+        except MissingSplitError:
+            return
+        except DataError:
+            pass  # it is there, and damaged
+        raise DataError(
+            f"data.val_fraction={self.val_fraction}: there is a validation split already, {self.splits['val']!r}: "
+            "leave the option out (or null)"
+        )
+
+    def in_part(self, split: str, where: str, names: Sequence[str], strata: Sequence[Any]) -> np.ndarray:
+        """Which of all training images are in a split that is a part of them, bool (N,).
+
+        Those that the run's folder names are held out, where it was evaluated or begun with the same options; of a new
+        run, those of `hold_out`.
+
+        Args:
+            split: "train", "val" or "test".
+            where: The dataset, which names begin with.
+            names: Of the images.
+            strata: Of each image.
+
+        Raises:
+            DataError: The run's record is of other images or options, or nothing is left of one of both parts.
+        """
+        if self._held_out is None:
+            start = where.rstrip("/") + "/"
+            names = [name.removeprefix(start) for name in names]
+            record = {} if self._run_folder is None else read_record(self._run_folder)
+            is_fit = self.trainer is not None and self.trainer.state.fn == "fit"
+            fraction = record.get("val_fraction")
+            if is_fit and (fraction, record.get("seed")) != (self.val_fraction, self.seed):
+                record = {}  # of a run that never began
+            if record and fraction != self.val_fraction:
+                raise DataError(
+                    f"data.val_fraction={self.val_fraction}: the run held out {fraction} ({self._run_folder}/{RECORD})"
+                )
+            if record:
+                held = np.isin(names, record["val"])
+            else:
+                held = hold_out(names, strata, self.val_fraction, self.seed)
+            if record and not held.any():
+                raise DataError(
+                    f"{where}: has none of the {len(record['val'])} validation images of the run "
+                    f"({self._run_folder}/{RECORD}): give the run's own data as data.root, or for other data "
+                    "data.val_fraction=null and data.val"
+                )
+            if not held.any() or held.all():
+                raise DataError(
+                    f"data.val_fraction={self.val_fraction}: nothing is left of {len(names)} images for one part"
+                )
+            self._held_out = names, held
+        return ~self._held_out[1] if split == "train" else self._held_out[1]
+
+    @property
+    def _run_folder(self) -> Path | None:
+        """The folder of the trainer's run."""
+        folder = None if self.trainer is None else Path(self.trainer.default_root_dir)
+        return folder if folder is not None and (folder / "run.json").is_file() else None
 
     @property
     def is_generated(self) -> bool:
@@ -224,12 +318,15 @@ class DataModule(pl.LightningDataModule):
         splits = ("train", "val") if stage == "fit" else ({"validate": "val"}.get(stage, stage),)
         for split in splits:
             self.source(split)
+        if stage == "fit" and self._held_out is not None and self._run_folder is not None and not self._process()[1]:
+            write_record(self._run_folder, self.val_fraction, self.seed, *self._held_out)
         if not self.is_generated:
             show_and_stop(self.findings(splits), self._process()[1] == 0)
         if stage == "fit":
             self.check_pair(self.source("train"), self.source("val"))
         if stage == "test" and not self.has_test and not self.is_generated:
-            print(f"data.test is not set: this measures the validation set, {self.splits['val']!r}")
+            val = f"the fraction {self.val_fraction}" if self.is_part("val") else repr(self.splits["val"])
+            print(f"data.test is not set: this measures the validation set, {val}")
 
     def smoke(self, num_classes: int | None = None) -> None:
         """Swaps in generated images, in small batches and without worker processes: for two quick steps."""

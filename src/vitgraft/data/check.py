@@ -17,12 +17,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from vitgraft.data.findings import IMBALANCE, Check, Finding, Options, Report, SetReport, noted
-from vitgraft.data.layout import layouts_of, passed_over
+from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, passed_over
 from vitgraft.data.learnable import class_findings
 from vitgraft.data.loader import worker_failure
 from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.open import open_source
+from vitgraft.data.readers.table import table_splits, tables_of
 from vitgraft.errors import TrainingError
 
 __all__ = ["ImageCheck", "check", "open_checks"]
@@ -90,7 +91,7 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
     layouts = {path: [options.format] if options.format else list(layouts_of(path)) for path in paths}
     layout = next((found[0] for found in layouts.values() if found), "images")
     findings = [_passed_over(path, found, layout) for path, found in layouts.items() if {*found} - {layout}]
-    if layout == "coco":
+    if layout in OBJECT_FORMATS:
         from vitgraft.data.check_coco import open_path  # needs the extra `detection`
     elif layout == "semantic":
         from vitgraft.data.check_semantic import open_path
@@ -110,11 +111,27 @@ def _open_images(path: str, options: Options, findings: list[Finding]) -> Iterat
     root = Path(path)
     names = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
     stems = sorted({name.split(".")[0].split("-")[0] for name in names if not name.startswith(".")})
-    if root.is_dir() and (more := passed_over(Files(root))):
+    splits = [stem for alike in SPLITS for stem in stems if stem.lower() in alike]
+    tables: list[str] = []
+    with noted(findings, "set", path):
+        if root.is_dir() and options.format in (None, "table") and (tables := tables_of(Files(root))):
+            splits = list(table_splits(tables)) or [names[0] for names in SPLITS]
+    checks: list[ImageCheck] = []
+    missing: list[Finding] = []
+    for split in splits or [None]:
+        with noted(missing, "set", f"{path}/{split}" if split else path):
+            source = open_source(path, split, options.format, allow_empty=True, **options.columns)
+            checks.append(ImageCheck(source, options.imbalance))
+    if tables and not checks:  # a table without splits
+        missing = []
+        with noted(missing, "set", path):
+            checks.append(ImageCheck(open_source(path, None, options.format, **options.columns), options.imbalance))
+    used = [table for one in checks for table in getattr(one.files, "tables", ())]
+    if root.is_dir() and (more := passed_over(Files(root), used)):
         findings.append(Finding("warning", "passed over", path, more))
-    for split in [stem for alike in SPLITS for stem in stems if stem.lower() in alike] or [None]:
-        with noted(findings, "set", f"{path}/{split}" if split else path):
-            yield ImageCheck(open_source(path, split, options.format, allow_empty=True), options.imbalance)
+    # of a table with a column of splits, those that it lacks are no error
+    findings += [] if tables and checks and not table_splits(tables) else missing
+    yield from checks
 
 
 def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None] = lambda text: None) -> Report:

@@ -1,4 +1,4 @@
-"""`vitgraft check-data` for COCO datasets: the json, every annotation and every image file.
+"""`vitgraft check-data` for datasets of objects: the json (or XML, or text files), every annotation, every image file.
 
 Errors: a json that lacks what is needed, ids that are there twice, unknown images and categories, impossible boxes and
 masks, files that are missing, can't be read or are of another size, images that are in two splits, splits with
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitgraft.data.coco import CocoJson, CocoSource, find_images
+from vitgraft.data.annotations import Annotations
+from vitgraft.data.coco import CocoJson, CocoSource
 from vitgraft.data.findings import FILE_ERRORS, MAX_LEFT_OUT, Check, Examined, Finding, Options, SetReport, noted
-from vitgraft.data.layout import find_jsons, passed_over
 from vitgraft.data.learnable import left_out_findings
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.data.readers.folder_or_tar import Files
@@ -23,7 +23,7 @@ __all__ = ["CocoCheck", "open_path"]
 
 
 def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[Check]:
-    """All jsons with objects of a folder or tar.
+    """All splits with objects of a folder or tar.
 
     Args:
         path: Folder, tar, or one json, in `annotations` beside the images or among them.
@@ -37,16 +37,18 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
             names = [str(Path(path).relative_to(files.root))]
         else:
             files = Files(path)
-            names = find_jsons(files)
+            names = None
+        annotations = Annotations(files, "coco" if names else options.format)
+        names = names or annotations.splits
         if not names:
             raise DataError("no annotations/*.json with images, annotations and categories")
-        if more := passed_over(files, names):
+        if more := annotations.passed_over(names):
             findings.append(Finding("warning", "passed over", path, more))
         for name in names:
             with noted(findings, "json", f"{files.root}/{name}"):
-                json, images = CocoJson(files, name, decode=True), None
+                json, images = annotations.json(name, annotations.entries(name), decode=True), None
                 with noted(findings, "missing", json.where):
-                    images = find_images(files, json) if json.images else None
+                    images = annotations.images(json) if json.images else None
                 yield CocoCheck(json, images, options.max_left_out)
 
 

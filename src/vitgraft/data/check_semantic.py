@@ -21,6 +21,7 @@ from vitgraft.data.label_maps import (
     find_pairs,
     read_class_names,
 )  # fmt: skip
+from vitgraft.data.label_table import TableRule, paths_of_colors, read_colors, rule_of_values
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, passed_over, semantic_splits
 from vitgraft.data.learnable import class_findings
 from vitgraft.data.readers.folder_or_tar import Files
@@ -33,15 +34,21 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
     """All splits of a folder or tar in ADE20K's layout; what can't be opened is added to the findings."""
     with noted(findings, "set", path):
         files = Files(path)
-        names = read_class_names(files)
+        rule = None
+        if options.colors is not None:
+            rule = read_colors(options.colors, files)
+        elif options.label_values:
+            rule = rule_of_values(options.label_values)
+        names = read_class_names(files) if rule is None else list(rule.class_names)
         splits = semantic_splits(files)
         if not splits:
             raise DataError(f"no splits: wanted {IMAGES}/SPLIT and {ANNOTATIONS}/SPLIT, or folders images and masks")
-        if more := passed_over(files):
+        if more := passed_over(files, paths_of_colors(options.colors, files)):
             findings.append(Finding("warning", "passed over", path, more))
         for pair in splits.values():
             with noted(findings, "set", f"{path}/{pair[0]}"):
-                yield PairCheck(find_pairs(files, pair, options.image_suffix, options.label_suffix), names, options)
+                pairs = find_pairs(files, pair, options.image_suffix, options.label_suffix)
+                yield PairCheck(pairs, names, options, rule)
 
 
 class PairCheck(Check):
@@ -51,18 +58,18 @@ class PairCheck(Check):
         pairs: The image and label files.
         class_names: From a file beside them; None: there is none.
         options: The meaning of the values.
+        rule: The meaning of the values, where it is known; None: `infer_rule` sets it.
     """
 
-    def __init__(self, pairs: Pairs, class_names: list[str] | None, options: Options):
+    def __init__(self, pairs: Pairs, class_names: list[str] | None, options: Options, rule: LabelRule | None = None):
         super().__init__(pairs.where, pairs.images)
-        self.pairs, self.class_names, self.options = pairs, class_names, options
-        self.rule: LabelRule | None = None  # of the values; set by `infer_rule`
+        self.pairs, self.class_names, self.options, self.rule = pairs, class_names, options, rule
 
     def __getitem__(self, index: int) -> Examined:
         name = self.pairs.labels.name(index)
         try:
             data = self.pairs.labels.read(index)
-            values = decode_labels(data, name)
+            values = (self.rule.decode if self.rule else decode_labels)(data, name)
         except (ImageError, DataError) as error:
             examined = self.examine(index)
             if isinstance(error, DataError):
@@ -78,7 +85,7 @@ class PairCheck(Check):
                 "resize one of them, labels without interpolation"
             )
         found, counts = np.unique(values, return_counts=True)
-        palette = open_image(data, name).mode == "P"
+        palette = open_image(data, name).mode == "P" and not isinstance(self.rule, TableRule)
         return examined._replace(errors=errors, values=found, counts=counts, palette=palette)
 
     def file_finding(self, kind: str, message: str, items: list[str], gone: int, always: bool = False) -> Finding:
@@ -99,6 +106,8 @@ class PairCheck(Check):
     def infer_rule(self, checks: Sequence[PairCheck]) -> Iterator[Finding]:
         """Finds one rule for all splits, and warns of what of it was not set but inferred."""
         options = self.options
+        if isinstance(self.rule, TableRule):
+            return
         found = [examined.values for one in checks for examined in one.examined.values() if examined.values is not None]
         values = np.unique(np.concatenate([*found, np.zeros(0, np.int32)]))
         inside = values if options.ignore_index is None else values[values != options.ignore_index]

@@ -12,13 +12,15 @@ from vitgraft.data.base import DataModule
 from vitgraft.data.check import ImageCheck
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.layout import instead_of, passed_over
-from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.base import SPLITS, ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import FORMATS, open_source
+from vitgraft.data.readers.table import TABLES, is_table
 from vitgraft.data.readers.tar import is_tar
+from vitgraft.data.split import Part
 from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
-from vitgraft.errors import DataError
+from vitgraft.errors import DataError, MissingSplitError
 from vitgraft.options import Positive, Sizes
 
 # three draws of a sample: facebookresearch/deit samplers.py
@@ -30,12 +32,15 @@ class ImageData(DataModule):
 
     Args:
         root: Folder with the splits, tar, shard pattern or URL; what lies there is inferred.
-        train: Split of `root` to train on, or a path of its own: with a slash, a shard pattern, or the name of a tar.
+        train: Split of `root` to train on, a table in it, or a path of its own: with a slash, a shard pattern, or the
+            name of a tar.
         val: Split of `root` to validate on, or a path of its own.
         test: Split of `root` for `test`, or a path of its own; None is the validation split.
-        format: "folder", "tar", "shards", "imagenet-val" or "huggingface"; None infers it.
+        format: "folder", "tar", "table", "shards", "imagenet-val" or "huggingface"; None infers it.
+        file_column: Of a table (CSV, Parquet), the column of the files; None finds it.
+        label_column: Of a table, the column of the labels; None finds it.
         num_classes: How many classes there must be; None takes those of the data.
-        class_names: Names of the labels, for shards that carry numbers only.
+        class_names: Names of the labels, for shards and tables that carry numbers only.
         input_size: Side of the square images, or (height, width), in pixels; None is the model's own.
         interpolation: Of the resize in evaluation; None is the model's own.
         crop_pct: Fraction of the resized side that evaluation keeps; None is the model's own.
@@ -75,6 +80,8 @@ class ImageData(DataModule):
         val: str = "val",
         test: str | None = None,
         format: str | None = None,
+        file_column: str | None = None,
+        label_column: str | None = None,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
         input_size: int | tuple[int, int] | None = None,
@@ -101,6 +108,8 @@ class ImageData(DataModule):
         super().__init__(root=root, train=train, val=val, test=test, **common)
         self.num_classes, self.given_names = num_classes, class_names
         self.format = format
+        self.columns = (file_column, label_column)
+        self._whole: ImageSource | None = None
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
         self.model_options |= {"interpolation": interpolation, "crop_pct": crop_pct}
         self.augmentation = Augmentation(**{field.name: given[field.name] for field in fields(Augmentation)})
@@ -120,19 +129,36 @@ class ImageData(DataModule):
         if self.is_smoke:
             length = 64 if split == "train" else 10
             return GeneratedSource(length * self.repeats, self.num_classes or 10, self.preprocessing.input_size)
-        given = self.splits[split]
+        if not self.is_part(split):
+            return self._open(self.splits[split])
+        whole = self._open_whole()
+        names = [whole.name(index) for index in range(len(whole))]
+        is_in = self.in_part(split, whole.where, names, whole.labels.tolist())
+        return Part(whole, is_in, f" ({'training' if split == 'train' else 'validation'} part)")
+
+    def _open(self, split: str | None) -> ImageSource:
+        """The images of a split of `root`, of all of it, or at a path.
+
+        Args:
+            split: The split, the path; None is all.
+        """
+        given = split or ""
         # "train" is the split even where the working folder has a folder of that name
-        own_path = any(mark in given for mark in ("/", "\\", "{", "hf:")) or is_tar(given)
+        own_path = any(mark in given for mark in ("/", "\\", "{", "hf:")) or is_tar(given) or is_table(given)
         if self.root is None and not own_path:
             raise DataError("data.root: name the folder, tar or shards with the images")
-        where, inside = (given, None) if own_path else (self.root, given)
+        where, inside = (given, None) if own_path else (self.root, split)
+        if own_path and is_table(given) and self.root is not None and not Path(given).is_file():
+            where = str(Path(self.root) / given)
         if self.format is None and (instead := instead_of("images", where, self.cache_dir)):
             raise DataError(f"{where}: {instead}; data.format=folder takes the class folders in it")
         try:
-            source = open_source(where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb)
+            source = open_source(
+                where, inside, self.format, self.given_names, self.cache_dir, self.cache_gb, False, *self.columns
+            )
         except DataError as error:
-            more = self.passed_over()
-            raise DataError(f"{error}; {more}" if more else str(error)) from error
+            more = "" if any(ending in str(error) for ending in TABLES) else self.passed_over()
+            raise type(error)(f"{error}; {more}" if more else str(error)) from error
         if self.num_classes is not None and len(source.class_names) != self.num_classes:
             raise DataError(
                 f"num_classes={self.num_classes}: {source.where} has {len(source.class_names)} classes "
@@ -140,11 +166,29 @@ class ImageData(DataModule):
             )
         return source
 
+    def _open_whole(self) -> ImageSource:
+        """The training images before a part of them is held out: of the split, or all where there are no splits."""
+        if self._whole is None:
+            try:
+                whole = self._open(self.splits["train"])
+            except MissingSplitError:
+                if self.root is None or not Path(self.root).is_dir() or _has_splits(self.root):
+                    raise
+                whole = self._open(None)
+            if whole.blocks is not None:
+                raise DataError("data.val_fraction: shards can't be split, name some of them as data.val")
+            self.check_no_val(lambda: not _same_images(self._open(self.splits["val"]), whole))
+            self._whole = whole
+        return self._whole
+
     def check(self, split: str) -> ImageCheck:
         return ImageCheck(self.source(split))
 
     def passed_over(self) -> str:
-        return passed_over(Files(self.root)) if self.root is not None and Path(self.root).is_dir() else ""
+        if self.root is None or not Path(self.root).is_dir():
+            return ""
+        sources = [getattr(source, "source", source) for source in self._sources.values()]  # of parts, the whole
+        return passed_over(Files(self.root), [table for one in sources for table in getattr(one, "tables", ())])
 
     def prepare_data(self) -> None:
         """Unpacks and indexes once for each machine what needs it."""
@@ -161,3 +205,14 @@ class ImageData(DataModule):
         else:
             transform = eval_transform(self.preprocessing)
         return ImageDataset(self.source(split), transform, self.seed, train, self.cache)
+
+
+def _has_splits(root: str) -> bool:
+    """Whether a folder has folders that are named as splits."""
+    return any(of_split(names[0], Files(root).folders()) for names in SPLITS)
+
+
+def _same_images(one: ImageSource, other: ImageSource) -> bool:
+    """Whether two sources have the same images, by their number and the first and last name."""
+    ends = (0, len(one) - 1)
+    return len(one) == len(other) and all(one.name(index) == other.name(index) for index in ends)

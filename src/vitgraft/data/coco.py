@@ -7,8 +7,9 @@ import os
 import pickle
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NamedTuple, NotRequired
 from urllib.parse import unquote
 
 import numpy as np
@@ -26,7 +27,7 @@ from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
 from vitgraft.untrusted import not_the_file
 
-__all__ = ["CocoJson", "CocoSource", "entry_errors", "find_images", "open_coco"]
+__all__ = ["CocoJson", "CocoSource", "Entries", "entry_errors", "find_images", "open_coco", "read_json"]
 
 # where the images of a split are looked for below the root; {} is the name of the split
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
@@ -75,6 +76,63 @@ for _entry in ENTRIES.values():
     _entry.__pydantic_config__ = ConfigDict(hide_input_in_errors=True)
 
 
+class Entries(NamedTuple):
+    """The objects of a split in COCO's words, of any format.
+
+    Attributes:
+        lists: "images", "annotations" and "categories".
+        findings: Level, kind, message without the number of items, and items, of what only the format itself shows;
+            with an error training does not start.
+        part: What of the split it is, in brackets; empty is all.
+    """
+
+    lists: dict[str, list[Any]]
+    findings: Sequence[tuple[str, str, str, list[str]]] = ()
+    part: str = ""
+
+    @property
+    def error(self) -> str:
+        """The first error of the findings; empty where there is none."""
+        errors = ((message, items) for level, _, message, items in self.findings if level == "error" and items)
+        return next((f"{len(items)} {message}; the first: {items[0]}" for message, items in errors), "")
+
+    def take(self, is_in: Callable[[int], bool], part: str) -> Entries:
+        """Some of the images, with their annotations.
+
+        Args:
+            is_in: Of a place in the list of images.
+            part: What they are, in brackets.
+        """
+        images = self.lists["images"]
+        ids = [str(image.get("id")) if isinstance(image, dict) else "" for image in images]
+        own = {one for place, one in enumerate(ids) if is_in(place)}
+        return Entries(
+            {
+                "images": [image for place, image in enumerate(images) if is_in(place)],
+                "annotations": [
+                    one
+                    for one in self.lists["annotations"]
+                    if isinstance(one, dict) and str(one.get("image_id")) in own
+                ],
+                "categories": self.lists["categories"],
+            },
+            self.findings,
+            part,
+        )
+
+    def strata(self) -> list[str]:
+        """Of each image, the category of its objects that the fewest objects have; empty where it has none."""
+        annotations = [one for one in self.lists["annotations"] if isinstance(one, dict)]
+        total = Counter(str(one.get("category_id")) for one in annotations)
+        rarest: dict[str, str] = {}
+        for one in annotations:
+            image, category = str(one.get("image_id")), str(one.get("category_id"))
+            rarest[image] = min(rarest.get(image, category), category, key=lambda name: (total[name], name))
+        return [
+            rarest.get(str(image.get("id")), "") if isinstance(image, dict) else "" for image in self.lists["images"]
+        ]
+
+
 def entry_errors(kind: str, entry: Any) -> list[str]:
     """What an entry lacks, and its values that are not possible.
 
@@ -110,6 +168,7 @@ class CocoJson:
         name: Its path there.
         decode: Whether run-length codes are decoded to their pixels, as in `segmentation_errors`.
         masks: Whether masks are wanted; without them no object is left out for its segmentation.
+        entries: Its content, where it was read from files of another format; None reads it.
 
     Attributes:
         images: The entries that have all that is needed; `annotations` and `categories` likewise.
@@ -128,13 +187,19 @@ class CocoJson:
         DataError: No json, or not COCO's of objects.
     """
 
-    def __init__(self, files: Files, name: str, decode: bool = False, masks: bool = True):
-        self.name, self.where = name, f"{files.root}/{name}"
+    def __init__(
+        self, files: Files, name: str, decode: bool = False, masks: bool = True, entries: Entries | None = None
+    ):
+        entries = read_json(files, name) if entries is None else entries
+        self.name, self.where = name, f"{files.root}/{name}".rstrip("/") + entries.part
         self.findings: list[Finding] = []
         self.fatal: list[str] = []
         self.left_out: Counter[str] = Counter()
         self.missing: list[str] = []
-        values = _read_json(files, name)
+        for finding in entries.findings:
+            self._finding(*finding)
+        self.fatal += [entries.error] if entries.error else []
+        values = entries.lists
         self.total = len(values["annotations"])
         self.images, self.annotations, self.categories = (self._whole(kind, values[kind]) for kind in ENTRIES)
         self.sizes = [(image["height"], image["width"]) for image in self.images]
@@ -159,7 +224,8 @@ class CocoJson:
             if not errors:
                 whole.append(entry)
                 continue
-            item = f"{kind}[{number}] {' and '.join(errors)}"
+            name = entry.get("id") if isinstance(entry, dict) and kind == "annotations" else None
+            item = f"{name if isinstance(name, str) else f'{kind}[{number}]'} {' and '.join(errors)}"
             # a damaged value makes an annotation unusable, which is counted where it is left out
             if kind == "annotations" and isinstance(entry, dict) and entry.keys() >= NEEDED:
                 if isinstance(entry["category_id"], str | None):
@@ -299,7 +365,7 @@ class CocoSource(ObjectSource):
         return np.flatnonzero(large if keep_empty else large & (self.counts[:, 0] > 0))
 
 
-def _read_json(files: Files, name: str) -> dict[str, list[Any]]:
+def read_json(files: Files, name: str) -> Entries:
     """The content of a COCO json, with its three lists; their entries are not checked.
 
     Raises:
@@ -320,7 +386,7 @@ def _read_json(files: Files, name: str) -> dict[str, list[Any]]:
         raise DataError(f"{shown}: not COCO's json of objects, it lacks {', '.join(missing)}")
     if not values["images"]:
         raise DataError(f"{shown}: no images in it")
-    return values
+    return Entries({kind: values[kind] for kind in ENTRIES})
 
 
 def _with_numbers(entry: dict[str, Any], kind: str) -> tuple[dict[str, Any], list[str]]:

@@ -1,4 +1,4 @@
-"""`DetectionData`: images with boxes and masks, of a COCO dataset or the embedded digit scenes.
+"""`DetectionData`: images with boxes and masks, of a COCO, Pascal VOC or YOLO dataset or the embedded digit scenes.
 
 Needs the extra `detection`.
 """
@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from pydantic import PositiveInt
 
+from vitgraft.data.annotations import Annotations
 from vitgraft.data.base import DataModule
 from vitgraft.data.check_coco import CocoCheck
-from vitgraft.data.coco import CocoSource, open_coco
+from vitgraft.data.coco import CocoSource
 from vitgraft.data.detection_targets import DigitObjects, Objects, ObjectSource, to_target
 from vitgraft.data.detection_transforms import (
     DetectionAugmentation,
@@ -26,7 +27,6 @@ from vitgraft.data.detection_transforms import (
 )
 from vitgraft.data.digits import SceneSize
 from vitgraft.data.findings import MAX_LEFT_OUT
-from vitgraft.data.layout import find_jsons, passed_over
 from vitgraft.data.loader import Samples
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
@@ -107,12 +107,14 @@ class DetectionData(DataModule):
     """Images with boxes and masks for training and evaluation.
 
     Args:
-        root: Folder or tar of a COCO dataset; None is the embedded scenes of handwritten digits, 10 classes with masks.
+        root: Folder or tar of a dataset in COCO's, Pascal VOC's or YOLO's layout; None is the embedded scenes of
+            handwritten digits, 10 classes with masks.
         train: Split to train on: annotations/instances_{train}.json or instances_{train}2017.json below `root` ..., or
             the path of a json below it.
         val: Split to validate on.
         test: Split for `test`; None is the validation split.
-        train_images: Folder of the training images below `root`; None looks for it.
+        format: "coco", "voc" or "yolo"; None infers it.
+        train_images: Folder of the training images below `root`, of COCO's format; None looks for it.
         val_images: Folder of the images of `val`.
         test_images: Folder of the images of `test`.
         masks: Whether training needs masks; None takes them where the dataset has them.
@@ -154,6 +156,7 @@ class DetectionData(DataModule):
         train: str = "train",
         val: str = "val",
         test: str | None = None,
+        format: Literal["coco", "voc", "yolo"] | None = None,
         train_images: str | None = None,
         val_images: str | None = None,
         test_images: str | None = None,
@@ -182,7 +185,8 @@ class DetectionData(DataModule):
         self.folders = {"train": train_images, "val": val_images, "test": test_images if test else val_images}
         self.masks, self.keep_empty, self.min_side, self.max_images = masks, keep_empty, min_side, max_images
         self.max_left_out = max_left_out
-        self._files: Files | None = None
+        self.format = format
+        self._annotations: Annotations | None = None
         for name, digits, files in (("augmentation", "native", "single"), ("hflip", 0.0, 0.5)):
             if given[name] is None:
                 given[name] = digits if root is None else files
@@ -249,15 +253,39 @@ class DetectionData(DataModule):
             return DigitObjects(16 if split == "train" else 6, seed, digits, 64, self.num_classes)
         if self.root is None:
             return DigitObjects(self.scenes[split], seed, digits, self.scene_size)
-        self._files = self._files or Files(self.root, self.cache_dir)
-        return open_coco(self._files, self.splits[split], self.folders[split], masks=self.masks is not False)
+        annotations, folder, masks = self.annotations, self.folders[split], self.masks is not False
+        if not self.is_part(split):
+            name = annotations.find(self.splits[split])
+            return annotations.open(name, annotations.entries(name), folder, masks)
+        name = annotations.find(self.splits["train"], whole=True)
+        self.check_no_val(lambda: annotations.find(self.splits["val"]) != name)
+        entries = annotations.entries(name)
+        if error := entries.error:
+            raise DataError(f"{annotations.files.root}: {error}; vitgraft check-data lists all")
+        files = [str(one.get("file_name")) if isinstance(one, dict) else "" for one in entries.lists["images"]]
+        is_in = self.in_part(split, str(annotations.files.root), files, entries.strata())
+        part = f" ({'training' if split == 'train' else 'validation'} part)"
+        return annotations.open(name, entries.take(is_in.__getitem__, part), self.folders["train"], masks)
+
+    @property
+    def annotations(self) -> Annotations:
+        """The objects of all splits in `root`.
+
+        Raises:
+            DataError: There is no dataset, or it has several formats.
+        """
+        if self._annotations is None:
+            files = Files(self.root, self.cache_dir)
+            named = [split for split in self.splits.values() if str(split).endswith(".json")]
+            self._annotations = Annotations(files, self.format or ("coco" if named else None))
+        return self._annotations
 
     def check(self, split: str) -> CocoCheck:
         source = self.source(split)
         return CocoCheck(source, source.files, self.max_left_out)
 
     def passed_over(self) -> str:
-        return passed_over(self._files, find_jsons(self._files))
+        return self.annotations.passed_over()
 
     def samples(self, split: str, train: bool) -> DetectionSamples:
         """The dataset of "train", "val" or "test".

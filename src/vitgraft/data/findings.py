@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -243,6 +243,10 @@ class Options:
         image_suffix: Label maps: of image names, before the ending.
         label_suffix: Label maps: of label names, before the ending.
         max_left_out: Objects: largest fraction of the annotations that may be left out.
+        file_column: Tables: the column of the files; None finds it.
+        label_column: Tables: the column of the labels; None finds it.
+        colors: Label maps: file with the class of each colour.
+        label_values: Label maps: value -> class.
     """
 
     format: str | None = None
@@ -253,6 +257,15 @@ class Options:
     image_suffix: str = ""
     label_suffix: str = ""
     max_left_out: float = MAX_LEFT_OUT
+    file_column: str | None = None
+    label_column: str | None = None
+    colors: str | None = None
+    label_values: Mapping[int, str] | None = None
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The columns of a table, as `open_source` takes them."""
+        return {"file_column": self.file_column, "label_column": self.label_column}
 
 
 def unusual_about(image, size: tuple[int, int] | None = None) -> str:

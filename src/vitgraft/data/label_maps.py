@@ -11,7 +11,8 @@ their folders but for the ending; `image_suffix` and `label_suffix` stand betwee
 names class k) or ADE20K's `objectInfo150.txt`.
 
 A label file is an image with a whole number for each pixel: 8-bit or 16-bit grey, or a palette image, whose indices
-count (the colours only show them). The tasks see classes 0 to C - 1 and 255 for pixels that are ignored.
+count (the colours only show them). Or an image with a colour for each class, by a table of colours (`label_table.py`).
+The tasks see classes 0 to C - 1 and 255 for pixels that are ignored.
 """
 
 from __future__ import annotations
@@ -19,25 +20,34 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vitgraft.data.decode import decode_annotated, open_image
 from vitgraft.data.findings import Finding
-from vitgraft.data.layout import ANNOTATIONS, IMAGES, instead_of, layout_start, passed_over, semantic_splits
-from vitgraft.data.readers.base import Source, of_split
+from vitgraft.data.layout import (
+    ANNOTATIONS,
+    IMAGES,
+    FolderPair,
+    instead_of,
+    layout_start,
+    passed_over,
+    semantic_splits,
+)
+from vitgraft.data.readers.base import ImageSource, Source, of_split
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.data.readers.tar import is_tar
-from vitgraft.errors import DataError, ImageError
+from vitgraft.data.split import Part
+from vitgraft.errors import DataError, ImageError, MissingSplitError
 
 __all__ = [
     "IGNORE", "LabelHistogram", "LabelRule", "Pairs", "SemanticSource", "decode_labels", "find_pairs",
-    "read_class_names",
+    "read_class_names", "read_pixels",
 ]  # fmt: skip
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
@@ -101,9 +111,35 @@ class LabelRule:
             rest = values[~inside]
             wrong = rest[~self.allowed(rest)]
             if len(wrong):
-                counted = count_values(*np.unique(wrong, return_counts=True))
+                counted = count_values(*np.unique(wrong, return_counts=True), self.shown)
                 raise DataError(f"{name}: label value {counted}; {self.expected()}")
         return labels
+
+    # what the values are called
+    noun: ClassVar[str] = "values"
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """The values of a label file, int32 (H, W), as of `decode_labels`."""
+        return decode_labels(data, name)
+
+    def shown(self, value: int) -> str:
+        """A value in messages."""
+        return str(value)
+
+    def repair(self, values: np.ndarray) -> str:
+        """What would fit some values of label files, in a sentence; may be empty."""
+        for ignored, reduce in itertools.product((self.ignore_index, 255, 0), (True, False)):
+            try:
+                other = LabelRule(self.num_classes, reduce, ignored)
+            except ValueError:
+                continue
+            if other.allowed(values).all():
+                return f" reduce_zero_label={str(reduce).lower()} with ignore_index={ignored} would fit these values"
+        most = int(values[values < 250].max(initial=-1))
+        if most >= self.class_values[1]:
+            need = most + 1 - int(self.reduce_zero_label)
+            return f" With this numbering there would have to be {need} classes"
+        return ""
 
     def expected(self) -> str:
         """The values that there may be, in words."""
@@ -113,9 +149,10 @@ class LabelRule:
         return f"{zero}{first} to {last} are the {self.num_classes} classes{ignored}"
 
 
-def count_values(values: np.ndarray, counts: np.ndarray, most: int = 8) -> str:
+def count_values(values: np.ndarray, counts: np.ndarray, show: Callable[[int], str] = str, most: int = 8) -> str:
     """Values with their numbers of pixels, the first few."""
-    shown = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(values[:most], counts[:most], strict=True))
+    pairs = zip(values[:most].tolist(), counts[:most].tolist(), strict=True)
+    shown = ", ".join(f"{show(value)} ({count:,} pixels)" for value, count in pairs)
     return shown + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
@@ -136,17 +173,32 @@ def decode_labels(data: bytes, name: str) -> np.ndarray:
         hint = (
             "its colour channels are all the same: save one of them"
             if grey
-            else "convert each colour to the number of its class and save one channel (PNG, 8-bit grey or palette)"
+            else "set data.colors to a table with the class of each colour, or convert each colour to the number of "
+            "its class and save one channel (PNG, 8-bit grey or palette)"
         )
         raise DataError(f"{name}: a label file in {image.mode}, not one class index for each pixel; {hint}")
+    return read_pixels(image, name).astype(np.int32)
+
+
+def read_pixels(image: Image.Image, name: str, mode: str | None = None) -> np.ndarray:
+    """The pixels of a label file.
+
+    Args:
+        image: Its header.
+        name: The file's name in errors.
+        mode: Pillow's mode that they are converted to; None leaves them.
+
+    Raises:
+        ImageError: The file can't be read.
+        DataError: It is a JPEG.
+    """
     if image.format in ("JPEG", "MPO"):
         raise DataError(f"{name}: a label file in JPEG, whose compression changes the values; use PNG")
     try:
         image.load()
-        values = np.asarray(image)
+        return np.asarray(image if mode is None else image.convert(mode))
     except Exception as error:  # Pillow's plugins let many kinds through, see vitgraft.data.decode
         raise ImageError(name, str(error) or type(error).__name__) from error
-    return values.astype(np.int32)
 
 
 def _is_grey(image, name: str) -> bool:
@@ -183,7 +235,7 @@ class LabelHistogram:
         self.pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         bad = ~self.rule.allowed(values)
         if bad.any():
-            self.wrong.append(f"{name}: {count_values(values[bad], counts[bad])}")
+            self.wrong.append(f"{name}: {count_values(values[bad], counts[bad], self.rule.shown)}")
         elif not ((values >= first) & (values <= last)).any():
             self.only_ignored.append(name)
         self.files += 1
@@ -196,17 +248,17 @@ class LabelHistogram:
     def describe(self, most: int = 12) -> str:
         """The values with their fractions, sorted by descending frequency."""
         total, ordered = self.pixels.total(), self.pixels.most_common()
-        shown = [f"{value}: {100 * count / total:.3g} %" for value, count in ordered[:most]]
+        shown = [f"{self.rule.shown(value)}: {100 * count / total:.3g} %" for value, count in ordered[:most]]
         return ", ".join(shown) + (f", {len(ordered) - most} more" if len(ordered) > most else "")
 
     def hint(self) -> str:
         """What leads on where the values are those of a mask, 0 and 255; else empty."""
-        if self.pixels.keys() != {0, 255}:
+        if self.pixels.keys() != {0, 255} or self.rule.noun != LabelRule.noun:
             return ""
         ignored = ", and 255 is ignored (ignore_index)" if self.rule.ignore_index == 255 else ""
         return (
             f"the only values are 0 and 255{ignored}: if 255 is your object, save it as 1, name two classes and set "
-            "reduce_zero_label to false"
+            "reduce_zero_label to false; or leave the files and set data.label_values='{0: background, 255: object}'"
         )
 
     def findings(self, where: str) -> Iterator[Finding]:
@@ -218,7 +270,7 @@ class LabelHistogram:
         rule, classes = self.rule, self.classes()
         if self.wrong:
             message = (
-                f"{len(self.wrong)} label files have values that are no class; {rule.expected()}. In all "
+                f"{len(self.wrong)} label files have {rule.noun} that are no class; {rule.expected()}. In all "
                 f"{self.files}: {self.describe()}.{_repair(self)}"
             )
             yield Finding("error", "values", where, message, self.wrong, stops=True)
@@ -244,21 +296,9 @@ class LabelHistogram:
 
 def _repair(histogram: LabelHistogram) -> str:
     """Another reading of the values that would fit them."""
-    rule, values = histogram.rule, np.array(sorted(histogram.pixels))
     if hint := histogram.hint():
         return f" {hint[0].upper()}{hint[1:]}"
-    for ignored, reduce in itertools.product((rule.ignore_index, 255, 0), (True, False)):
-        try:
-            other = LabelRule(rule.num_classes, reduce, ignored)
-        except ValueError:
-            continue
-        if other.allowed(values).all():
-            return f" reduce_zero_label={str(reduce).lower()} with ignore_index={ignored} would fit these values"
-    most = int(values[values < 250].max(initial=-1))
-    if most >= rule.class_values[1]:
-        need = most + 1 - int(rule.reduce_zero_label)
-        return f" With this numbering there would have to be {need} classes"
-    return ""
+    return histogram.rule.repair(np.array(sorted(histogram.pixels)))
 
 
 class SemanticSource(Source):
@@ -272,7 +312,7 @@ class SemanticSource(Source):
         class_names: Of classes 0 to C - 1.
     """
 
-    def __init__(self, images: FileSource, labels: FileSource, rule: LabelRule, class_names: Sequence[str]):
+    def __init__(self, images: ImageSource, labels: ImageSource, rule: LabelRule, class_names: Sequence[str]):
         self.images, self.labels, self.rule, self.class_names = images, labels, rule, tuple(class_names)
         self.where = images.where
 
@@ -287,14 +327,14 @@ class SemanticSource(Source):
         return image, self.rule.apply(values, self.labels.name(index))
 
     def load_values(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """An RGB image and the raw values of its label file, int32 (H, W).
+        """An RGB image and the values of its label file, int32 (H, W), as of the rule's `decode`.
 
         Raises:
             ImageError: One of its two files can't be read.
             DataError: The labels have colours, or another size than the image.
         """
         name, data = self.labels.name(index), self.images.read(index)
-        values = decode_labels(self.labels.read(index), name)
+        values = self.rule.decode(self.labels.read(index), name)
         image = decode_annotated(data, self.images.name(index), values.shape)
         if values.shape != (image.height, image.width):
             raise DataError(
@@ -316,10 +356,22 @@ class Pairs(NamedTuple):
     """
 
     where: str
-    images: FileSource
-    labels: FileSource
+    images: ImageSource
+    labels: ImageSource
     unpaired: list[tuple[str, str]]
     without_image: list[str]
+
+    def take(self, is_in: np.ndarray, part: str, rest: bool = False) -> Pairs:
+        """Some of the pairs.
+
+        Args:
+            is_in: Of each pair, bool (N,).
+            part: What they are, in brackets.
+            rest: Whether files without a partner belong to them.
+        """
+        images, labels = Part(self.images, is_in, ""), Part(self.labels, is_in, "")
+        alone = (self.unpaired, self.without_image) if rest else ([], [])
+        return Pairs(f"{self.where}{part}", images, labels, *alone)
 
     def source(self, rule: LabelRule, class_names: Sequence[str]) -> SemanticSource:
         """The pairs as a source of images.
@@ -348,6 +400,7 @@ def find_pairs(
     image_suffix: str = "",
     label_suffix: str = "",
     cache_dir: str | Path | None = None,
+    whole: bool = False,
 ) -> Pairs:
     """The pairs of a split.
 
@@ -357,28 +410,33 @@ def find_pairs(
         image_suffix: Of image files, between the common part of their name and the ending.
         label_suffix: Of label files, between the common part of their name and the ending.
         cache_dir: Where a compressed tar is unpacked.
+        whole: Whether a dataset without splits will do, of which a part is taken.
 
     Raises:
+        MissingSplitError: The dataset does not have the split.
         DataError: No images there.
     """
-    if not isinstance(split, str) and len(split) != 2:
+    stems = split.stems if isinstance(split, FolderPair) else None
+    if not isinstance(split, str | FolderPair) and len(split) != 2:
         raise DataError(f"{list(split)}: two folders, that of the images and that of the labels")
     if isinstance(split, str) and root is None:
-        raise DataError(f"{split!r} is the name of a split: data.root must name the folder or tar it is in")
+        raise MissingSplitError(f"{split!r} is the name of a split: data.root must name the folder or tar it is in")
     path = root.root if isinstance(root, Files) else root
-    if isinstance(split, str) or (path is not None and is_tar(path)):
+    if isinstance(split, str | FolderPair) or (path is not None and is_tar(path)):
         files = root if isinstance(root, Files) else Files(root, cache_dir)
-        places, folders = (files, files), tuple(split)
+        places, folders = (files, files), tuple(split)[:2]
         if isinstance(split, str):
             splits, start = semantic_splits(files), layout_start(files) or ""
             own = of_split(split, splits)
-            folders = splits[own] if own else (f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
+            own = "" if own is None and whole and [*splits] == [""] else own
+            pair = FolderPair(f"{start}{IMAGES}/{split}", f"{start}{ANNOTATIONS}/{split}")
+            *folders, stems = pair if own is None else splits[own]
             if not files.images(folders[0]):
                 there = ", ".join(files.folders(f"{start}{IMAGES}")) or ", ".join(files.folders()) or "nothing"
                 more = [instead_of("semantic", files), passed_over(files)]
                 if "" in splits:
-                    more.insert(0, f"name both folders: data.train=[{','.join(splits[''])}], and data.val likewise")
-                raise DataError(
+                    more.insert(0, f"name both folders: data.train=[{','.join(splits[''][:2])}], and data.val likewise")
+                raise MissingSplitError(
                     f"{files.root}: no images in {folders[0]}; there is {there}. Wanted: {IMAGES}/{split}/NAME.jpg and "
                     f"{ANNOTATIONS}/{split}/NAME.png, or two folders, [IMAGES, LABELS], instead of {split!r}"
                     + "".join(f"; {text}" for text in more if text)
@@ -387,6 +445,8 @@ def find_pairs(
         places, folders = tuple(Files(Path(path or "") / folder, cache_dir) for folder in split), ("", "")
     images = _by_stem(places[0], folders[0], image_suffix)
     labels = _by_stem(places[1], folders[1], label_suffix)
+    if stems is not None:
+        images, labels = ({stem: one[stem] for stem in stems if stem in one} for one in (images, labels))
     if not images:
         raise DataError(f"{places[0].root}/{folders[0]}: no images" + (f" *{image_suffix}.jpg" if image_suffix else ""))
     prefix = [f"{folder}/" if folder else "" for folder in folders]

@@ -5,6 +5,7 @@ Needs the `train` extra.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, get_type_hints
 
@@ -19,6 +20,7 @@ from vitgraft.data.check_semantic import PairCheck
 from vitgraft.data.digits import DigitScenePixels, SceneSize
 from vitgraft.data.findings import Options
 from vitgraft.data.label_maps import LabelRule, Pairs, find_pairs, read_class_names
+from vitgraft.data.label_table import TableRule, paths_of_colors, read_colors, rule_of_values
 from vitgraft.data.layout import passed_over
 from vitgraft.data.loader import Batch, Samples
 from vitgraft.data.readers.base import Source
@@ -75,6 +77,10 @@ class SegmentationData(DataModule):
         reduce_zero_label: Whether the value 0 of label files is no class and ignored, and 1 to C are the classes. Must
             be set where there is a `root`: it cannot be inferred from the files alone.
         ignore_index: Value of label files that is ignored; None: there is none.
+        colors: Table of the colours of label files and their classes, a path here or below `root`: CSV with red, green,
+            blue, name, or CVAT's labelmap.txt. Takes the place of `reduce_zero_label` and `class_names`.
+        label_values: Value of label files -> name of its class, such as {0: background, 255: object}; the name ignore
+            is no class. Likewise.
         num_classes: How many classes there must be; None takes the number of class names.
         class_names: Of the classes; None reads `classes.txt` or `objectInfo150.txt` in `root`.
         image_suffix: Of image files, behind the name that they share with their labels.
@@ -115,6 +121,8 @@ class SegmentationData(DataModule):
         test: str | list[str] | None = None,
         reduce_zero_label: bool | None = None,
         ignore_index: int | None = 255,
+        colors: str | None = None,
+        label_values: dict[int, str] | None = None,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
         image_suffix: str = "",
@@ -139,6 +147,7 @@ class SegmentationData(DataModule):
         super().__init__(root=root, train=train, val=val, test=test, **sizes, **common)
         self.num_classes, self.given_names = num_classes, class_names
         self.reduce_zero_label, self.ignore_index = reduce_zero_label, ignore_index
+        self.colors, self.label_values = colors, label_values
         self.suffixes = (image_suffix, label_suffix)
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         self.resizing = {"short_side": short_side, "long_side": long_side, "antialias": antialias}
@@ -147,6 +156,7 @@ class SegmentationData(DataModule):
         self.scene_size = scene_size
         self._files: Files | None = None
         self._pairs: dict[str, Pairs] = {}
+        self._table: TableRule | None = None
         self._names: tuple[str, ...] | None = None
 
     @classmethod
@@ -157,9 +167,16 @@ class SegmentationData(DataModule):
             if len(folders) != 2:
                 errors.append(f"{name}={list(folders)}: two folders, that of the images and that of the label files")
         has_files = values.get("root") is not None or "train" in pairs or "val" in pairs
-        if has_files and values.get("reduce_zero_label") is None:
+        tables = [name for name in ("colors", "label_values") if values.get(name)]
+        if len(tables) > 1:
+            errors.append("colors: either this or label_values")
+        for name in ("reduce_zero_label", "class_names") if tables else ():
+            if values.get(name):
+                errors.append(f"{name}={values[name]}: {tables[0]} names the classes, leave it out")
+        if has_files and values.get("reduce_zero_label") is None and not tables:
             errors.append(
-                "reduce_zero_label: set true (0 is ignored, 1 to C are the classes: ADE20K) or false (0 to C - 1 are)"
+                "reduce_zero_label: set true (0 is ignored, 1 to C are the classes: ADE20K) or false (0 to C - 1 are); "
+                "or colors, or label_values"
             )
         names, classes = values.get("class_names"), values.get("num_classes")
         if names and classes and len(names) != classes:
@@ -216,6 +233,8 @@ class SegmentationData(DataModule):
             return self.given_names or numbered
         if self.is_digits:
             return DigitScenePixels.class_names
+        if self.table is not None:
+            return self.table.class_names
         found = self.given_names or (read_class_names(self.files) if self.root is not None else None) or numbered
         if not found:
             raise DataError(
@@ -223,6 +242,19 @@ class SegmentationData(DataModule):
                 "data.class_names or data.num_classes"
             )
         return found
+
+    @property
+    def table(self) -> TableRule | None:
+        """The classes by `colors` or `label_values`.
+
+        Raises:
+            DataError: The table can't be used.
+        """
+        if self._table is None and self.colors is not None:
+            self._table = read_colors(self.colors, None if self.root is None else self.files)
+        elif self._table is None and self.label_values:
+            self._table = rule_of_values(self.label_values)
+        return self._table
 
     @property
     def files(self) -> Files:
@@ -243,10 +275,24 @@ class SegmentationData(DataModule):
         if self.is_digits:
             return DigitScenePixels(self.scenes[split], seed, digits, self.scene_size)
         names = self.class_names
-        rule = LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
-        root = None if self.root is None else self.files
-        self._pairs[split] = find_pairs(root, self.splits[split], *self.suffixes, self.cache_dir)
+        rule = self.table or LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
+        self._pairs[split] = self._part(split) if self.is_part(split) else self._find(split)
         return self._pairs[split].source(rule, names)
+
+    def _find(self, split: str, whole: bool = False) -> Pairs:
+        root = None if self.root is None else self.files
+        return find_pairs(root, self.splits[split], *self.suffixes, self.cache_dir, whole)
+
+    def _part(self, split: str) -> Pairs:
+        """Some of the training pairs. Classes would have to be counted in all label files: the strata are folders."""
+        pairs = self._find("train", whole=True)
+        if pairs.unpaired:
+            return pairs  # which is an error of its own
+        self.check_no_val(lambda: self._find("val").where != pairs.where)
+        names = [pairs.images.name(index) for index in range(len(pairs.images))]
+        is_in = self.in_part(split, pairs.where, names, [os.path.dirname(name) for name in names])
+        part = f" ({'training' if split == 'train' else 'validation'} part)"
+        return pairs.take(is_in, part, rest=split == "train")
 
     def prepare_data(self) -> None:
         """Unpacks a compressed tar once for each machine."""
@@ -259,7 +305,7 @@ class SegmentationData(DataModule):
         return check
 
     def passed_over(self) -> str:
-        return passed_over(self.files) if self.root is not None else ""
+        return passed_over(self.files, paths_of_colors(self.colors, self.files)) if self.root is not None else ""
 
     def samples(self, split: str, train: bool) -> SegmentationSamples:
         if train:

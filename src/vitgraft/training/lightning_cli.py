@@ -161,11 +161,14 @@ class VitgraftCLI(LightningCLI):
 def with_data_of_run(recipe: dict[str, Any], checkpoint: str, trust: bool = False, known: Any = None) -> dict[str, Any]:
     """The recipe with the data section that the checkpoint's run had, where it has none: for detectors and segmenters,
     whose label rules a checkpoint does not hold. Of a checkpoint without its run's record the image sizes are taken.
-    A classifier's are in its data_config. `trust`, `known`: as of `read_run`."""
+    A classifier's are in its data_config, but for `val_fraction`. `trust`, `known`: as of `read_run`."""
     folder = Path(checkpoint).parent
     task = recipe.get("model", {}).get("class_path", "").rpartition(".")[2]
-    if "data" in recipe or task in ("", "Classification"):
+    if "data" in recipe or task == "":
         return recipe
+    if task == "Classification":
+        fraction = run_folder.flat(run_folder.read_record(folder).get("recipe") or {}).get("data.val_fraction")
+        return recipe if fraction is None else {**recipe, "data": {"init_args": {"val_fraction": fraction}}}
     section = (run_folder.read_record(folder).get("recipe") or {}).get("data")
     if isinstance(section, dict):
         record = folder / run_folder.RECORD

@@ -358,7 +358,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             inner = f"{prefix}{key}." if key != "init_args" else prefix  # the same with and without init_args between
             found.update(flat(value, inner))
         else:
-            found[prefix + key] = value
+            found[f"{prefix}{key}"] = value  # keys of `label_values` are numbers
     return found
 
 

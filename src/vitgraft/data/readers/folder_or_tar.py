@@ -11,7 +11,7 @@ import numpy as np
 
 from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name, of_split, read_file
 from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, TarIndex, is_tar
-from vitgraft.errors import DataError, ImageError
+from vitgraft.errors import DataError, ImageError, MissingSplitError
 from vitgraft.untrusted import is_inside
 
 
@@ -54,14 +54,23 @@ class Files:
         """Whether there is such a folder."""
         return (self.root / name).is_dir() if self.index is None else name in self._tree
 
-    def read(self, name: str) -> bytes | None:
-        """A file's content; None where there is no such file."""
+    def read(self, name: str, most: int | None = None) -> bytes | None:
+        """A file's content; None where there is no such file.
+
+        Args:
+            name: Its path.
+            most: Only so many bytes of it, the first ones.
+        """
         if not self.has(name):
             return None
         if self.index is None:
-            return (self.root / name).read_bytes()
+            with open(self.root / name, "rb") as file:
+                return file.read(-1 if most is None else most)
         place = self._places[name]
-        return PlainTar(self.index.plain).read(int(self.index.offsets[place]), int(self.index.sizes[place]))
+        size = int(self.index.sizes[place])
+        return PlainTar(self.index.plain).read(
+            int(self.index.offsets[place]), size if most is None else min(size, most)
+        )
 
     def images(self, folder: str = "") -> list[str]:
         """Paths of the image files below a folder, relative to it, sorted."""
@@ -216,7 +225,9 @@ def _in_split(files: Files, split: str | None) -> tuple[list[str], str]:
     if split is not None and inside is not None:
         own = of_split(split, inside)
         if own is None:
-            raise DataError(f"{files.root}: no folder {split!r} in it; there is {', '.join(sorted(inside)[:8])}")
+            raise MissingSplitError(
+                f"{files.root}: no folder {split!r} in it; there is {', '.join(sorted(inside)[:8])}"
+            )
         start += f"{own}/"
         images = [name for name in images if name.startswith(start)]
     if any("/" not in name[len(start) :] for name in images):

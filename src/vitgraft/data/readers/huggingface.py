@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vitgraft.data.readers.base import ImageSource, read_file
-from vitgraft.errors import DataError, ImageError
+from vitgraft.errors import DataError, ImageError, MissingSplitError
 
 PREFIX = "hf:"
 
@@ -81,7 +81,7 @@ def open_huggingface(root: str | Path, split: str | None) -> HuggingFaceSource:
     for name in names:
         if name in found:
             return HuggingFaceSource(found[name], f"{text}[{name}]")
-    raise DataError(f"{root}: no split {split!r}; there is {', '.join(found)}")
+    raise MissingSplitError(f"{root}: no split {split!r}; there is {', '.join(found)}")
 
 
 def _only_column(rows, kind: type, shown: str, what: str) -> str:
