@@ -162,6 +162,74 @@ def test_annotations_that_are_all_unusable(fit, check, tmp_path, reason, kind):
     assert "no objects" not in text
 
 
+ODD = {
+    "normalised polygons": (
+        lambda one: one.update(segmentation=[[0.1, 0.1, 0.4, 0.1, 0.4, 0.5]]),
+        REASONS["normalised"].words,
+    ),
+    "a number beyond every float": (
+        lambda one: one.update(segmentation=[[10**400, 1, 2, 3, 4, 5]]),
+        "8 have a segment",
+    ),
+    "an id beyond 64 bits": (lambda one: one.update(image_id=2**70), "image_id"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_annotations_with_odd_numbers(fit, check, tmp_path, case):
+    change, words = ODD[case]
+    root = coco(tmp_path / "set", change=lambda values: [change(one) for one in values["annotations"]])
+    both(fit, check, "detection", root, ["nothing to learn", words])
+
+
+def test_ids_and_names_of_images_beyond_limits(fit, check, tmp_path):
+    root = coco(tmp_path / "ids", change=lambda values: [one.update(id=2**70) for one in values["images"]])
+    both(fit, check, "detection", root, ["id"])
+    root = coco(
+        tmp_path / "names", change=lambda v: [one.update(file_name="a" * 300 + "/b.png") for one in v["images"]]
+    )
+    assert fit("detection", root)[0] == 2 and check(root)[0] == 1
+
+
+def test_splits_without_a_common_class(fit, check, tmp_path):
+    root = coco(tmp_path / "set", change=lambda v: [one.update(category_id=2) for one in v["annotations"]])
+    for split in ("train", "val"):
+        path = root / "annotations" / f"instances_{split}.json"
+        values = json.loads(path.read_text())
+        values["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        path.write_text(json.dumps(values))
+    both(fit, check, "detection", root, ["no class that has objects here (cat) has any in", "divide the dataset anew"])
+
+
+def test_two_categories_of_one_name_keep_their_objects(fit, tmp_path):
+    def change(values):
+        values["categories"].append({"id": 2, "name": "cat"})
+
+    root = coco(tmp_path / "set", change=change)
+    assert "annotations are left out" not in fit("detection", root)[1]
+
+
+def test_all_images_of_another_size_than_annotated(fit, check, tmp_path):
+    root = coco(tmp_path / "set")
+    for path in sorted((root / "train").iterdir()):
+        picture(path, size=(40, 48))
+    both(fit, check, "detection", root, ["more than half of the dataset can't be used"])
+
+
+def test_escapes_in_names_are_shown_in_the_first_lines(fit, tmp_path):
+    def change(values):
+        values["categories"] = [{"id": 1, "name": "cat"}]
+        values["annotations"][0]["category_id"] = "\x1b[31mRED"
+
+    assert "\x1b" not in fit("detection", coco(tmp_path / "set", change=change))[1]
+
+
+def test_a_run_without_an_update(fit, class_folders):
+    for option in ("max_epochs", "max_steps", "limit_train_batches"):
+        code, text = fit("images", class_folders, f"--trainer.{option}", 0)
+        assert code == 1 and "not one update was made" in text, text
+
+
 def test_text_as_category_and_no_annotation_at_all(fit, check, tmp_path):
     def names(values):
         values["annotations"] = [{**one, "category_id": "cat"} for one in values["annotations"]]

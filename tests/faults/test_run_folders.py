@@ -226,7 +226,7 @@ def test_changed_data_is_noticed_on_resume(run_command, fit, tmp_path):
         assert "A run can't go on with other classes" in err
 
 
-@pytest.mark.parametrize("text", ['{"recipe": {', "[1]", '{"recipe": 5}', '{"data": []}', "\x00", "[" * 9999])
+@pytest.mark.parametrize("text", ['{"recipe": {', "{}", "[1]", '{"recipe": 5}', '{"data": []}', "\x00", "[" * 9999])
 def test_broken_record(text, run_command, fit, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "run.json").write_text(text)

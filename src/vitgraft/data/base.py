@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from vitgraft.data.findings import Check, Finding
-from vitgraft.data.learnable import look, show_and_stop
+from vitgraft.data.learnable import common_classes, look, show_and_stop
 from vitgraft.data.loader import TIMEOUT, Loader, Samples
 from vitgraft.data.readers.base import Source, check_same_classes
 from vitgraft.data.sampling import EvalOrder, TrainOrder
@@ -163,10 +163,12 @@ class DataModule(pl.LightningDataModule):
         found = []
         if more := self.passed_over():
             found.append(Finding("warning", "passed over", str(self.root), more))
-        for split in splits:
-            if (check := self.check(split)) is not None:
-                look(check)
-                found += [*check.file_findings(), *check.learnable()]
+        checks = [check for split in splits if (check := self.check(split)) is not None]
+        for check in checks:
+            look(check)
+            found += [*check.file_findings(), *check.learnable()]
+        for other in checks[1:]:
+            found += common_classes(checks[0], other)
         return found
 
     def check_pair(self, train: Source, val: Source) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from vitgraft.data.findings import IMBALANCE, Check, Finding, Options, Report, SetReport, noted
 from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, passed_over
-from vitgraft.data.learnable import class_findings
+from vitgraft.data.learnable import class_findings, common_classes
 from vitgraft.data.loader import worker_failure
 from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes
 from vitgraft.data.readers.folder_or_tar import Files
@@ -161,6 +161,8 @@ def check(checks: Sequence[Check], workers: int = 1, step: Callable[[str], None]
         findings += checks[0].infer_rule(checks)
     for one in checks:
         findings += [*one.learnable(), *one.findings(checks[0])]
+        if one is not checks[0]:
+            findings += common_classes(checks[0], one)
     return Report([one.report() for one in checks], findings)
 
 

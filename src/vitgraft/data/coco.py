@@ -39,13 +39,14 @@ _OUTSIDE = re.compile(r"^(\.\./|/)+")
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:/|[A-Za-z][A-Za-z0-9+.-]*://")
 
 Text = Annotated[StrictStr, Field(min_length=1)]
+Id = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 Side = Annotated[StrictInt, Field(gt=0)]
 
 
 class ImageEntry(TypedDict):
     """What an image needs."""
 
-    id: StrictInt
+    id: Id
     file_name: Text
     height: Side
     width: Side
@@ -54,8 +55,8 @@ class ImageEntry(TypedDict):
 class AnnotationEntry(TypedDict):
     """What an annotation needs and may have; null is absent."""
 
-    image_id: StrictInt
-    category_id: StrictInt
+    image_id: Id
+    category_id: Id
     bbox: Annotated[list[StrictFloat], Field(min_length=4, max_length=4)]
     # nothing uses ids of annotations; some tools write text there
     id: NotRequired[StrictInt | StrictStr | None]
@@ -66,7 +67,7 @@ class AnnotationEntry(TypedDict):
 class CategoryEntry(TypedDict):
     """What a category needs."""
 
-    id: StrictInt
+    id: Id
     name: Text
 
 
@@ -292,7 +293,9 @@ class CocoJson:
             self._reason(reason, items)
         categories = sorted(self.categories, key=lambda one: one["id"])
         self.by_id = {category["id"]: str(category["name"]) for category in categories}
-        self.per_class = {category["name"]: usable[category["id"]] for category in categories}
+        self.per_class = dict.fromkeys((category["name"] for category in categories), 0)
+        for category in categories:  # two may have one name
+            self.per_class[category["name"]] += usable[category["id"]]
         empty = [image["file_name"] for image, count in zip(self.images, self.counts[:, 0], strict=True) if not count]
         if len(empty) < len(self.images):
             words = "images have no object: training leaves them out, unless keep_empty is true"

@@ -265,14 +265,15 @@ def segmentation_errors(
         # COCO's boxes are those of the polygons, before they are drawn on pixels
         xs, ys = ([n for polygon in segmentation for n in polygon[start::2]] for start in (0, 1))
         around = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        if min(*xs, *ys) >= 0 and max(*xs, *ys) <= 1 < max(box[2:]):
+            yield "normalised", f"polygons inside one pixel, around {[round(n, 2) for n in around]}, of the box {box}"
+            return
         # of other polygons some pixel is inside for sure, and none has to be drawn
         is_doubtful = min(around[2:]) < 2 or not (
             around[0] < size[1] and around[1] < size[0] and around[0] + around[2] > 0 and around[1] + around[3] > 0
         )
         if is_doubtful and min(box[2:]) >= 1 and to_rle(segmentation, size) is None:
-            is_part = max(*xs, *ys) <= 1 and min(*xs, *ys) >= 0
-            text = f"a polygon without a pixel in the image, around {[round(n, 2) for n in around]}"
-            yield "normalised" if is_part else "segmentation", text
+            yield "segmentation", f"a polygon without a pixel in the image, around {[round(n, 2) for n in around]}"
             return
     elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         yield "segmentation", "neither polygons nor a run-length code with size and counts"
@@ -295,7 +296,10 @@ def segmentation_errors(
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    try:
+        return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def to_target(objects: Objects, masks: bool = True) -> dict[str, Any]:

@@ -122,6 +122,7 @@ MOST_GONE = 0.5  # fraction of a dataset that may be missing or unreadable
 GONE = {
     "missing": "copy the missing files, or take the images without a file out of the annotations",
     "unreadable": "copy these files anew, or remove them",
+    "size": "annotate these files as they are now, or give them the size that they were annotated at",
 }
 
 
@@ -186,7 +187,7 @@ class Check:
         items = {
             kind: [one.errors[kind] for one in self.examined.values() if kind in one.errors] for kind in FILE_ERRORS
         }
-        gone = len(items["missing"]) + len(items["unreadable"])
+        gone = sum(len(items[kind]) for kind in GONE)
         for kind, (words, always) in FILE_ERRORS.items():
             if items[kind]:
                 yield self.file_finding(kind, f"{len(items[kind])} of {looked} {words}", items[kind], gone, always)
@@ -200,8 +201,8 @@ class Check:
 
     def file_finding(self, kind: str, message: str, items: list[str], gone: int, always: bool = False) -> Finding:
         """An error about files; it stops a run where more than `MOST_GONE` of the images examined are gone."""
-        most = gone > MOST_GONE * len(self.examined) and kind in ("missing", "unreadable")
-        more = f": more than half of the dataset can't be read, {GONE[kind]}" if most else ""
+        most = gone > MOST_GONE * len(self.examined) and kind in GONE
+        more = f": more than half of the dataset can't be used, {GONE[kind]}" if most else ""
         return Finding("error", kind, self.where, message + more, items, stops=most or always)
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 
 from vitgraft.data.findings import Check, Finding
 from vitgraft.errors import DataError
+from vitgraft.terminal import printable
 
 __all__ = ["LOOKED_AT", "REASONS", "class_findings", "left_out_findings", "look", "show_and_stop"]
 
@@ -123,6 +124,23 @@ def class_findings(where: str, per_class: Mapping[str, int], counted: str, hint:
         yield Finding("error", "nothing to learn", where, text, stops=True)
 
 
+def common_classes(first: Check, other: Check) -> Iterator[Finding]:
+    """An error where no class with data in one split has any in another.
+
+    Args:
+        first: The training set.
+        other: What is evaluated; of label maps both are whole, since a sample may lack rare classes.
+    """
+    one, two = first.report(), other.report()
+    if one.counted == "pixels" and not (first.has_all and other.has_all):
+        return
+    learned, measured = ({name for name, count in part.per_class.items() if count} for part in (one, two))
+    if learned and measured and not learned & measured:
+        shown = [", ".join(sorted(map(str, names))[:5]) for names in (learned, measured)]
+        text = f"no class that has {two.counted} here ({shown[1]}) has any in {first.where} ({shown[0]})"
+        yield Finding("error", "classes", other.where, f"{text}: divide the dataset anew", stops=True)
+
+
 def left_out_findings(
     where: str, per_class: Mapping[str, int], left_out: Counter[str], total: int, most: float
 ) -> Iterator[Finding]:
@@ -185,6 +203,6 @@ def show_and_stop(findings: Iterable[Finding], show: bool = True) -> None:
     stopping = [finding.line() for finding in findings if finding.stops]
     for finding in findings:
         if show and not finding.stops:
-            print(finding.line())
+            print(printable(finding.line()))
     if stopping:
         raise DataError("\n".join(stopping))

@@ -331,6 +331,8 @@ def _launch(command: str, recipe: dict[str, Any], is_smoke: bool = False) -> int
     except (MisconfigurationException, ValueError, TypeError) as error:  # what only building it shows
         raise error if isinstance(error, VitgraftError) else RecipeError(str(error)) from error
     cli.run()
+    if command == "fit" and not cli.trainer.global_step:
+        raise TrainingError("not one update was made: set max_epochs, max_steps and limit_train_batches above 0")
     _print_summary(cli)
     return 0
 

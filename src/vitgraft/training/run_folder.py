@@ -319,7 +319,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or not all(isinstance(record.get(key, {}), dict) for key in SECTIONS):
+        sections = record.keys() & {*SECTIONS} if isinstance(record, dict) else ()
+        if "recipe" not in sections or not all(isinstance(record[key], dict) for key in sections):
             raise ValueError(f"not an object with {', '.join(SECTIONS)}")
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -48,11 +48,11 @@ class Files:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file; a name that leads out of the dataset names none."""
-        return is_inside(name) and (self.root / name).is_file() if self.index is None else name in self._places
+        return is_inside(name) and os.path.isfile(self.root / name) if self.index is None else name in self._places
 
     def has_folder(self, name: str) -> bool:
         """Whether there is such a folder."""
-        return (self.root / name).is_dir() if self.index is None else name in self._tree
+        return os.path.isdir(self.root / name) if self.index is None else name in self._tree
 
     def read(self, name: str, most: int | None = None) -> bytes | None:
         """A file's content; None where there is no such file.
@@ -90,7 +90,7 @@ class Files:
         if self.index is not None:
             return self._tree.get(folder.rstrip("/"), (set(), set()))
         inside: tuple[set[str], set[str]] = (set(), set())
-        if (self.root / folder).is_dir():
+        if os.path.isdir(self.root / folder):
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith((".", "__MACOSX")):

@@ -20,7 +20,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.atomic import check_writable
-from vitgraft.errors import TrainingError
+from vitgraft.errors import CheckpointError, TrainingError
 from vitgraft.options import WholeNumber
 from vitgraft.terminal import note, warn
 from vitgraft.weights import files as checkpoint_files
@@ -91,6 +91,8 @@ def with_task_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `with_plain_names`; other checkpoints stay as they are."""
     if "task_state" not in checkpoint:
         return checkpoint
+    if not isinstance(checkpoint["task_state"], dict):
+        raise CheckpointError(f"task_state is {checkpoint['task_state']!r:.40}, not a mapping of tensors")
     named = {PREFIX + name: value for name, value in checkpoint["state_dict"].items()}
     rest = {key: value for key, value in checkpoint.items() if key != "task_state"}
     return {**rest, "state_dict": {**named, **checkpoint["task_state"]}}
