@@ -13,6 +13,7 @@ pytest.importorskip("pytorch_lightning")
 pytest.importorskip("faster_coco_eval")
 from small_tasks import HEADS, make, same
 
+from vitgraft.tasks._initial_weights import features_of
 from vitgraft.tasks.classification import Classification
 from vitgraft.tasks.detection import Detection
 from vitgraft.tasks.segmentation import Segmentation
@@ -112,3 +113,18 @@ def test_missing_lightning_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
     with pytest.raises(MissingExtraError, match=r"pytorch-lightning .*vitgraft\[train\]"):
         importlib.import_module("vitgraft.tasks.classification")
+
+
+@pytest.mark.parametrize("task", [Detection, Segmentation])
+def test_options_of_the_pyramid(task):
+    """A graft's levels do not depend on what the last block does after its attention."""
+    images = torch.randn(1, 3, 64, 64)
+    for source in ("last", "levels"):
+        made = make(task, "a name and attention in windows", pyramid={"source": source})
+        features = features_of(made.model).eval()
+        coarsest = features(images)[3]
+        features.backbone.blocks[-1].mlp.fc2.weight.data.mul_(9)
+        assert torch.equal(features(images)[3], coarsest) == (source == "levels")
+    options = {"model": "graft_swin_tiny_patch4_window7_224", "pyramid": {"source": "levels"}}
+    assert "hierarchical" in task.build_errors(options)[0]
+    assert "pyramid.sorce" in task.option_errors({"pyramid": {"sorce": "levels"}})[0]

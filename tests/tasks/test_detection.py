@@ -73,7 +73,11 @@ def test_a_batch_of_unreadable_images_is_left_out():
 
 
 def test_every_option_of_the_detector_has_a_type():
-    own = {name for name in inspect.signature(MaskRCNN).parameters if name not in ("model", "num_classes", "masks")}
+    own = {
+        name
+        for name in inspect.signature(MaskRCNN).parameters
+        if name not in ("model", "num_classes", "masks", "pyramid")
+    }
     assert set(DetectorOptions.__annotations__) == own
     defaults = {name: inspect.signature(MaskRCNN).parameters[name].default for name in own}
     assert Detection.option_errors({"detector": defaults}) == []

@@ -70,7 +70,7 @@ def _levels(model):
     """Largest number of levels of the grafts in each stage."""
     levels = {}
     for name, graft in vitgraft.grafts(model).items():
-        stage = int(re.search(r"layers\.(\d+)\.", name)[1])
+        stage = int((re.search(r"layers\.(\d+)\.", name) or [0, 0])[1])  # a plain ViT has one
         levels[stage] = max(levels.get(stage, 0), len(graft.levels))
     return levels
 

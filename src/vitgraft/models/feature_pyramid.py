@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import ConfigDict
 from timm.layers import Attention, LayerNorm2d, get_device_dtype
 from timm.models import FeatureInfo
 from torch import nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from vitgraft.errors import GraftError
 from vitgraft.grafting.api import grafts
@@ -22,13 +24,25 @@ from vitgraft.grafting.inject import GridSource, TokenGrid
 from vitgraft.grafting.replace import WindowedAttention, replace_child
 from vitgraft.models.dense import DenseFeatures
 from vitgraft.models.plain_vit import Collected, plain_map
+from vitgraft.options import Count, WholeNumber
 
-__all__ = ["STRIDES", "SimpleFeaturePyramid", "is_hierarchical", "pyramid"]
+__all__ = ["STRIDES", "PyramidOptions", "SimpleFeaturePyramid", "is_hierarchical", "pyramid"]
 
 STRIDES = (4, 8, 16, 32)
 """Pixels for each cell of the maps, finest first."""
 
 Source = Literal["last", "levels"]
+
+
+class PyramidOptions(TypedDict, total=False):
+    """Options of `pyramid`, which documents them and has their defaults, for recipes."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    out_channels: Count | None
+    source: Source
+    window_size: Count | None
+    global_blocks: WholeNumber | list[WholeNumber]
 
 
 class SimpleFeaturePyramid(nn.Module):

@@ -9,6 +9,7 @@ background has box deltas and a mask of its own, which nothing reads (0.01 % of 
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vitgraft.models._rcnn import Anchors, RegionProposals, RoIAlignLevels, RoIHeads, RPNHead, Targets, paste_masks
 from vitgraft.models.dense import DenseFeatures, new_parts, undecayed
-from vitgraft.models.feature_pyramid import STRIDES, SimpleFeaturePyramid, is_hierarchical, pyramid
+from vitgraft.models.feature_pyramid import STRIDES, PyramidOptions, SimpleFeaturePyramid, is_hierarchical, pyramid
 
 __all__ = ["SIZE_DIVISOR", "FPNBackbone", "MaskRCNN", "pad_images"]
 
@@ -38,17 +39,19 @@ class FPNBackbone(nn.Module):
     Args:
         model: A backbone as `vitgraft.pyramid` takes it, or what that function returned, of strides 4 to 32.
         out_channels: Of all maps.
+        **options: Of `vitgraft.pyramid`, for a plain ViT; its own `out_channels` other than this adds an FPN.
 
     Raises:
         TypeError, ValueError: As `vitgraft.pyramid`; a pyramid of other strides.
     """
 
-    def __init__(self, model: nn.Module, out_channels: int = 256):
+    def __init__(self, model: nn.Module, out_channels: int = 256, **options: Any):
         super().__init__()
         if isinstance(model, (DenseFeatures, SimpleFeaturePyramid)):
             self.features = model
         else:
-            self.features = pyramid(model, out_channels=None if is_hierarchical(model) else out_channels)
+            channels = None if is_hierarchical(model) else out_channels
+            self.features = pyramid(model, **{"out_channels": channels, **options})
         strides, channels = self.features.feature_info.reduction(), self.features.feature_info.channels()
         if tuple(strides) != STRIDES:
             raise ValueError(f"a detector reads maps of strides {STRIDES}, not {tuple(strides)}")
@@ -93,6 +96,7 @@ class MaskRCNN(nn.Module):
         score_threshold: Detections have more than this.
         nms_threshold: Of the same class, those that overlap more than this are one.
         detections: At most, per image.
+        pyramid: Options of `vitgraft.pyramid`, for a plain ViT as `model`.
 
     Parameters lie under `backbone` (`features` and `fpn`), `rpn`, `roi_heads`.
 
@@ -119,10 +123,11 @@ class MaskRCNN(nn.Module):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         detections: int = 100,
+        pyramid: PyramidOptions | None = None,
     ):
         super().__init__()
         self.num_classes, outputs = num_classes, num_classes + 1
-        self.backbone = FPNBackbone(model, fpn_channels)
+        self.backbone = FPNBackbone(model, fpn_channels, **(pyramid or {}))
         both = ("training", "testing")
         self.rpn = RegionProposals(
             Anchors((*STRIDES, 64), anchor_scale, anchor_ratios),

@@ -8,6 +8,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from vitgraft.errors import RecipeError
+from vitgraft.models.feature_pyramid import PyramidOptions
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.options import Count, Fraction, Model, Positive, WholeNumber
 from vitgraft.tasks.base import Task
@@ -51,6 +52,7 @@ class Detection(Task):
         num_classes: Without the background; None takes those of the data.
         masks: False trains a Faster R-CNN, on boxes alone; None takes the masks where the data has them.
         detector: Further options of `vitgraft.models.mask_rcnn.MaskRCNN`: widths, anchors, numbers of proposals.
+        pyramid: Options of `vitgraft.pyramid`, where the backbone is a plain ViT.
         **kwargs: Of `Task`: the backbone's other options, optimizer, schedule, seed.
     """
 
@@ -64,6 +66,7 @@ class Detection(Task):
         num_classes: Count | None = None,
         masks: bool | None = None,
         detector: DetectorOptions | None = None,
+        pyramid: PyramidOptions | None = None,
         **kwargs,
     ):
         super().__init__(model, num_classes, **kwargs)
@@ -81,7 +84,7 @@ class Detection(Task):
         """The detector around the named backbone."""
         h = self.hparams
         backbone = build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device)
-        return MaskRCNN(backbone, h.num_classes, h.masks is None or h.masks, **(h.detector or {}))
+        return MaskRCNN(backbone, h.num_classes, h.masks is None or h.masks, pyramid=h.pyramid, **(h.detector or {}))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Sum of the losses of a batch with `images` (list) and `targets` (list)."""

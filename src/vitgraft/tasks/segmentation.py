@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.segmentation import SegmentationMetrics, predicted_classes
-from vitgraft.models.feature_pyramid import pyramid
+from vitgraft.models.feature_pyramid import PyramidOptions, pyramid
 from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
@@ -55,6 +55,7 @@ class Segmentation(Task):
         scales: Evaluate at these multiples of the image's size, probabilities averaged: [0.5, 0.75, 1.0, 1.25, 1.5,
             1.75] are the authors'.
         flip: Average with the mirrored image in evaluation.
+        pyramid: Options of `vitgraft.pyramid`, where the backbone is a plain ViT.
         **kwargs: Of `Task`: the model's other options, optimizer, schedule, seed. `checkpoint_path` is a checkpoint of
             the backbone (ImageNet), a run of any task of this package, or the authors' whole UperNet.
     """
@@ -76,6 +77,7 @@ class Segmentation(Task):
         stride: Count | None = None,
         scales: Annotated[Sequence[Positive], Limits("one or more", (MinLen(1),))] = (1.0,),
         flip: bool = False,
+        pyramid: PyramidOptions | None = None,
         **kwargs,
     ):
         super().__init__(model, num_classes, **kwargs)
@@ -91,9 +93,10 @@ class Segmentation(Task):
     def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
         """UperNet on the named timm model."""
         h = self.hparams
-        backbone = pyramid(build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device))
+        backbone = build_backbone(h.model, h.model_kwargs, h.graft, pretrained, device)
         aux_channels = h.aux_channels if h.aux_weight > 0 else None
-        return UperNet(backbone, h.num_classes, h.head_channels, tuple(h.pool_scales), h.dropout, aux_channels)
+        features = pyramid(backbone, **(h.pyramid or {}))
+        return UperNet(features, h.num_classes, h.head_channels, tuple(h.pool_scales), h.dropout, aux_channels)
 
     def setup(self, stage: str) -> None:
         """As `Task.setup`; the batch norms of the head can't learn from one image."""
