@@ -4,7 +4,7 @@ Imports inside functions and for type checks count as well.
 """
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -123,6 +123,12 @@ def test_a_file_name_means_one_thing():
     for path in sorted((ROOT / "src/vitgraft").rglob("*.py")):
         places[path.name].append(str(path.relative_to(ROOT)))
     assert [found for name, found in places.items() if len(found) > 1 and name not in SHARED_NAMES] == []
+
+
+def test_files_of_tests_differ_in_name():
+    """pytest imports test files by their names alone, and workers that share no file hide a name that is there twice."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, times in names.items() if times > 1 and name != "conftest.py"] == []
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) in ("reproduction", "benchmarks")])
