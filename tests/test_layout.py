@@ -126,7 +126,7 @@ def test_a_file_name_means_one_thing():
 
 
 def test_files_of_tests_differ_in_name():
-    """pytest imports test files by their names alone, and workers that share no file hide a name that is there twice."""
+    """pytest imports a test file by its name alone, so that of two with one name the second cannot be collected."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
     assert [name for name, times in names.items() if times > 1 and name != "conftest.py"] == []
 
