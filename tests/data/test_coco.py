@@ -20,6 +20,7 @@ from vitgraft.data.findings import Options
 from vitgraft.data.readers.base import check_same_classes
 from vitgraft.errors import DataError, ImageError
 from vitgraft.metrics.detection import DetectionMetrics
+from vitgraft.terminal import number_of
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_every_reason(root, reason, entry, words):
     level, left_out, meaning, remedy = REASONS[reason]
     assert set(found) == {reason, "no objects", "crowd"}  # nothing else is blamed
     assert found[reason].level == level and report.ok == (level == "warning")
-    assert found[reason].message.startswith(f"1 annotations {meaning}") and remedy in found[reason].message
+    assert found[reason].message.startswith(number_of(1, f"annotations {meaning}")) and remedy in found[reason].message
     assert (": training leaves them out" in found[reason].message) == left_out == bool(remedy)
     assert re.search(words, found[reason].items[0])
     source = open_coco(root, "train")
@@ -322,7 +323,7 @@ def test_command_finds_out_what_it_is(root, tmp_path, capsys):
     assert main(["check-data", str(root), "--workers", "2"]) == 0
     assert "instances_train.json: 3 images, 2 classes" in capsys.readouterr().out
     assert main(["check-data", str(root / "annotations/instances_train.json"), "--strict"]) == 1
-    assert "1 images have no object" in capsys.readouterr().out
+    assert "1 image has no object" in capsys.readouterr().out
     (root / "train/a.png").unlink()
     output = tmp_path / "check.json"
     assert main(["check-data", str(root), "--data-format", "coco", "--output", str(output)]) == 1

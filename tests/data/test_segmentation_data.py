@@ -112,7 +112,7 @@ def test_options_that_can_not_be(options, words):
 
 def test_classes_that_are_unknown_or_others(tmp_path):
     root = write_pairs(tmp_path, names=None)
-    with pytest.raises(DataError, match=r"data\.class_names or data\.num_classes"):
+    with pytest.raises(DataError, match=r"data\.class_names, data\.num_classes"):
         _ = SegmentationData(root=str(root), **FILES).class_names
     assert SegmentationData(root=str(root), num_classes=3, **FILES).class_names == ("class_0", "class_1", "class_2")
     (root / "classes.txt").write_text("a\nb\n")

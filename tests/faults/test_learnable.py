@@ -458,7 +458,7 @@ def test_all_images_of_a_class_unreadable(fit, check, tmp_path):
     root = classes(tmp_path / "set", {"cat": 6, "dog": 6, "eel": 6})
     for path in (root / "train" / "dog").iterdir():
         path.write_bytes(b"")
-    both(fit, check, "images", root, ["1 classes of which no image can be read", "6 of 18 files can't be read"])
+    both(fit, check, "images", root, ["1 class of which no image can be read", "6 of 18 files can't be read"])
 
 
 def test_a_class_with_one_readable_image_trains(fit, check, tmp_path):

@@ -25,6 +25,7 @@ from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.open import open_source
 from vitgraft.data.readers.table import table_splits, tables_of
 from vitgraft.errors import TrainingError
+from vitgraft.terminal import number_of
 
 __all__ = ["ImageCheck", "check", "open_checks"]
 
@@ -63,10 +64,12 @@ class ImageCheck(Check):
     def learnable(self) -> Iterator[Finding]:
         per_class = self.report().per_class
         if empty := [name for name, count in per_class.items() if not count]:
-            yield self.finding("error", "empty class", f"{len(empty)} classes without images", empty)
+            yield self.finding("error", "empty class", number_of(len(empty), "classes without images"), empty)
         names = self.files.class_names
         if unread := [names[label] for label in self._unread_labels()]:
-            text = f"{len(unread)} classes of which no image can be read: copy their files anew, or remove the classes"
+            text = number_of(
+                len(unread), "classes of which no image can be read: copy their files anew, or remove the classes"
+            )
             yield Finding("error", "unreadable class", self.where, text, unread, stops=True)
         yield from class_findings(self.where, per_class, "images", "each class is a folder, CLASS/IMAGE.jpg")
         filled = {name: count for name, count in per_class.items() if count}
@@ -176,8 +179,8 @@ def _findings_of_files(checks: Sequence[Check], number: int, seen: dict[bytes, t
     yield from one.file_findings()
     for other, items in pairs.items():
         if other == number:
-            message = f"{len(items)} images are twice in the dataset (same pixels)"
+            message = number_of(len(items), "images are twice in the dataset (same pixels)")
             yield one.finding("warning", "duplicate", message, items)
         else:
-            message = f"{len(items)} images are in {checks[other].where} too (same pixels)"
+            message = number_of(len(items), f"images are in {checks[other].where} too (same pixels)")
             yield one.finding("error", "duplicate", message, items)

@@ -25,6 +25,7 @@ from vitgraft.data.learnable import REASONS
 from vitgraft.data.readers.base import ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
+from vitgraft.terminal import number_of
 from vitgraft.untrusted import not_the_file
 
 __all__ = ["CocoJson", "CocoSource", "Entries", "entry_errors", "find_images", "open_coco", "read_json"]
@@ -95,7 +96,7 @@ class Entries(NamedTuple):
     def error(self) -> str:
         """The first error of the findings; empty where there is none."""
         errors = ((message, items) for level, _, message, items in self.findings if level == "error" and items)
-        return next((f"{len(items)} {message}; the first: {items[0]}" for message, items in errors), "")
+        return next((f"{number_of(len(items), message)}; the first: {items[0]}" for message, items in errors), "")
 
     def take(self, is_in: Callable[[int], bool], part: str) -> Entries:
         """Some of the images, with their annotations.
@@ -209,7 +210,7 @@ class CocoJson:
 
     def _finding(self, level: str, kind: str, message: str, items: list[str]) -> None:
         if items:
-            self.findings.append(Finding(level, kind, self.where, f"{len(items)} {message}", items))
+            self.findings.append(Finding(level, kind, self.where, number_of(len(items), message), items))
 
     def _whole(self, kind: str, entries: list[Any]) -> list[dict[str, Any]]:
         """The entries that have all that is needed."""
@@ -264,7 +265,7 @@ class CocoJson:
             twice = [f"{kind} {name} {value}: {count} times" for value, count in values.items() if count > 1]
             if name == "id" and kind != "annotations":
                 self.fatal += twice
-            self._finding(level, "ids", f"values of {name} of {kind} are there twice", twice)
+            self._finding(level, "ids", f"values of {name} of {kind} are there twice: each needs its own", twice)
 
     def _sort_objects(self, decode: bool, masks: bool) -> None:
         places = {image["id"]: place for place, image in enumerate(self.images)}
@@ -502,8 +503,8 @@ def _images_in(files: Files, json: CocoJson, found: list[str | None], names: lis
     absent = [own for path, own in zip(found, plain, strict=True) if path is None]
     json.missing += [f"{files.root / own}: No such file or directory" for own in absent]
     if read:
-        text = f"{len(read)} file names (backslashes, URLs, paths of another machine) are read as files of the dataset"
-        json.findings.append(Finding("warning", "reinterpreted", json.where, text, read))
+        words = "file names (backslashes, URLs, paths of another machine) are read as files of the dataset"
+        json.findings.append(Finding("warning", "reinterpreted", json.where, number_of(len(read), words), read))
     # a missing name stays inside the dataset, and names no file there
     return FileSource(files, [path or _OUTSIDE.sub("", own) for path, own in zip(found, plain, strict=True)])
 

@@ -13,7 +13,7 @@ import numpy as np
 from vitgraft.data.decode import decode_image, open_image
 from vitgraft.data.readers.base import ImageSource
 from vitgraft.errors import DataError, ImageError
-from vitgraft.terminal import markdown_text, printable
+from vitgraft.terminal import markdown_text, number_of, printable
 
 # A class with this many times the images of another one is worth a warning; ImageNet-1K's training set has 1.8.
 IMBALANCE = 10.0
@@ -196,7 +196,7 @@ class Check:
             if one.unusual:
                 unusual.setdefault(one.unusual, []).append(self.files.name(index))
         for kind, names in unusual.items():
-            count = f"{len(names)} images" if self.has_all else f"{len(names)} images of {looked}"
+            count = number_of(len(names), "images") if self.has_all else f"{len(names)} images of {looked}"
             yield self.finding("warning", "mode", f"{count}: {kind}", names)
 
     def file_finding(self, kind: str, message: str, items: list[str], gone: int, always: bool = False) -> Finding:
@@ -330,7 +330,8 @@ def print_terminal(report: Report, out) -> None:
         if one.counted == "pixels":
             total = max(1, sum(counts))
             spread = f"{100 * counts[0] / total:.3g} to {100 * counts[-1] / total:.3g} % of the pixels of each class"
-        line(escape(f"{one.where}: {one.images} images, {len(one.per_class)} classes, {spread}"))
+        images, classes = number_of(one.images, "images"), number_of(len(one.per_class), "classes")
+        line(escape(f"{one.where}: {images}, {classes}, {spread}"))
     for finding in sorted(report.findings, key=lambda finding: finding.level):
         style = "red" if finding.level == "error" else "yellow"
         line(f"[{style}]{finding.level}[/] {finding.kind}, {escape(finding.where)}: {escape(finding.message)}")
@@ -351,11 +352,11 @@ def to_markdown(report: Report) -> str:
     return "\n".join(map(markdown_text, [*lines, "", _verdict(report), ""]))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 def _verdict(report: Report) -> str:
     errors = sum(finding.level == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
-    return "nothing is wrong" if not report.findings else f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    return (
+        "nothing is wrong"
+        if not report.findings
+        else f"{number_of(errors, 'errors')}, {number_of(warnings, 'warnings')}"
+    )

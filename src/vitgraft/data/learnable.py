@@ -14,7 +14,7 @@ import numpy as np
 
 from vitgraft.data.findings import Check, Finding
 from vitgraft.errors import DataError
-from vitgraft.terminal import printable
+from vitgraft.terminal import number_of, printable
 
 __all__ = ["LOOKED_AT", "REASONS", "class_findings", "left_out_findings", "look", "show_and_stop"]
 
@@ -118,7 +118,7 @@ def class_findings(where: str, per_class: Mapping[str, int], counted: str, hint:
     if len(filled) < needed:
         usable = "usable objects" if counted == "objects" else counted
         only = f"only class {filled[0]!r} has {usable}" if filled else f"no class has {usable}"
-        classes = f"{len(per_class)} class{'es' * (len(per_class) != 1)}"
+        classes = number_of(len(per_class), "classes")
         hint = hint or f"add {counted} of {'another' if filled else 'a'} class"
         text = f"nothing to learn: of {classes} {only}, {needed} needed; {hint}"
         yield Finding("error", "nothing to learn", where, text, stops=True)
