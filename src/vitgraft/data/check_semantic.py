@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vitgraft.data.decode import open_image
-from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted
+from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted, splits_needed
 from vitgraft.data.label_maps import (
     LabelHistogram,
     LabelRule,
@@ -25,6 +25,7 @@ from vitgraft.data.label_maps import (
 from vitgraft.data.label_table import TableRule, paths_of_colors, read_colors, rule_of_values
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, passed_over, semantic_splits
 from vitgraft.data.learnable import class_findings
+from vitgraft.data.readers.base import of_split
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError, ImageError
 from vitgraft.terminal import number_of
@@ -51,6 +52,9 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
             with noted(findings, "set", f"{path}/{pair[0]}"):
                 pairs = find_pairs(files, pair, options.image_suffix, options.label_suffix)
                 yield PairCheck(pairs, names, options, rule)
+        suffixes = (options.image_suffix, options.label_suffix)
+        lacking = [name for name in ("training", "validation") if of_split(name, splits) is None]
+        findings += splits_needed(path, lambda name: find_pairs(files, name, *suffixes), lacking)
 
 
 class PairCheck(Check):

@@ -19,8 +19,8 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from vitgraft.data.decode import decode_annotated
 from vitgraft.data.detection_targets import Objects, ObjectSource, object_errors
-from vitgraft.data.findings import Finding
-from vitgraft.data.layout import find_json
+from vitgraft.data.findings import MIN_SIDE, Finding
+from vitgraft.data.layout import find_json, split_of_json
 from vitgraft.data.learnable import REASONS
 from vitgraft.data.readers.base import ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
@@ -28,7 +28,7 @@ from vitgraft.errors import DataError, ImageError
 from vitgraft.terminal import number_of
 from vitgraft.untrusted import not_the_file
 
-__all__ = ["CocoJson", "CocoSource", "Entries", "entry_errors", "find_images", "open_coco", "read_json"]
+__all__ = ["CocoJson", "CocoSource", "Entries", "entry_errors", "find_images", "open_coco", "read_json", "to_learn"]
 
 # where the images of a split are looked for below the root; {} is the name of the split
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
@@ -355,18 +355,20 @@ class CocoSource(ObjectSource):
             raise ImageError(name, f"is {image.width} x {image.height}, its annotations are for {width} x {height}")
         return image, objects
 
-    def to_learn(self, min_side: int = 32, keep_empty: bool = False) -> np.ndarray:
-        """Indices of the images to train on, int64.
 
-        SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_filter_imgs`: no image without an
-        object to learn, none with a side below 32 pixels.
+def to_learn(source: CocoJson | CocoSource, min_side: int = MIN_SIDE, keep_empty: bool = False) -> np.ndarray:
+    """Indices of the images to train on, int64.
 
-        Args:
-            min_side: Smallest side of an image, pixels.
-            keep_empty: Whether images without objects stay.
-        """
-        large = self.sizes.min(1) >= min_side
-        return np.flatnonzero(large if keep_empty else large & (self.counts[:, 0] > 0))
+    SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_filter_imgs`: no image without an object
+    to learn, none with a side below 32 pixels.
+
+    Args:
+        source: All images.
+        min_side: Smallest side of an image, pixels.
+        keep_empty: Whether images without objects stay.
+    """
+    large = np.asarray(source.sizes, dtype=np.int64).reshape(-1, 2).min(1) >= min_side
+    return np.flatnonzero(large if keep_empty else large & (source.counts[:, 0] > 0))
 
 
 def read_json(files: Files, name: str) -> Entries:
@@ -460,10 +462,7 @@ def find_images(files: Files, json: CocoJson, folder: str | None = None) -> File
     Raises:
         DataError: No folder has any of them.
     """
-    beside, base = os.path.split(json.name)
-    split = base.removesuffix(".json").removeprefix("instances_").removesuffix("2017")
-    if base in ("_annotations.coco.json", "annotations.json"):
-        split = os.path.basename(beside)
+    beside, split = os.path.dirname(json.name), split_of_json(json.name)
     names = [str(one.get("file_name", "")) for one in json.images]
     options = [folder] if folder is not None else [*(pattern.format(split) for pattern in FOLDERS), beside]
     if folder is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -12,12 +12,13 @@ import numpy as np
 
 from vitgraft.data.decode import decode_image, open_image
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.errors import DataError, ImageError
+from vitgraft.errors import DataError, ImageError, MissingSplitError
 from vitgraft.terminal import markdown_text, number_of, printable
 
 # A class with this many times the images of another one is worth a warning; ImageNet-1K's training set has 1.8.
 IMBALANCE = 10.0
 MAX_LEFT_OUT = 0.5
+MIN_SIDE = 32  # of images with objects to train on, pixels
 SHOWN = 10
 _EXIF_ORIENTATION = 0x0112
 
@@ -33,6 +34,7 @@ class Finding:
         message: The error in one line.
         items: The files or classes that it is about.
         stops: Whether a run does not start because of it.
+        repeats: Kinds of other findings of the dataset that it repeats.
     """
 
     level: str
@@ -41,6 +43,7 @@ class Finding:
     message: str
     items: list[str] = field(default_factory=list)
     stops: bool = False
+    repeats: tuple[str, ...] = ()
 
     def line(self) -> str:
         """The finding in one line, with the first of its items."""
@@ -54,6 +57,30 @@ def noted(findings: list[Finding], kind: str, where: str) -> Iterator[None]:
         yield
     except DataError as error:
         findings.append(Finding("error", kind, where, str(error).removeprefix(f"{where}: ")))
+
+
+SPLITS_NEEDED = "splits"
+HOLD_OUT = (
+    "data.train and data.val name other splits; data.val_fraction=0.1 holds a tenth of the images out where there is "
+    "no validation split"
+)
+
+
+def splits_needed(path: str, find: Callable[[str], Any], names: Sequence[str] = ("train", "val")) -> Iterator[Finding]:
+    """A warning with the error that a run would end with, where a dataset lacks a split that it needs.
+
+    Args:
+        path: The dataset.
+        find: Opens or finds a split, as a run does.
+        names: The splits that a run takes where its recipe names no others.
+    """
+    for name in names:
+        try:
+            find(name)
+        except MissingSplitError as error:
+            text = str(error).removeprefix(f"{path}: ")
+            yield Finding("warning", SPLITS_NEEDED, path, f"fit needs training and validation: {text}; {HOLD_OUT}")
+            return
 
 
 @dataclass
@@ -244,6 +271,7 @@ class Options:
         image_suffix: Label maps: of image names, before the ending.
         label_suffix: Label maps: of label names, before the ending.
         max_left_out: Objects: largest fraction of the annotations that may be left out.
+        min_side: Objects: images with a smaller side are not trained on, pixels.
         file_column: Tables: the column of the files; None finds it.
         label_column: Tables: the column of the labels; None finds it.
         colors: Label maps: file with the class of each colour.
@@ -258,6 +286,7 @@ class Options:
     image_suffix: str = ""
     label_suffix: str = ""
     max_left_out: float = MAX_LEFT_OUT
+    min_side: int = MIN_SIDE
     file_column: str | None = None
     label_column: str | None = None
     colors: str | None = None

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from vitgraft.atomic import atomic_write
-from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.base import ImageSource, Source
 from vitgraft.errors import DataError
 from vitgraft.randomness import derive
 
-__all__ = ["RECORD", "Part", "hold_out", "read_record", "write_record"]
+__all__ = ["RECORD", "Part", "hold_out", "read_record", "same_images", "write_record"]
 
 RECORD = "split.json"
 
@@ -70,6 +70,12 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: the record of the run's validation images can't be read ({error})") from error
     return values
+
+
+def same_images(one: Source, other: Source) -> bool:
+    """Whether two sources have the same images, by their number and the first and last name."""
+    ends = (0, len(one) - 1)
+    return len(one) == len(other) > 0 and all(one.name(index) == other.name(index) for index in ends)
 
 
 class Part(ImageSource):
