@@ -18,11 +18,15 @@ import torch
 from PIL import Image
 
 pytest.importorskip("pytorch_lightning")
+from test_learnable import coco, maps, packed
+
 from reproduction.__main__ import main as reproduction
+from vitgraft.data.coco import open_coco
 from vitgraft.data.detection_targets import decode_mask, to_rle
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.imagenet import open_imagenet_val
 from vitgraft.data.readers.shards import open_shards
+from vitgraft.data.segmentation import SegmentationData
 from vitgraft.errors import DataError, RunFolderError
 from vitgraft.terminal import write_json
 from vitgraft.training.lightning_cli import with_data_of_run
@@ -224,6 +228,44 @@ def test_changed_data_is_noticed_on_resume(run_command, fit, tmp_path):
         code, _, err = run_command(*resume, *more)
         assert code == 2 and "train: classes only then: eel" in err and "train: classes only now: emu" in err
         assert "A run can't go on with other classes" in err
+
+
+def contents_of(source):
+    return {kind: value for kind, value in source.fingerprint().items() if kind in ("files", "annotations")}
+
+
+def test_changed_pixels_of_the_same_size_are_noticed_on_resume(run_command, fit, tmp_path):
+    root, run = tmp_path / "data", tmp_path / "run"
+    assert run_command(*fit)[0] == 0
+    path = root / "train" / "cat" / "0.png"
+    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
+    code, _, err = run_command(*fit, "--resume")
+    assert code == 2 and "train: images of the same names, but other files: their size or content changed" in err, err
+    assert "val:" not in err and "--guards.allow_changed_data true" in err
+    record = json.loads((run / "run.json").read_text())
+    for split in record["data"].values():  # as before this was recorded
+        del split["files"], split["annotations"]
+    (run / "run.json").write_text(json.dumps(record))
+    assert run_command(*fit, "--resume")[0] == 0
+    assert "files" in json.loads((run / "run.json").read_text())["data"]["train"]
+
+
+def test_changed_annotations_and_masks_change_what_is_compared(tmp_path):
+    root = coco(tmp_path / "coco")
+    before = [contents_of(open_coco(place, "train")) for place in (root, packed(root))]
+    assert before[0] == before[1] and set(before[0]) == {"files", "annotations"}
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"category_id": 1, "bbox": [4,', '"category_id": 1, "bbox": [5,'))
+    after = contents_of(open_coco(root, "train"))
+    assert after["files"] == before[0]["files"] and after["annotations"] != before[0]["annotations"]
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    assert contents_of(open_coco(root, "train")) == after, "the layout of the json does not count"
+
+    root, options = maps(tmp_path / "maps"), {"reduce_zero_label": False}
+    before = contents_of(SegmentationData(str(root), **options).source("train"))
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "annotations" / "training" / "3.png")
+    after = contents_of(SegmentationData(str(root), **options).source("train"))
+    assert after["files"] == before["files"] and after["annotations"] != before["annotations"]
 
 
 @pytest.mark.parametrize("text", ['{"recipe": {', "{}", "[1]", '{"recipe": 5}', '{"data": []}', "\x00", "[" * 9999])

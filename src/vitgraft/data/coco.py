@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
 from urllib.parse import unquote
@@ -339,6 +339,12 @@ class CocoSource(ObjectSource):
 
     def image_id(self, index: int) -> int:
         return int(self.ids[index])
+
+    def contents(self, paths: Sequence[bytes]) -> dict[str, Iterable[bytes]]:
+        return {
+            **self.files.contents(paths),
+            "annotations": (self.packed.data, self.sizes.tobytes(), self.ids.tobytes()),
+        }
 
     def objects(self, index: int) -> Objects:
         """The annotations of an image."""

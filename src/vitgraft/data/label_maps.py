@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -334,6 +334,10 @@ class SemanticSource(Source):
 
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def contents(self, paths: Sequence[bytes]) -> dict[str, Iterable[bytes]]:
+        labels = self.labels.contents(self.labels.paths())
+        return {"files": self.images.contents(paths)["files"], "annotations": labels["files"]}
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
         image, values = self.load_values(index)

@@ -98,5 +98,8 @@ class Part(ImageSource):
     def read(self, index: int) -> bytes:
         return self.source.read(int(self.places[index]))
 
+    def file_size(self, index: int, path: bytes) -> int:
+        return self.source.file_size(int(self.places[index]), path)
+
     def load(self, index: int) -> Any:
         return self.source.load(int(self.places[index]))

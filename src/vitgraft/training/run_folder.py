@@ -264,6 +264,13 @@ def _changes(split: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Ite
         yield f"{split}: {then['images']:,} images then, {now['images']:,} now"
     elif then["names"] != now["names"]:
         yield f"{split}: as many images, {now['images']:,}, but with other names"
+    else:
+        for kind, words in (
+            ("files", "other files: their size or content changed"),
+            ("annotations", "other annotations"),
+        ):
+            if then.get(kind, now.get(kind)) != now.get(kind):  # older records have neither
+                yield f"{split}: images of the same names, but {words}"
     if then["classes"] != now["classes"]:
         for when, one, other in (("then", then, now), ("now", now, then)):
             if only := [name for name in one["classes"] if name not in set(other["classes"])]:

@@ -169,6 +169,14 @@ class FileSource(ImageSource):
     def name(self, index: int) -> str:
         return self.names[index] if self.where == "." else os.path.join(self.where, self.names[index])
 
+    def file_size(self, index: int, path: bytes) -> int:
+        if self.tar is not None:
+            return int(self.sizes[index]) if self.offsets[index] >= 0 else -1
+        try:
+            return os.stat(path).st_size
+        except (OSError, ValueError):
+            return -1
+
     def read(self, index: int) -> bytes:
         name = self.name(index)
         if self.tar is None:
