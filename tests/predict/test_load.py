@@ -70,7 +70,7 @@ def test_a_model_by_name_with_its_file(tmp_path):
         ("{tmp}/other.ckpt", "not a checkpoint of a vitgraft run"),
         ("{tmp}/weights.pth", "MODELNAME:checkpoint_path="),
         ("{tmp}/misfit.ckpt", "do not fit the model"),
-        ("{tmp}/own.ckpt", "of a run of"),
+        ("{tmp}/own.ckpt", "its model is NoneType"),
     ],
 )
 def test_models_that_can_not_be_had(capsys, tmp_path, source, message):
