@@ -16,7 +16,7 @@ UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 KEPT = "\n\u200c\u200d"  # lines of our own texts; joiners inside words and emoji
 _NOUNS = ("annotation", "error", "file", "image", "line", "name", "object", "row", "value", "warning")
 _SINGULAR = {**{f"{noun}s": noun for noun in _NOUNS}, "classes": "class", "categories": "category"}
-_SINGULAR_VERBS = {"are": "is", "have": "has", "hold": "holds", "lack": "lacks"}
+_SINGULAR_VERBS = {"are": "is", "fill": "fills", "have": "has", "hold": "holds", "lack": "lacks"}
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 

@@ -579,6 +579,23 @@ def test_validation_on_the_training_images_is_named(fit, tmp_path):
     assert "those of training" not in fit("images", root)[1]
 
 
+def test_validation_on_a_copy_of_the_training_images_is_named(fit, check, tmp_path):
+    root = classes(tmp_path / "set", {"cat": 4, "dog": 4}, ("train",))
+    shutil.copytree(root / "train", root / "val")
+    for path in (root / "val").rglob("*.png"):
+        path.rename(path.with_stem(f"copy{path.stem}"))
+    code, text = fit("images", root)
+    assert code == 0 and "the images are those of training" in text, text
+    assert "8 images are in" in " ".join(messages(check(root)[1]))
+
+
+def test_images_that_are_all_the_same(fit, check, tmp_path):
+    root = classes(tmp_path / "set", {"cat": 4, "dog": 4})
+    for path in (root / "train").rglob("*.png"):
+        picture(path, 0, (32, 32))
+    both(fit, check, "images", root, ["nothing to learn: the 8 images that were decoded have the same pixels"])
+
+
 def test_images_too_small_to_train_on(fit, check, tmp_path):
     root = coco(tmp_path / "set")
     words = [

@@ -162,7 +162,7 @@ class Check:
 
     Attributes:
         examined: Of each image that was examined, by its index: of all by `check-data`, of a sample before a run.
-        pixels: How many pixels may still be decoded; None is all, which are also compared with each other.
+        pixels: How many pixels may still be decoded; None is all.
     """
 
     def __init__(self, where: str, files: ImageSource | None):
@@ -193,10 +193,9 @@ class Check:
             header, digest = open_image(data, name), b""
             if self.pixels is None or header.width * header.height <= self.pixels:
                 image = decode_image(data, name)
-                if self.pixels is None:
-                    pixels = f"{image.size}".encode() + image.tobytes()
-                    digest = hashlib.blake2b(pixels, digest_size=16).digest()
-                else:
+                pixels = f"{image.size}".encode() + image.tobytes()
+                digest = hashlib.blake2b(pixels, digest_size=16).digest()
+                if self.pixels is not None:
                     self.pixels -= header.width * header.height
             elif header.format == "PNG":
                 header.info.setdefault("exif", b"")  # else Pillow decodes the image, to look for an entry behind it
@@ -218,6 +217,10 @@ class Check:
         for kind, (words, always) in FILE_ERRORS.items():
             if items[kind]:
                 yield self.file_finding(kind, f"{len(items[kind])} of {looked} {words}", items[kind], gone, always)
+        decoded = sum(bool(one.digest) for one in self.examined.values())
+        if len(self.digests) == 1 and decoded > 2:
+            text = f"nothing to learn: the {decoded} images that were decoded have the same pixels; copy the files anew"
+            yield Finding("error", "nothing to learn", self.where, text, stops=True)
         unusual: dict[str, list[str]] = {}
         for index, one in self.examined.items():
             if one.unusual:
@@ -231,6 +234,11 @@ class Check:
         most = gone > MOST_GONE * len(self.examined) and kind in GONE
         more = f": more than half of the dataset can't be used, {GONE[kind]}" if most else ""
         return Finding("error", kind, self.where, message + more, items, stops=most or always)
+
+    @property
+    def digests(self) -> set[bytes]:
+        """Of the images that were decoded."""
+        return {one.digest for one in self.examined.values() if one.digest}
 
     @property
     def has_all(self) -> bool:
