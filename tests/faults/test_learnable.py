@@ -426,6 +426,14 @@ def test_palettes_are_named(fit, check, tmp_path):
     assert {kind for _, kind, _ in check(root, "--reduce-zero-label", "false")[1]} == {"palette"}
 
 
+def test_more_names_than_there_can_be_classes_and_an_ignored_class(fit, check, tmp_path):
+    root = maps(tmp_path / "many", names=[f"c{number}" for number in range(300)])
+    both(fit, check, "segmentation", root, ["classes.txt: 300 classes, at most 255 are possible"])
+    root = maps(tmp_path / "ignored")
+    code, text = fit("segmentation", root, "--data.ignore_index", 1)
+    assert code == 2 and "data.ignore_index=1 is the value of a class" in text, text
+
+
 # images
 
 

@@ -179,6 +179,12 @@ def test_disk_that_fills_in_the_middle(
     assert not [name for name in os.listdir(out) if name != "run"], "nothing half written"
 
 
+@pytest.mark.parametrize("out", ["/dev/full", "/dev/full/run"])
+def test_an_output_folder_that_is_a_file(run_command, fit, out):
+    code, _, err = run_command(*fit, "--out", out)
+    assert code == 2 and err.count("\n") == 1 and "can't be written, /dev/full is no folder" in err, err
+
+
 def test_a_file_that_was_there_survives_a_full_disk(tmp_path):
     path = tmp_path / "bench.json"
     write_json(path, [1])
@@ -266,6 +272,60 @@ def test_changed_annotations_and_masks_change_what_is_compared(tmp_path):
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "annotations" / "training" / "3.png")
     after = contents_of(SegmentationData(str(root), **options).source("train"))
     assert after["files"] == before["files"] and after["annotations"] != before["annotations"]
+
+
+def change_checkpoint(run, change):
+    for path in run.glob("*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, path)
+    return run
+
+
+def spoil_momentum(content):
+    for values in content["optimizer_states"][0]["state"].values():
+        values["exp_avg"].fill_(torch.nan)
+
+
+RESUMED = {
+    "loops": lambda one: one.pop("loops"),
+    "loops of another kind": lambda one: one["loops"]["fit_loop"].update(epoch_progress=5),
+    "optimizer_states": lambda one: one["optimizer_states"].clear(),
+    "optimizer_states (NaN or infinite)": spoil_momentum,
+    "callbacks": lambda one: one.update(callbacks=5),
+    "epoch, global_step": lambda one: one.update(epoch=-1, global_step="two"),
+    "state_dict": lambda one: one["state_dict"].clear(),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_checkpoint_without_what_a_run_is_resumed_from(run_command, fit, trained, tmp_path, case):
+    run = change_checkpoint(shutil.copytree(trained, tmp_path / "run"), RESUMED[case])
+    (run / "run.json").unlink()
+    code, _, err = run_command(*fit, "--resume")
+    assert code == 2 and err.count("\n") == 1 and "last.ckpt can't be resumed: it has no usable" in err, err
+    assert all(name in err for name in case.removesuffix(" of another kind").split(", ")), err
+    assert ("--model.checkpoint_path" in err) == (case != "state_dict")
+
+
+OPTIONS = {
+    "class_names: 1 names for num_classes=3": {"class_names": ["cat"]},
+    "class_names='cat': should be a valid": {"class_names": "cat"},
+    "data_config.mean='grey'": {"data_config": {"mean": "grey"}},
+    "data_config.std[1]=0": {"data_config": {"std": [0.1, 0, 0.1]}},
+    "data_config.input_size": {"data_config": {"input_size": [3, -1, 32]}},
+}
+
+
+@pytest.mark.parametrize("words", OPTIONS)
+def test_damaged_options_in_a_checkpoint(run_command, trained, class_folders, tmp_path, words):
+    run = shutil.copytree(trained, tmp_path / "run")
+    change_checkpoint(run, lambda one: one["hyper_parameters"].update(OPTIONS[words]))
+    for command in (["predict", "--ckpt", run, class_folders / "val"], ["export", run, tmp_path / "exported"]):
+        code, _, err = run_command(*command)
+        assert code == 2 and "its options are damaged" in err and words in err and "Traceback" not in err, err
+    code, _, err = run_command("validate", "--ckpt_path", run, "--data.root", class_folders)
+    assert code == 2 and words in err and "Traceback" not in err, err
 
 
 @pytest.mark.parametrize("text", ['{"recipe": {', "{}", "[1]", '{"recipe": 5}', '{"data": []}', "\x00", "[" * 9999])

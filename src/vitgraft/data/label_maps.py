@@ -521,5 +521,9 @@ def read_class_names(files: Files) -> list[str] | None:
                 names = [line.split("\t")[-1].strip() for line in names[1:]]
             if not names:
                 raise DataError(f"{files.root}/{start}{name}: empty; one name of a class in each line")
+            if len(names) > MOST_CLASSES:
+                raise DataError(
+                    f"{files.root}/{start}{name}: {len(names)} classes, at most {MOST_CLASSES} are possible"
+                )
             return names
     return None

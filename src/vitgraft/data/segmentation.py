@@ -276,7 +276,10 @@ class SegmentationData(DataModule):
         if self.is_digits:
             return DigitScenePixels(self.scenes[split], seed, digits, self.scene_size)
         names = self.class_names
-        rule = self.table or LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
+        try:
+            rule = self.table or LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
+        except ValueError as error:  # the names are in a file
+            raise DataError(f"data.{error}") from error
         self._pairs[split] = self._part(split) if self.is_part(split) else self._find(split)
         return self._pairs[split].source(rule, names)
 

@@ -14,6 +14,7 @@ from torch import nn
 from vitgraft.data.transforms import model_preprocessing
 from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
 from vitgraft.models.spec import ModelSpec
+from vitgraft.options import run_errors
 from vitgraft.predict.base import Predictor
 from vitgraft.predict.card import details_of_run
 from vitgraft.predict.classification import Classifier
@@ -87,6 +88,8 @@ def _of_run(path: Path, weights: str | None, trust: bool) -> Predictor:
         made = model.get("class_path", "a mapping") if isinstance(model, dict) else type(model).__name__
         raise CheckpointError(f"{path}: its model is {made}; predictions need one that was made by timm's name")
     check_trusted(checkpoint, path, trust)
+    if errors := run_errors(options):
+        raise CheckpointError(f"{path}: its options are damaged: {'; '.join(errors)}")
     predictor = PREDICTORS[kind].of_run(options)
     states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get(EMA_KEY)}
     predictor.weights = weights or ("raw" if states["ema"] is None else "ema")

@@ -248,6 +248,8 @@ def read_run(given: str | Path, trust: bool = False, known: Any = None) -> tuple
             f"{path}: not a checkpoint of a vitgraft run, which states its task and options. As weights of a model you "
             f"name: MODELNAME:checkpoint_path={path} to predict and export, --model.checkpoint_path {path} to train"
         )
+    if not content["state_dict"]:
+        raise DamagedCheckpointError(f"{path} can't be used: it holds no weights; {AGAIN}")
     check_trusted(content, path, trust, known)
     options = {**content["hyper_parameters"], "pretrained": False, "checkpoint_path": None}
     return {**content, "hyper_parameters": options}, path
