@@ -258,10 +258,10 @@ def begin_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
-    sys.excepthook = _unless_gone
+    sys.excepthook = unless_gone
 
 
-def _unless_gone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def unless_gone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Prints an error, but for a connection that the parent gave up, as it does where another worker died.
 
     multiprocessing's thread that hands over batches prints its errors so.
