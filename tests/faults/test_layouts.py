@@ -94,6 +94,12 @@ def test_text_files_of_yolo_without_names(fit, check, tmp_path):  # noqa: F811
     code, text = fit("detection", tmp_path / "set")
     assert code == 0 and "not read" not in text, text
     assert check(tmp_path / "set") == (0, [])
+    for path in (tmp_path / "set" / "labels").rglob("*.txt"):
+        path.write_text("")
+    words = "the list annotations is empty. annotate objects in some of the images"
+    code, text = fit("detection", tmp_path / "set")
+    assert code == 2 and words in text, text
+    assert words in " ".join(messages(check(tmp_path / "set")[1]))
 
 
 def test_all_kinds_at_once(fit, check, tmp_path):  # noqa: F811

@@ -457,6 +457,9 @@ def test_symlink_loops_are_followed_once(tmp_path):
         (tmp_path / link).symlink_to(target)
     expected = ["a/1.png", "a/b/2.png", "c/1.png", "c/b/2.png"]
     assert Files(tmp_path).images() == expected
+    for link, target in (("round", "about"), ("about", "round")):
+        (tmp_path / link).symlink_to(target)
+    assert Files(tmp_path).folders() == ["a", "c"] and Files(tmp_path).images() == expected
     (tmp_path.parent / "link").unlink(missing_ok=True)
     (tmp_path.parent / "link").symlink_to(tmp_path)
     assert Files(tmp_path.parent / "link").images() == expected, "through a link to the root, too"

@@ -82,7 +82,7 @@ def test_models_that_can_not_be_had(capsys, tmp_path, source, message):
     for name in ("one", "two"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "best.ckpt").touch()
-    checkpoint(tmp_path / "misfit.ckpt", tiny(), num_classes=7)
+    checkpoint(tmp_path / "misfit.ckpt", tiny(), num_classes=7, class_names=None)
     checkpoint(tmp_path / "own.ckpt", tiny(), model=None)  # of a module, which no name makes again
     code, _, err = predict(capsys, "--ckpt", source.format(tmp=tmp_path), photos, "--output", tmp_path / "p.csv")
     assert code == 2 and message.format(tmp=tmp_path) in err

@@ -443,7 +443,8 @@ def yolo_splits(files: Files) -> dict[str, ObjectSplit]:
         return {split: one for split, one in found.items() if one.pairs}
     labels = [label for split in found.values() for _, label in split.pairs if label][:20]
     lines = [line for label in labels for line in (files.read(label) or b"").splitlines()[:1]]
-    return found if lines and any(map(_YOLO_LINE.fullmatch, lines)) else {}
+    all_empty = bool(labels) and not lines and any(files.has(start + name) for name in _YOLO_NAMES)
+    return found if all_empty or any(map(_YOLO_LINE.fullmatch, lines)) else {}
 
 
 def _yolo_images(files: Files, start: str, values: dict[str, Any], entry: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -103,7 +104,8 @@ class Files:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith((".", "__MACOSX")):
-                        inside[not entry.is_dir()].add(entry.name)
+                        with contextlib.suppress(OSError):  # links that lead to each other
+                            inside[not entry.is_dir()].add(entry.name)
         return inside
 
     @cached_property
