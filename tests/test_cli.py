@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -122,3 +123,16 @@ def test_export(capsys, tmp_path, model):
     assert code == 0 and path.stat().st_size > 10_000
     assert "random weights" in out and all(f"batch {batch}: largest difference" in out for batch in (1, 2, 5))
     assert "(batch, 3, 32, 32)" in out and "TOO LARGE" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["check-data", "x", "--strickt"], "vitgraft check-data: error: .*--strickt; did you mean '--strict'?"),
+        (["predict", "--ckpt", "x", "--s_allign", "-1", "a.png"], "vitgraft predict: error: .*arguments: --s_allign$"),
+        (["--foo"], "vitgraft: error: unrecognized arguments: --foo$"),
+    ],
+)
+def test_misspelt_options(run_command, words, shown):
+    code, _, err = run_command(*words)
+    assert code == 2 and re.search(shown, err.strip()), err

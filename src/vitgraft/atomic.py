@@ -60,6 +60,8 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         RunFolderError: It can't be made or written.
     """
+    if file := next((one for one in (Path(folder), *Path(folder).parents) if one.exists() and not one.is_dir()), None):
+        raise RunFolderError(f"output folder {folder}: can't be written, {file} is no folder; name another")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -23,7 +23,8 @@ from typing_extensions import is_typeddict
 
 __all__ = [
     "BelowOne", "Count", "Fraction", "Limits", "Model", "ModelOptions", "NonNegative", "Optimizer",
-    "Positive", "Range", "Sizes", "WholeNumber", "close", "closest", "parameters_of", "type_errors", "value_errors",
+    "Positive", "Range", "Sizes", "WholeNumber", "close", "closest", "parameters_of", "run_errors",
+    "type_errors", "value_errors",
 ]  # fmt: skip
 
 
@@ -51,6 +52,14 @@ NonNegative = Annotated[float, Limits("from 0 up", (Ge(0), AllowInfNan(False), S
 Fraction = Annotated[float, Limits("0 to 1", (Ge(0), Le(1), Strict()))]
 BelowOne = Annotated[float, Limits("from 0 to below 1", (Ge(0), Lt(1), Strict()))]
 Count = Annotated[int, Limits("from 1 up", (Ge(1), Strict()))]
+DATA_CONFIG = {
+    "input_size": list[Count] | tuple[Count, ...],
+    "mean": tuple[float, float, float],
+    "std": tuple[Positive, Positive, Positive],
+    "crop_pct": Positive,
+    "interpolation": str,
+}
+"""Keys of timm's data configuration that a checkpoint keeps, with their types."""
 WholeNumber = Annotated[int, Limits("from 0 up", (Ge(0), Strict()))]
 
 
@@ -148,6 +157,23 @@ def type_errors(cls: type, values: Mapping[str, Any]) -> list[str]:
         if name in known
         for line in value_errors(name, value, known[name].annotation)
     ]
+
+
+def run_errors(options: Mapping[str, Any]) -> list[str]:
+    """Errors of what a run took from its data and keeps in its checkpoint, one line each.
+
+    Args:
+        options: Of the task; `data_config`, `class_names` and `num_classes` are looked at.
+    """
+    config, names = options.get("data_config") or {}, options.get("class_names") or []
+    count = options.get("num_classes")
+    found = list(value_errors("class_names", names, list[str] | tuple[str, ...]))
+    if not found and names and isinstance(count, int) and len(names) != count:
+        found.append(f"class_names: {len(names)} names for num_classes={count}")
+    if not isinstance(config, Mapping):
+        return [*found, f"data_config={config!r}: should be a mapping"]
+    values = {name: config[name] for name in DATA_CONFIG if config.get(name) is not None}
+    return found + [line for n, one in values.items() for line in value_errors(f"data_config.{n}", one, DATA_CONFIG[n])]
 
 
 def value_errors(name: str, value: Any, kind: Any) -> Iterator[str]:

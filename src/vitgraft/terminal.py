@@ -14,6 +14,9 @@ from vitgraft.errors import MissingExtraError
 # Controls, formats such as the direction of writing, halves of characters, separators of lines and paragraphs
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 KEPT = "\n\u200c\u200d"  # lines of our own texts; joiners inside words and emoji
+_NOUNS = ("annotation", "error", "file", "image", "line", "name", "object", "row", "value", "warning")
+_SINGULAR = {**{f"{noun}s": noun for noun in _NOUNS}, "classes": "class", "categories": "category"}
+_SINGULAR_VERBS = {"are": "is", "fill": "fills", "have": "has", "hold": "holds", "lack": "lacks"}
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
@@ -28,6 +31,20 @@ def printable(text: str) -> str:
         one.encode("unicode_escape").decode() if unicodedata.category(one) in UNPRINTABLE and one not in KEPT else one
         for one in text
     )
+
+
+def number_of(number: int, words: str) -> str:
+    """A number and what is counted, in the singular where it is one: "1 class has no object".
+
+    Args:
+        number: How many.
+        words: In the plural; the first noun and the first verb are changed, but in "of 8 files".
+    """
+    start, colon, rest = words.partition(":")
+    if number == 1 and not words.startswith("of "):
+        for forms in (_SINGULAR, _SINGULAR_VERBS):
+            start = re.sub(rf"\b({'|'.join(forms)})\b", lambda found, forms=forms: forms[found[0]], start, count=1)
+    return f"{number} {start}{colon}{rest}"
 
 
 def csv_cell(value: Any) -> Any:

@@ -81,7 +81,7 @@ def test_imbalance_and_odd_images_are_warnings(root, capsys):
     code, report, findings = check(capsys, root, "--imbalance", "3")
     assert code == 0 and set(findings) == {("warning", "imbalance"), ("warning", "mode")}
     modes = [one["message"] for one in report["findings"] if one["kind"] == "mode"]
-    assert sorted(modes) == ["1 images: CMYK", "1 images: palette", "1 images: transparent (laid on white)"]
+    assert sorted(modes) == ["1 image: CMYK", "1 image: palette", "1 image: transparent (laid on white)"]
     assert "cat has 3.7 times the images of dog (11 and 3)" in findings["warning", "imbalance"]["message"]
     assert check(capsys, root, "--strict")[0] == 1
 

@@ -72,8 +72,8 @@ def test_ignored_only_sets_and_wrong_numberings(tmp_path, capsys):
     assert code == 1 and "0 to 2 are the 3 classes" in findings["error", "values"]["message"]
     root = write_pairs(tmp_path / "c", {"training": 2}, values=(0, 1), names=None)
     code, report, findings = check(capsys, root)
-    assert code == 0 and report["sets"][0]["per_class"] == {"0": 1280, "1": 1280}
-    assert "inferred as 2, by the largest value (1)" in findings["warning", "numbering"]["message"]
+    assert code == 1 and report["sets"][0]["per_class"] == {"0": 1280, "1": 1280}
+    assert "inferred here as 2, by the largest value (1)" in findings["error", "classes"]["message"]
     code, _, findings = check(capsys, root, "--num-classes", "4", "--reduce-zero-label", "false")
     assert code == 0 and findings["warning", "empty class"]["items"] == ["2", "3"]
 

@@ -106,10 +106,10 @@ def test_numbers_as_labels(tmp_path):
 
 FAULTS = {
     "missing": ([*ROWS, ("nowhere.jpg", "cat")], r"1 of 9 rows name no file.*in image.*line 10 'nowhere.jpg'\. Copy"),
-    "twice": ([*ROWS, ("a.jpg", "dog")], r"1 images are in several rows: line 2 'a.jpg' 'dog', line 10.*Keep one row"),
+    "twice": ([*ROWS, ("a.jpg", "dog")], r"1 image is in several rows: line 2 'a.jpg' 'dog', line 10.*Keep one row"),
     "labels": ([*ROWS, ("a.jpg", "cat")], r"in several rows, 1 of them with different labels \(an image has one label"),
-    "empty": ([*ROWS[1:], ("a.jpg", " ")], r"1 rows have no label: line 9 'a.jpg'"),
-    "short": ([*ROWS[1:], ("a.jpg",)], r"1 rows have not the 2 columns of the heading, the first is line 9"),
+    "empty": ([*ROWS[1:], ("a.jpg", " ")], r"1 row has no label: line 9 'a.jpg'"),
+    "short": ([*ROWS[1:], ("a.jpg",)], r"1 row has not the 2 columns of the heading, the first is line 9"),
     "none": (
         [("nowhere.jpg", "cat")],
         "no column names images that are there .image, label; the first row is 'nowhere",

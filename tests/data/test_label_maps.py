@@ -55,7 +55,7 @@ def test_missing_partners_are_counted_and_named(tmp_path):
         find_pairs(root, "training").source(RULE, NAMES)
     text = str(caught.value)
     assert "1 of 3 images have no label file" in text and "images/training/1.jpg" in text
-    assert "1 label files have no image" in text and "one.png" in text
+    assert "1 label file has no image" in text and "one.png" in text
     with pytest.raises(DataError, match="there is training, validation"):
         find_pairs(root, "test").source(RULE, NAMES)
 
@@ -202,7 +202,7 @@ def test_label_files_that_are_refused():
         ),
         (LabelRule(3, True), ([[1, 5]],), "values", "there would have to be 5 classes"),
         (LabelRule(3), ([[255]], [[255]]), "ignored", "not one pixel of a class in 2 label files"),
-        (LabelRule(3), ([[255]], [[0, 1, 2]]), "ignored", "1 label files have ignored pixels only; the first: 0.png"),
+        (LabelRule(3), ([[255]], [[0, 1, 2]]), "ignored", "1 label file has ignored pixels only; the first: 0.png"),
         (LabelRule(3, True), ([[0, 1, 2]],), "numbering", "if 0 is a class, reduce_zero_label must be false"),
     ],
 )

@@ -6,7 +6,7 @@ from datasets_on_disk import coco_values, write_folder, write_pairs, write_set, 
 from vitgraft.data.check import open_checks
 from vitgraft.data.classification import ImageData
 from vitgraft.data.detection import DetectionData
-from vitgraft.data.findings import Options
+from vitgraft.data.findings import SPLITS_NEEDED, Options
 from vitgraft.data.layout import layouts_of
 from vitgraft.data.segmentation import SegmentationData
 from vitgraft.errors import DataError
@@ -55,8 +55,8 @@ def test_data_of_another_layout_is_named_with_the_class_that_reads_it(roots):
 def test_each_module_takes_its_own_of_two_layouts_and_check_data_says_which(roots):
     assert len(DetectionData(str(roots["both"])).source("train")) == 3
     assert len(SegmentationData(str(roots["both"]), reduce_zero_label=True).source("train")) == 3
-    checks, (warning,) = open_checks([str(roots["both"])], Options())
-    assert type(checks[0]).__name__ == "CocoCheck"
+    checks, (warning, splits) = open_checks([str(roots["both"])], Options())
+    assert type(checks[0]).__name__ == "CocoCheck" and splits.kind == SPLITS_NEEDED
     assert (warning.level, warning.kind) == ("warning", "layout") and "passed over: semantic" in warning.message
     _, findings = open_checks([str(roots["coco"]), str(roots["semantic"])], Options())
     assert ("error", "layout", str(roots["semantic"])) in [(one.level, one.kind, one.where) for one in findings]

@@ -141,11 +141,11 @@ def test_difficult_objects_are_named(tmp_path):
 YOLO_FAULTS = {
     "outside": (
         "0 1.4 0.5 0.2 0.2",
-        r"1 lines have coordinates outside of 0 to 1.*divide pixels by them.*a.txt line 1",
+        r"1 line has coordinates outside of 0 to 1.*divide pixels by them.*a.txt line 1",
     ),
     "pixels": ("0 14 20 10 12", "outside of 0 to 1"),
     "nan": ("0 nan 0.5 0.2 0.2", "outside of 0 to 1"),
-    "class": ("2 0.5 0.5 0.2 0.2", r"1 lines have a class beyond the 2 \(0 to 1\) of data.yaml: name it there"),
+    "class": ("2 0.5 0.5 0.2 0.2", r"1 line has a class beyond the 2 \(0 to 1\) of data.yaml: name it there"),
     "negative": ("-1 0.5 0.5 0.2 0.2", "a class beyond the 2"),
     "score": ("0 0.5 0.5 0.2 0.2 0.9", "6 numbers, as predictions with a score"),
     "few": ("0 0.5 0.5 0.2", "none of YOLO's, a class and 4 numbers"),
@@ -173,7 +173,7 @@ def test_a_line_twice_is_taken_once(tmp_path):
     path = root / "labels" / "train" / "b.txt"
     path.write_text(f"{path.read_text()}\n{path.read_text()}\n")
     source = opened(root)
-    assert found(source) == truth("train") and "1 lines are twice in their file" in source.findings[0].message
+    assert found(source) == truth("train") and "1 line is twice in their file" in source.findings[0].message
 
 
 @pytest.mark.parametrize(
@@ -201,11 +201,11 @@ def test_classes_without_names(tmp_path):
 def test_faults_of_xml(tmp_path, capsys):
     root = roboflow_voc(tmp_path / "set")
     for name, old, new, words in (
-        ("a", "<size>", "<no>", "1 XML files have no <size>.*convert IN OUT --to coco.*a.xml"),
-        ("b", "<width>64", "<width>0", "1 XML files have no <size>"),
-        ("c", "<annotation>", "<annotation", "1 XML files can't be read.*c.xml is no XML"),
+        ("a", "<size>", "<no>", "1 XML file has no <size>.*convert IN OUT --to coco.*a.xml"),
+        ("b", "<width>64", "<width>0", "1 XML file has no <size>"),
+        ("c", "<annotation>", "<annotation", "1 XML file can't be read.*c.xml is no XML"),
         ("a", "<annotation>", "<!DOCTYPE x><annotation>", "has a DOCTYPE"),
-        ("a", "<name>bolt</name>", "", "1 objects have no name of a class.*a.xml object 1"),
+        ("a", "<name>bolt</name>", "", "1 object has no name of a class.*a.xml object 1"),
     ):
         path = root / "train" / f"{name}.xml"
         text = path.read_text()

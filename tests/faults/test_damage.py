@@ -35,6 +35,10 @@ def weights(**changes):
     return {**timm.create_model(MODEL, **OPTIONS).state_dict(), **changes}
 
 
+def each(change):
+    return {name: change(value) for name, value in weights().items()}
+
+
 def save(content, path):
     (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
     return path
@@ -62,6 +66,10 @@ HARM = {
     "cut": (cut, r"cut short.*download it again"),
     "flipped": (flipped, "does not have its checksum; copy or download it again"),
     "nan": (lambda path: save(weights(norm=torch.tensor([1, torch.nan])), path), "1 of its .* NaN or infinite.*norm"),
+    "text": (replaced(b"These are the weights of a model"), "is a text file .*not a checkpoint; copy or download"),
+    "complex": (lambda path: save(each(lambda value: value * 1j), path), r"no real numbers.*\(torch\.complex64\)"),
+    "integers": (lambda path: save(each(torch.Tensor.char), path), r"no real numbers.*\(torch\.int8\)"),
+    "zeros": (lambda path: save(each(torch.zeros_like), path), "each of its .* matrices holds one value alone"),
     "infinite": (lambda path: save(weights(**{"norm.bias": torch.full((32,), torch.inf)}), path), r"norm\.bias"),
 }
 CASES = [

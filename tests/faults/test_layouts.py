@@ -44,10 +44,16 @@ def test_pascal_voc_without_sizes(fit, check, tmp_path, task):  # noqa: F811
 def test_pascal_voc_with_masks_is_read_as_label_maps(fit, check, tmp_path):  # noqa: F811
     root = voc(tmp_path / "voc", masks=True)
     code, findings = check(root, "--num-classes", 2, "--reduce-zero-label", "false")
-    assert code == 0 and messages(findings, "warning") == [
-        "checked as semantic, passed over: voc; --data-format names another",
-        "found 4 XML files: not read (DetectionData reads boxes in Pascal VOC's and YOLO's layouts)",
-    ]
+    *warnings, splits = messages(findings, "warning")
+    assert (
+        code == 0
+        and "name both folders" in splits
+        and warnings
+        == [
+            "checked as semantic, passed over: voc; --data-format names another",
+            "found 4 XML files: not read (DetectionData reads boxes in Pascal VOC's and YOLO's layouts)",
+        ]
+    )
     code, text = fit("segmentation", root, "--data.num_classes", 2)
     hint = "data.train=[JPEGImages,SegmentationClass]"
     assert code == 2 and hint in text, text
@@ -88,6 +94,12 @@ def test_text_files_of_yolo_without_names(fit, check, tmp_path):  # noqa: F811
     code, text = fit("detection", tmp_path / "set")
     assert code == 0 and "not read" not in text, text
     assert check(tmp_path / "set") == (0, [])
+    for path in (tmp_path / "set" / "labels").rglob("*.txt"):
+        path.write_text("")
+    words = "the list annotations is empty. annotate objects in some of the images"
+    code, text = fit("detection", tmp_path / "set")
+    assert code == 2 and words in text, text
+    assert words in " ".join(messages(check(tmp_path / "set")[1]))
 
 
 def test_all_kinds_at_once(fit, check, tmp_path):  # noqa: F811
@@ -165,7 +177,9 @@ def test_images_beside_masks_without_splits(fit, check, tmp_path):  # noqa: F811
     code, text = fit("segmentation", root)
     assert code == 2 and "name both folders: data.train=[images,masks], and data.val likewise" in text, text
     assert fit("segmentation", root, "--data.train=[images,masks]", "--data.val=[images,masks]")[0] == 0
-    assert check(root, "--reduce-zero-label", "false") == (0, [])
+    code, findings = check(root, "--reduce-zero-label", "false")
+    assert code == 0 and [kind for _, kind, _ in findings] == ["splits"]
+    assert "name both folders" in messages(findings, "warning")[0]
     (root / "masks" / "0.png").write_bytes(b"")
     assert check(root, "--reduce-zero-label", "false")[0] == 1  # the masks are opened
 
@@ -178,9 +192,9 @@ def test_a_json_in_the_root(fit, check, case):  # noqa: F811
     code, text = fit("detection", root, "--data.train", "result.json", "--data.val", "result.json")
     assert code == 0, text
     code, findings = check(root)
-    assert code == 0 and [kind for _, kind, _ in findings] == (["reinterpreted"] if case.endswith("win") else [])
-    for message in messages(findings, "warning"):
-        assert message in text
+    kinds = {"splits", *(["reinterpreted"] if case.endswith("win") else [])}
+    assert code == 0 and {kind for _, kind, _ in findings} == kinds
+    assert all(message in text for _, kind, message in findings if kind != "splits")
     code, text = fit("images", root)
     assert code == 2 and "result.json: COCO's layout, which DetectionData reads" in text
 

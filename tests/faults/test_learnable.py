@@ -2,6 +2,7 @@
 words: each set through both, with the exit code, and what is named."""
 
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -425,6 +426,14 @@ def test_palettes_are_named(fit, check, tmp_path):
     assert {kind for _, kind, _ in check(root, "--reduce-zero-label", "false")[1]} == {"palette"}
 
 
+def test_more_names_than_there_can_be_classes_and_an_ignored_class(fit, check, tmp_path):
+    root = maps(tmp_path / "many", names=[f"c{number}" for number in range(300)])
+    both(fit, check, "segmentation", root, ["classes.txt: 300 classes, at most 255 are possible"])
+    root = maps(tmp_path / "ignored")
+    code, text = fit("segmentation", root, "--data.ignore_index", 1)
+    assert code == 2 and "data.ignore_index=1 is the value of a class" in text, text
+
+
 # images
 
 
@@ -458,7 +467,7 @@ def test_all_images_of_a_class_unreadable(fit, check, tmp_path):
     root = classes(tmp_path / "set", {"cat": 6, "dog": 6, "eel": 6})
     for path in (root / "train" / "dog").iterdir():
         path.write_bytes(b"")
-    both(fit, check, "images", root, ["1 classes of which no image can be read", "6 of 18 files can't be read"])
+    both(fit, check, "images", root, ["1 class of which no image can be read", "6 of 18 files can't be read"])
 
 
 def test_a_class_with_one_readable_image_trains(fit, check, tmp_path):
@@ -500,3 +509,144 @@ def test_a_sound_case_trains_without_a_word(fit, check):
     code, text = fit("detection", shared("cases", "plain"))
     assert code == 0 and "instances_" not in text, text
     assert check(shared("cases", "plain")) == (0, [])
+
+
+# what check-data approves, and fit does not
+
+
+@pytest.mark.parametrize("values", [(0, 254), (0, 128), (10, 70, 130, 200)])
+def test_masks_of_few_values_far_apart(fit, check, tmp_path, values):
+    """As many classes as the largest value would be one for each number between; the mapping in the message trains."""
+    root = maps(tmp_path / "set", values)
+    count = len(values)
+    shown = "the only values are " if count == 2 else f"save them as 0 to {count - 1}, name {count} classes"
+    text = both(fit, check, "segmentation", root, ["label files have values that are no class", shown[1:]])
+    mapping = text.partition("data.label_values='")[2].partition("'")[0]
+    code, text = fit("segmentation", root, "--data.label_values", mapping, "--data.reduce_zero_label", "null")
+    assert code == 0, text
+    given = mapping.strip("{}").replace(": ", "=").replace(", ", ",")
+    assert check(root, "--label-values", given) == (0, [])
+    (root / "classes.txt").unlink()
+    both(fit, check, "segmentation", root, ["the classes are unknown", "data.num_classes or,", "data.label_values"])
+    code, findings = check(root)
+    assert shown in " ".join(messages(findings, "warning")), findings
+    code, text = fit("segmentation", root, "--data.num_classes", max(values) + 1)
+    assert code == 0 and shown in text, text
+
+
+def test_values_of_a_few_classes_are_no_mask(fit, tmp_path):
+    """0, 1, 2 and an unusual value for what is ignored, and some of the named classes."""
+    code, text = fit("segmentation", maps(tmp_path / "ignored", (0, 1, 2, 254), ("a", "b", "c")))
+    assert code == 2 and "ignore_index=254 would fit these values" in text and "only values" not in text, text
+    code, text = fit("segmentation", maps(tmp_path / "part", (0, 40), [f"c{number}" for number in range(50)]))
+    assert code == 0 and "only values" not in text, text
+
+
+def without_val(root):
+    for path in sorted(root.rglob("*val*")):
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    return root
+
+
+SPLITS = {
+    "class folders": ("images", lambda root: without_val(classes(root, {"cat": 10, "dog": 10}))),
+    "no splits": ("images", lambda root: classes(root, {"cat": 10, "dog": 10}) / "train"),
+    "a tar": ("images", lambda root: packed(classes(root, {"cat": 10, "dog": 10}) / "train")),
+    "objects": ("detection", lambda root: without_val(coco(root, 20))),
+    "label maps": ("segmentation", lambda root: without_val(maps(root, count=20))),
+}
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_what_fit_lacks_is_named_by_check_data(fit, check, tmp_path, case):
+    task, make = SPLITS[case]
+    root = make(tmp_path / "set")
+    code, text = fit(task, root)
+    assert code == 2 and "data.val_fraction=0.1" in text, text
+    code, findings = check(root, *(["--reduce-zero-label", "false"] if task == "segmentation" else []))
+    (message,) = messages(findings, "warning")
+    assert code == 0 and message.removeprefix("fit needs training and validation: ") in text, (message, text)
+    assert "name the json" not in text, "not that of training"
+    code, text = fit(task, root, "--data.val_fraction", 0.1)
+    assert code == 0, text
+
+
+def test_splits_that_are_given_by_themselves_need_no_others(check, tmp_path):
+    root = classes(tmp_path / "set", {"cat": 4, "dog": 4})
+    assert check(root / "train", root / "val") == (0, [])
+    assert check(packed(root)) == (0, []), "the splits in a tar are no classes"
+    code, findings = check(packed(root), root / "train")
+    assert code == 1 and {kind for _, kind, _ in findings} == {"duplicate"}
+
+
+def test_validation_on_the_training_images_is_named(fit, tmp_path):
+    root = classes(tmp_path / "set", {"cat": 4, "dog": 4})
+    code, text = fit("images", root, "--data.val", "train")
+    assert code == 0 and "the images are those of training" in text, text
+    assert "those of training" not in fit("images", root)[1]
+
+
+def test_validation_on_a_copy_of_the_training_images_is_named(fit, check, tmp_path):
+    root = classes(tmp_path / "set", {"cat": 4, "dog": 4}, ("train",))
+    shutil.copytree(root / "train", root / "val")
+    for path in (root / "val").rglob("*.png"):
+        path.rename(path.with_stem(f"copy{path.stem}"))
+    code, text = fit("images", root)
+    assert code == 0 and "the images are those of training" in text, text
+    assert "8 images are in" in " ".join(messages(check(root)[1]))
+
+
+def test_images_that_are_all_the_same(fit, check, tmp_path):
+    root = classes(tmp_path / "set", {"cat": 4, "dog": 4})
+    for path in (root / "train").rglob("*.png"):
+        picture(path, 0, (32, 32))
+    both(fit, check, "images", root, ["nothing to learn: the 8 images that were decoded have the same pixels"])
+
+
+def test_images_too_small_to_train_on(fit, check, tmp_path):
+    root = coco(tmp_path / "set")
+    words = [
+        "no image to train on: of 4 none with an object has sides of at least 64 pixels",
+        "set data.min_side lower",
+    ]
+    both(fit, check, "detection", root, words, "--data.min_side", "64", options=("--min-side", "64"))
+    assert len(messages(check(root, "--min-side", "64")[1])) == 1, "nothing is trained on the validation images"
+
+
+# remedies
+
+
+def changed(root, **values):
+    """COCO's layout with some values of all annotations of the training set."""
+    return coco(root, change=lambda one: [annotation.update(values) for annotation in one["annotations"]])
+
+
+@pytest.mark.parametrize("box", [[30, 20, 44, 36], [60, 20, 90, 36]])
+def test_corners_in_the_place_of_sizes(fit, check, tmp_path, box):
+    root = changed(tmp_path / "set", bbox=box, segmentation=[])
+    _, text = fit("detection", root, "--model.masks", "false")
+    _, findings = check(root)
+    assert "that bbox is x, y, width, height" in text and "not two corners" in text, text
+    assert "not two corners" in " ".join(message for _, _, message in findings)
+
+
+def test_the_remedy_of_other_values_than_the_box(fit, check, tmp_path):
+    text = both(fit, check, "detection", changed(tmp_path / "set", area=-15), ["area is 0 or more"])
+    assert text.count("lack what is needed") == 1 and "annotations[0] has area -15" in text, "once, with an example"
+    assert fit("detection", changed(tmp_path / "set", area=15))[0] == 0
+
+
+def test_what_both_splits_have_is_one_line(fit, tmp_path):
+    root = maps(tmp_path / "set", names=("bg", "fg", "none"))
+    code, text = fit("segmentation", root)
+    assert code == 0 and text.count("1 class has no pixel in the split") == 1, text
+    line = text.splitlines()[0]
+    assert "images/training, " in line and "images/validation: 1 class" in line
+
+
+def test_a_nul_byte_in_a_name(fit, check, tmp_path):
+    root = coco(tmp_path / "set", change=lambda values: values["images"][0].update(file_name="a\0b.png"))
+    code, text = fit("detection", root)
+    assert code == 0 and "the name has a NUL byte" in text and "leads out" not in text, text
+    assert check(root)[0] == 1

@@ -18,11 +18,15 @@ import torch
 from PIL import Image
 
 pytest.importorskip("pytorch_lightning")
+from test_learnable import coco, maps, packed
+
 from reproduction.__main__ import main as reproduction
+from vitgraft.data.coco import open_coco
 from vitgraft.data.detection_targets import decode_mask, to_rle
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.imagenet import open_imagenet_val
 from vitgraft.data.readers.shards import open_shards
+from vitgraft.data.segmentation import SegmentationData
 from vitgraft.errors import DataError, RunFolderError
 from vitgraft.terminal import write_json
 from vitgraft.training.lightning_cli import with_data_of_run
@@ -175,6 +179,12 @@ def test_disk_that_fills_in_the_middle(
     assert not [name for name in os.listdir(out) if name != "run"], "nothing half written"
 
 
+@pytest.mark.parametrize("out", ["/dev/full", "/dev/full/run"])
+def test_an_output_folder_that_is_a_file(run_command, fit, out):
+    code, _, err = run_command(*fit, "--out", out)
+    assert code == 2 and err.count("\n") == 1 and "can't be written, /dev/full is no folder" in err, err
+
+
 def test_a_file_that_was_there_survives_a_full_disk(tmp_path):
     path = tmp_path / "bench.json"
     write_json(path, [1])
@@ -224,6 +234,98 @@ def test_changed_data_is_noticed_on_resume(run_command, fit, tmp_path):
         code, _, err = run_command(*resume, *more)
         assert code == 2 and "train: classes only then: eel" in err and "train: classes only now: emu" in err
         assert "A run can't go on with other classes" in err
+
+
+def contents_of(source):
+    return {kind: value for kind, value in source.fingerprint().items() if kind in ("files", "annotations")}
+
+
+def test_changed_pixels_of_the_same_size_are_noticed_on_resume(run_command, fit, tmp_path):
+    root, run = tmp_path / "data", tmp_path / "run"
+    assert run_command(*fit)[0] == 0
+    path = root / "train" / "cat" / "0.png"
+    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
+    code, _, err = run_command(*fit, "--resume")
+    assert code == 2 and "train: images of the same names, but other files: their size or content changed" in err, err
+    assert "val:" not in err and "--guards.allow_changed_data true" in err
+    record = json.loads((run / "run.json").read_text())
+    for split in record["data"].values():  # as before this was recorded
+        del split["files"], split["annotations"]
+    (run / "run.json").write_text(json.dumps(record))
+    assert run_command(*fit, "--resume")[0] == 0
+    assert "files" in json.loads((run / "run.json").read_text())["data"]["train"]
+
+
+def test_changed_annotations_and_masks_change_what_is_compared(tmp_path):
+    root = coco(tmp_path / "coco")
+    before = [contents_of(open_coco(place, "train")) for place in (root, packed(root))]
+    assert before[0] == before[1] and set(before[0]) == {"files", "annotations"}
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"category_id": 1, "bbox": [4,', '"category_id": 1, "bbox": [5,'))
+    after = contents_of(open_coco(root, "train"))
+    assert after["files"] == before[0]["files"] and after["annotations"] != before[0]["annotations"]
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    assert contents_of(open_coco(root, "train")) == after, "the layout of the json does not count"
+
+    root, options = maps(tmp_path / "maps"), {"reduce_zero_label": False}
+    before = contents_of(SegmentationData(str(root), **options).source("train"))
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "annotations" / "training" / "3.png")
+    after = contents_of(SegmentationData(str(root), **options).source("train"))
+    assert after["files"] == before["files"] and after["annotations"] != before["annotations"]
+
+
+def change_checkpoint(run, change):
+    for path in run.glob("*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, path)
+    return run
+
+
+def spoil_momentum(content):
+    for values in content["optimizer_states"][0]["state"].values():
+        values["exp_avg"].fill_(torch.nan)
+
+
+RESUMED = {
+    "loops": lambda one: one.pop("loops"),
+    "loops of another kind": lambda one: one["loops"]["fit_loop"].update(epoch_progress=5),
+    "optimizer_states": lambda one: one["optimizer_states"].clear(),
+    "optimizer_states (NaN or infinite)": spoil_momentum,
+    "callbacks": lambda one: one.update(callbacks=5),
+    "epoch, global_step": lambda one: one.update(epoch=-1, global_step="two"),
+    "state_dict": lambda one: one["state_dict"].clear(),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_checkpoint_without_what_a_run_is_resumed_from(run_command, fit, trained, tmp_path, case):
+    run = change_checkpoint(shutil.copytree(trained, tmp_path / "run"), RESUMED[case])
+    (run / "run.json").unlink()
+    code, _, err = run_command(*fit, "--resume")
+    assert code == 2 and err.count("\n") == 1 and "last.ckpt can't be resumed: it has no usable" in err, err
+    assert all(name in err for name in case.removesuffix(" of another kind").split(", ")), err
+    assert ("--model.checkpoint_path" in err) == (case != "state_dict")
+
+
+OPTIONS = {
+    "class_names: 1 names for num_classes=3": {"class_names": ["cat"]},
+    "class_names='cat': should be a valid": {"class_names": "cat"},
+    "data_config.mean='grey'": {"data_config": {"mean": "grey"}},
+    "data_config.std[1]=0": {"data_config": {"std": [0.1, 0, 0.1]}},
+    "data_config.input_size": {"data_config": {"input_size": [3, -1, 32]}},
+}
+
+
+@pytest.mark.parametrize("words", OPTIONS)
+def test_damaged_options_in_a_checkpoint(run_command, trained, class_folders, tmp_path, words):
+    run = shutil.copytree(trained, tmp_path / "run")
+    change_checkpoint(run, lambda one: one["hyper_parameters"].update(OPTIONS[words]))
+    for command in (["predict", "--ckpt", run, class_folders / "val"], ["export", run, tmp_path / "exported"]):
+        code, _, err = run_command(*command)
+        assert code == 2 and "its options are damaged" in err and words in err and "Traceback" not in err, err
+    code, _, err = run_command("validate", "--ckpt_path", run, "--data.root", class_folders)
+    assert code == 2 and words in err and "Traceback" not in err, err
 
 
 @pytest.mark.parametrize("text", ['{"recipe": {', "{}", "[1]", '{"recipe": 5}', '{"data": []}', "\x00", "[" * 9999])
@@ -355,6 +457,9 @@ def test_symlink_loops_are_followed_once(tmp_path):
         (tmp_path / link).symlink_to(target)
     expected = ["a/1.png", "a/b/2.png", "c/1.png", "c/b/2.png"]
     assert Files(tmp_path).images() == expected
+    for link, target in (("round", "about"), ("about", "round")):
+        (tmp_path / link).symlink_to(target)
+    assert Files(tmp_path).folders() == ["a", "c"] and Files(tmp_path).images() == expected
     (tmp_path.parent / "link").unlink(missing_ok=True)
     (tmp_path.parent / "link").symlink_to(tmp_path)
     assert Files(tmp_path.parent / "link").images() == expected, "through a link to the root, too"

@@ -148,7 +148,14 @@ def test_python_asks_as_well(stranger):
 def test_trust_is_no_advice_where_it_would_not_help(capsys, stranger, class_folders):
     change(stranger, task="stranger.Regression")
     code, _, err = run(capsys, *map(str, routes(stranger, class_folders)["predict"]))
-    assert code == 2 and "predictions need a task of" in err and "--trust" not in err
+    assert code == 2 and "its task is" in err and "predictions need Classification" in err and "--trust" not in err
+
+
+@pytest.mark.parametrize("route", ["predict", "export"])
+def test_a_model_of_a_foreign_class_is_named(capsys, stranger, class_folders, route):
+    change(stranger, model={"class_path": "stranger.Model"})
+    code, _, err = run(capsys, *map(str, routes(stranger, class_folders)[route]))
+    assert code == 2 and "its model is stranger.Model; predictions need one" in err and "--trust" not in err
 
 
 def test_own_classes_by_both_names():

@@ -1,5 +1,6 @@
 """Loader processes and processes of a distributed run that die or block: a sentence within a time limit, no hang."""
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -83,6 +84,16 @@ def test_sound_workers_are_not_disturbed():
     for _ in range(2):
         assert [int(batch[0, 0, 0]) for batch in batches] == [0, 2, 4, 6]
     batches.shut_down()
+
+
+def test_a_parent_that_gave_up_is_no_error_of_a_worker(capsys, monkeypatch):
+    """multiprocessing's thread in a worker prints so where nobody takes a batch, as after another worker's death."""
+    monkeypatch.setattr(sys, "__excepthook__", lambda *error: print(error[1], file=sys.stderr))
+    for error in (EOFError(), ConnectionResetError(), BrokenPipeError(), multiprocessing.AuthenticationError("digest")):
+        loader.unless_gone(type(error), error, None)
+    assert not capsys.readouterr().err
+    loader.unless_gone(ValueError, ValueError("another"), None)
+    assert "another" in capsys.readouterr().err
 
 
 def test_small_shared_memory_is_noticed_before_the_start(monkeypatch, capsys):

@@ -70,7 +70,7 @@ def test_a_model_by_name_with_its_file(tmp_path):
         ("{tmp}/other.ckpt", "not a checkpoint of a vitgraft run"),
         ("{tmp}/weights.pth", "MODELNAME:checkpoint_path="),
         ("{tmp}/misfit.ckpt", "do not fit the model"),
-        ("{tmp}/own.ckpt", "of a run of"),
+        ("{tmp}/own.ckpt", "its model is NoneType"),
     ],
 )
 def test_models_that_can_not_be_had(capsys, tmp_path, source, message):
@@ -82,7 +82,7 @@ def test_models_that_can_not_be_had(capsys, tmp_path, source, message):
     for name in ("one", "two"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "best.ckpt").touch()
-    checkpoint(tmp_path / "misfit.ckpt", tiny(), num_classes=7)
+    checkpoint(tmp_path / "misfit.ckpt", tiny(), num_classes=7, class_names=None)
     checkpoint(tmp_path / "own.ckpt", tiny(), model=None)  # of a module, which no name makes again
     code, _, err = predict(capsys, "--ckpt", source.format(tmp=tmp_path), photos, "--output", tmp_path / "p.csv")
     assert code == 2 and message.format(tmp=tmp_path) in err

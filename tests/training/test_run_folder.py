@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+import torch
 
 pytest.importorskip("pytorch_lightning")
 from vitgraft.atomic import check_writable
@@ -24,13 +25,20 @@ def changed(section, **options):
     return {**RECIPE, section: {**RECIPE[section], **options}}
 
 
+def write_checkpoint(path, step, epoch=0, processed=0):
+    """What a run is resumed from, as far as its folder looks at it."""
+    loops = {"fit_loop": {"epoch_progress": {"current": {"processed": processed}}}}
+    rest = {"state_dict": {"w": torch.ones(1)}, "optimizer_states": [{}], "lr_schedulers": [], "callbacks": {}}
+    checkpoint_files.write({"global_step": step, "epoch": epoch, "loops": loops, **rest}, path)
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run that has saved twice."""
     folder = tmp_path / "run"
     assert begin(folder, RECIPE) is None
     for step in (5, 10):
-        checkpoint_files.write({"global_step": step, "epoch": 0}, folder / "last.ckpt")
+        write_checkpoint(folder / "last.ckpt", step)
     (folder / "metrics.csv").write_text("epoch,step,loss\n0,3,1.0\n0,9,0.5\n0,12,0.4\n")
     return folder
 
@@ -116,8 +124,7 @@ def test_resume_reports_the_step_or_that_the_run_is_finished(run, capsys):
     begin(run, RECIPE, resume=True)
     assert capsys.readouterr().out == f"resuming from {run / 'last.ckpt'} (epoch 0, step 10)\n"
     for processed, words in ((2, "resuming from"), (3, "already finished:")):
-        loops = {"fit_loop": {"epoch_progress": {"current": {"processed": processed}}}}
-        checkpoint_files.write({"global_step": 30, "epoch": 2, "loops": loops}, run / "last.ckpt")
+        write_checkpoint(run / "last.ckpt", 30, 2, processed)
         begin(run, RECIPE, resume=True)
         assert capsys.readouterr().out == f"{words} {run / 'last.ckpt'} (epoch 2, step 30)\n"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitgraft.atomic import check_writable, disk_error
 from vitgraft.errors import CommandError, TrainingError, VitgraftError
+from vitgraft.options import close, closest
 from vitgraft.terminal import console, printable, write, write_json
 
 FORMATS = ("terminal", "markdown", "json")
@@ -34,7 +35,12 @@ def make_parser(prog: str, text: str):
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Runs the sub-command that the arguments name; returns its exit code, 2 for an invalid request."""
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        own = parser if args.command is None else args.parser
+        misspelt, options = unknown[0].partition("=")[0], own._option_string_actions
+        hint = f"; {close(misspelt, [*options])}" if closest(misspelt, [*options], 1) else ""
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if args.command is None:
         parser.print_help()
         return 2
@@ -67,7 +73,7 @@ def add_command(commands, name: str, run: Callable, summary: str, text: str, exa
         epilog=f"examples:\n{shown}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

@@ -66,6 +66,13 @@ def _add_check_data(commands) -> None:
         metavar="X",
         help="COCO: an error where more than this fraction of the annotations can't be learned (default: 0.5)",
     )
+    add(
+        "--min-side",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="COCO: images with a smaller side are not trained on, pixels (default: 32)",
+    )
     labels = parser.add_argument_group("label maps of semantic segmentation (ADE20K's layout)")
     labels.add_argument(
         "--reduce-zero-label",
@@ -232,6 +239,7 @@ def _check_data(args: argparse.Namespace) -> int:
         args.image_suffix,
         args.label_suffix,
         args.max_left_out,
+        args.min_side,
         args.file_column,
         args.label_column,
         args.colors,

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from vitgraft.data.findings import Check, Finding
+from vitgraft.data.findings import HOLD_OUT, Check, Finding
 from vitgraft.data.learnable import common_classes, look, show_and_stop
 from vitgraft.data.loader import TIMEOUT, Loader, Samples
 from vitgraft.data.readers.base import Source, check_same_classes
 from vitgraft.data.sampling import EvalOrder, TrainOrder
-from vitgraft.data.split import RECORD, hold_out, read_record, write_record
+from vitgraft.data.split import RECORD, hold_out, read_record, same_images, write_record
 from vitgraft.errors import DataError, MissingExtraError, MissingSplitError
 from vitgraft.options import value_errors
 
@@ -169,6 +169,10 @@ class DataModule(pl.LightningDataModule):
             found += [*check.file_findings(), *check.learnable()]
         for other in checks[1:]:
             found += common_classes(checks[0], other)
+            same = other.files and same_images(checks[0].files, other.files)
+            if same or (len(other.digests) > 1 and other.digests <= checks[0].digests):
+                text = f"the images are those of training: what is measured on them is no validation. {HOLD_OUT}"
+                found.append(Finding("warning", "same images", other.where, text))
         return found
 
     def check_pair(self, train: Source, val: Source) -> None:
@@ -213,8 +217,7 @@ class DataModule(pl.LightningDataModule):
             except MissingSplitError as error:
                 if split == "test" or self.val_fraction is not None:
                     raise
-                hint = "data.val_fraction=0.1 holds a tenth of the images out where there is no validation split"
-                raise MissingSplitError(f"{error}; {hint}") from error
+                raise MissingSplitError(f"{error}; {HOLD_OUT}") from error
         return self._sources[split]
 
     # a validation part of the training images

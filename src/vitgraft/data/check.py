@@ -16,15 +16,27 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from vitgraft.data.findings import IMBALANCE, Check, Finding, Options, Report, SetReport, noted
+from vitgraft.data.findings import (
+    IMBALANCE,
+    SPLITS_NEEDED,
+    Check,
+    Finding,
+    Options,
+    Report,
+    SetReport,
+    noted,
+    splits_needed,
+)
 from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, passed_over
 from vitgraft.data.learnable import class_findings, common_classes
 from vitgraft.data.loader import worker_failure
-from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes
-from vitgraft.data.readers.folder_or_tar import Files
+from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes, of_split
+from vitgraft.data.readers.folder_or_tar import Files, splits_in_tar
 from vitgraft.data.readers.open import open_source
 from vitgraft.data.readers.table import table_splits, tables_of
+from vitgraft.data.readers.tar import is_tar
 from vitgraft.errors import TrainingError
+from vitgraft.terminal import number_of
 
 __all__ = ["ImageCheck", "check", "open_checks"]
 
@@ -63,10 +75,12 @@ class ImageCheck(Check):
     def learnable(self) -> Iterator[Finding]:
         per_class = self.report().per_class
         if empty := [name for name, count in per_class.items() if not count]:
-            yield self.finding("error", "empty class", f"{len(empty)} classes without images", empty)
+            yield self.finding("error", "empty class", number_of(len(empty), "classes without images"), empty)
         names = self.files.class_names
         if unread := [names[label] for label in self._unread_labels()]:
-            text = f"{len(unread)} classes of which no image can be read: copy their files anew, or remove the classes"
+            text = number_of(
+                len(unread), "classes of which no image can be read: copy their files anew, or remove the classes"
+            )
             yield Finding("error", "unreadable class", self.where, text, unread, stops=True)
         yield from class_findings(self.where, per_class, "images", "each class is a folder, CLASS/IMAGE.jpg")
         filled = {name: count for name, count in per_class.items() if count}
@@ -97,7 +111,10 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
         from vitgraft.data.check_semantic import open_path
     else:
         open_path = _open_images
-    return [one for path in paths for one in open_path(path, options, findings)], findings
+    checks = [one for path in paths for one in open_path(path, options, findings)]
+    if len(paths) > 1:  # each may be a split
+        findings = [finding for finding in findings if finding.kind != SPLITS_NEEDED]
+    return checks, findings
 
 
 def _passed_over(path: str, found: list[str], layout: str) -> Finding:
@@ -114,6 +131,8 @@ def _open_images(path: str, options: Options, findings: list[Finding]) -> Iterat
     splits = [stem for alike in SPLITS for stem in stems if stem.lower() in alike]
     tables: list[str] = []
     with noted(findings, "set", path):
+        if root.is_file() and is_tar(root):
+            splits = splits_in_tar(Files(root))
         if root.is_dir() and options.format in (None, "table") and (tables := tables_of(Files(root))):
             splits = list(table_splits(tables)) or [names[0] for names in SPLITS]
     checks: list[ImageCheck] = []
@@ -122,6 +141,7 @@ def _open_images(path: str, options: Options, findings: list[Finding]) -> Iterat
         with noted(missing, "set", f"{path}/{split}" if split else path):
             source = open_source(path, split, options.format, allow_empty=True, **options.columns)
             checks.append(ImageCheck(source, options.imbalance))
+            checks[-1].where += f" ({split})" if split and is_tar(source.where) and root.is_file() else ""
     if tables and not checks:  # a table without splits
         missing = []
         with noted(missing, "set", path):
@@ -131,6 +151,12 @@ def _open_images(path: str, options: Options, findings: list[Finding]) -> Iterat
         findings.append(Finding("warning", "passed over", path, more))
     # of a table with a column of splits, those that it lacks are no error
     findings += [] if tables and checks and not table_splits(tables) else missing
+    if checks and root.exists():
+        known = [names[0] for names in SPLITS if of_split(names[0], splits)]
+        lacking = [name for name in ("train", "val") if name not in known]
+        findings += splits_needed(
+            path, lambda name: open_source(path, name, options.format, **options.columns), lacking
+        )
     yield from checks
 
 
@@ -176,8 +202,8 @@ def _findings_of_files(checks: Sequence[Check], number: int, seen: dict[bytes, t
     yield from one.file_findings()
     for other, items in pairs.items():
         if other == number:
-            message = f"{len(items)} images are twice in the dataset (same pixels)"
+            message = number_of(len(items), "images are twice in the dataset (same pixels)")
             yield one.finding("warning", "duplicate", message, items)
         else:
-            message = f"{len(items)} images are in {checks[other].where} too (same pixels)"
+            message = number_of(len(items), f"images are in {checks[other].where} too (same pixels)")
             yield one.finding("error", "duplicate", message, items)

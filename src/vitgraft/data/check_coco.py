@@ -12,10 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitgraft.data.annotations import Annotations
-from vitgraft.data.coco import CocoJson, CocoSource
-from vitgraft.data.findings import FILE_ERRORS, MAX_LEFT_OUT, Check, Examined, Finding, Options, SetReport, noted
+from vitgraft.data.coco import CocoJson, CocoSource, to_learn
+from vitgraft.data.findings import (
+    FILE_ERRORS,
+    MAX_LEFT_OUT,
+    Check,
+    Examined,
+    Finding,
+    Options,
+    SetReport,
+    noted,
+    splits_needed,
+)
+from vitgraft.data.layout import split_of_json
 from vitgraft.data.learnable import left_out_findings
-from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.base import SPLITS, ImageSource
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
 
@@ -49,7 +60,11 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
                 json, images = annotations.json(name, annotations.entries(name), decode=True), None
                 with noted(findings, "missing", json.where):
                     images = annotations.images(json) if json.images else None
-                yield CocoCheck(json, images, options.max_left_out)
+                split = split_of_json(name) if annotations.format == "coco" else name
+                is_measured = any(split.lower() in names for names in SPLITS[1:])
+                yield CocoCheck(json, images, options.max_left_out, None if is_measured else options.min_side)
+        if not path.endswith(".json"):
+            findings += splits_needed(path, annotations.find)
 
 
 class CocoCheck(Check):
@@ -59,11 +74,20 @@ class CocoCheck(Check):
         json: Its content, or the source that was made of it.
         files: Its images in their order; None where they were not found.
         max_left_out: Largest fraction of the annotations that may be left out.
+        min_side: Images with a smaller side are not trained on, pixels; None where nothing is trained on the split.
+        keep_empty: Whether images without objects are trained on.
     """
 
-    def __init__(self, json: CocoJson | CocoSource, files: ImageSource | None, max_left_out: float = MAX_LEFT_OUT):
+    def __init__(
+        self,
+        json: CocoJson | CocoSource,
+        files: ImageSource | None,
+        max_left_out: float = MAX_LEFT_OUT,
+        min_side: int | None = None,
+        keep_empty: bool = False,
+    ):
         super().__init__(json.where, files)
-        self.json, self.max_left_out = json, max_left_out
+        self.json, self.max_left_out, self.min_side, self.keep_empty = json, max_left_out, min_side, keep_empty
 
     def __getitem__(self, index: int) -> Examined:
         height, width = size = tuple(int(side) for side in self.json.sizes[index])
@@ -88,7 +112,14 @@ class CocoCheck(Check):
     def learnable(self) -> Iterator[Finding]:
         json = self.json
         yield from json.findings
-        yield from left_out_findings(self.where, json.per_class, json.left_out, json.total, self.max_left_out)
+        examples = {finding.kind: finding.items for finding in json.findings}
+        yield from left_out_findings(self.where, json.per_class, json.left_out, json.total, self.max_left_out, examples)
+        if self.min_side and any(json.per_class.values()) and not len(to_learn(json, self.min_side, self.keep_empty)):
+            text = (
+                f"no image to train on: of {len(json.sizes)} none with an object has sides of at least {self.min_side} "
+                "pixels; set data.min_side lower (--min-side of check-data)"
+            )
+            yield Finding("error", "nothing to learn", self.where, text, stops=True)
         empty = [name for name, count in json.per_class.items() if not count]
         if 0 < len(empty) < len(json.per_class):
             message = f"{len(empty)} of {len(json.per_class)} classes have no object to learn or measure AP of"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vitgraft.data.decode import open_image
-from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted
+from vitgraft.data.findings import Check, Examined, Finding, Options, SetReport, noted, splits_needed
 from vitgraft.data.label_maps import (
     LabelHistogram,
     LabelRule,
@@ -20,12 +20,15 @@ from vitgraft.data.label_maps import (
     decode_labels,
     find_pairs,
     read_class_names,
+    unknown_classes,
 )  # fmt: skip
 from vitgraft.data.label_table import TableRule, paths_of_colors, read_colors, rule_of_values
 from vitgraft.data.layout import ANNOTATIONS, IMAGES, passed_over, semantic_splits
 from vitgraft.data.learnable import class_findings
+from vitgraft.data.readers.base import of_split
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError, ImageError
+from vitgraft.terminal import number_of
 
 __all__ = ["PairCheck", "open_path"]
 
@@ -49,6 +52,9 @@ def open_path(path: str, options: Options, findings: list[Finding]) -> Iterator[
             with noted(findings, "set", f"{path}/{pair[0]}"):
                 pairs = find_pairs(files, pair, options.image_suffix, options.label_suffix)
                 yield PairCheck(pairs, names, options, rule)
+        suffixes = (options.image_suffix, options.label_suffix)
+        lacking = [name for name in ("training", "validation") if of_split(name, splits) is None]
+        findings += splits_needed(path, lambda name: find_pairs(files, name, *suffixes), lacking)
 
 
 class PairCheck(Check):
@@ -119,14 +125,12 @@ class PairCheck(Check):
         count = classes or max(1, most + 1 - int(reduce))
         for one in checks:
             one.rule = LabelRule(count, reduce, options.ignore_index)
-        inferred = []
         if classes is None:
-            inferred.append(f"num_classes is not set: inferred as {count}, by the largest value ({most})")
-        if options.reduce_zero_label is None:
+            text = f"{unknown_classes(self.pairs.where)}; inferred here as {count}, by the largest value ({most})"
+            yield self.finding("error", "classes", text.removeprefix(f"{self.pairs.where}: "))
+        if options.reduce_zero_label is None and found:
             text = f"inferred as {str(reduce).lower()}, so that {self.rule.expected()}"
-            inferred.append(f"reduce_zero_label is not set: {text}")
-        if inferred and found:
-            yield self.finding("warning", "numbering", "; ".join(inferred))
+            yield self.finding("warning", "numbering", f"reduce_zero_label is not set: {text}")
 
     @property
     def histogram(self) -> LabelHistogram:
@@ -146,9 +150,9 @@ class PairCheck(Check):
     def learnable(self) -> Iterator[Finding]:
         pairs, histogram = self.pairs, self.histogram
         if items := [f"{image}: no {expected}.png" for image, expected in pairs.unpaired]:
-            yield self.finding("error", "missing", f"{len(items)} images without a label file", items)
+            yield self.finding("error", "missing", number_of(len(items), "images without a label file"), items)
         if pairs.without_image:
-            message = f"{len(pairs.without_image)} label files without an image"
+            message = number_of(len(pairs.without_image), "label files without an image")
             yield self.finding("warning", "missing", message, pairs.without_image)
         if palettes := [pairs.labels.name(index) for index, one in self.examined.items() if one.palette]:
             message = f"{len(palettes)} of {len(self.examined)} label files are palette images: their indices count"
@@ -159,9 +163,10 @@ class PairCheck(Check):
         if histogram.files and not any(finding.stops for finding in found):
             yield from class_findings(self.where, per_class, "pixels", histogram.hint())
         empty = [name for name, count in per_class.items() if not count]
-        if empty and any(per_class.values()) and self.has_all:
-            message = f"{len(empty)} classes have no pixel in the split: no IoU can be measured of them there"
-            yield self.finding("warning", "empty class", message, empty)
+        if empty and any(per_class.values()) and self.has_all and not any(finding.stops for finding in found):
+            message = number_of(len(empty), "classes have no pixel in the split: no IoU can be measured of them there")
+            hint = "" if self.class_names else histogram.hint()
+            yield self.finding("warning", "empty class", f"{message}{hint and '; '}{hint}", empty)
 
     def findings(self, first: PairCheck) -> Iterator[Finding]:
         yield from ()

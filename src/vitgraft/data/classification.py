@@ -18,7 +18,7 @@ from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import FORMATS, open_source
 from vitgraft.data.readers.table import TABLES, is_table
 from vitgraft.data.readers.tar import is_tar
-from vitgraft.data.split import Part
+from vitgraft.data.split import Part, same_images
 from vitgraft.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vitgraft.errors import DataError, MissingSplitError
 from vitgraft.options import Positive, Sizes
@@ -172,12 +172,12 @@ class ImageData(DataModule):
             try:
                 whole = self._open(self.splits["train"])
             except MissingSplitError:
-                if self.root is None or not Path(self.root).is_dir() or _has_splits(self.root):
+                if self.root is None or not Path(self.root).exists() or _has_splits(self.root):
                     raise
                 whole = self._open(None)
             if whole.blocks is not None:
                 raise DataError("data.val_fraction: shards can't be split, name some of them as data.val")
-            self.check_no_val(lambda: not _same_images(self._open(self.splits["val"]), whole))
+            self.check_no_val(lambda: not same_images(self._open(self.splits["val"]), whole))
             self._whole = whole
         return self._whole
 
@@ -208,11 +208,5 @@ class ImageData(DataModule):
 
 
 def _has_splits(root: str) -> bool:
-    """Whether a folder has folders that are named as splits."""
+    """Whether a folder or tar has folders that are named as splits."""
     return any(of_split(names[0], Files(root).folders()) for names in SPLITS)
-
-
-def _same_images(one: ImageSource, other: ImageSource) -> bool:
-    """Whether two sources have the same images, by their number and the first and last name."""
-    ends = (0, len(one) - 1)
-    return len(one) == len(other) and all(one.name(index) == other.name(index) for index in ends)

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
 from urllib.parse import unquote
@@ -19,15 +19,16 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from vitgraft.data.decode import decode_annotated
 from vitgraft.data.detection_targets import Objects, ObjectSource, object_errors
-from vitgraft.data.findings import Finding
-from vitgraft.data.layout import find_json
+from vitgraft.data.findings import MIN_SIDE, Finding
+from vitgraft.data.layout import find_json, split_of_json
 from vitgraft.data.learnable import REASONS
 from vitgraft.data.readers.base import ImageSource, of_split
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, ImageError
+from vitgraft.terminal import number_of
 from vitgraft.untrusted import not_the_file
 
-__all__ = ["CocoJson", "CocoSource", "Entries", "entry_errors", "find_images", "open_coco", "read_json"]
+__all__ = ["CocoJson", "CocoSource", "Entries", "entry_errors", "find_images", "open_coco", "read_json", "to_learn"]
 
 # where the images of a split are looked for below the root; {} is the name of the split
 FOLDERS = ("{}", "{}2017", "images/{}", "images/{}2017", "images", "")
@@ -95,7 +96,7 @@ class Entries(NamedTuple):
     def error(self) -> str:
         """The first error of the findings; empty where there is none."""
         errors = ((message, items) for level, _, message, items in self.findings if level == "error" and items)
-        return next((f"{len(items)} {message}; the first: {items[0]}" for message, items in errors), "")
+        return next((f"{number_of(len(items), message)}; the first: {items[0]}" for message, items in errors), "")
 
     def take(self, is_in: Callable[[int], bool], part: str) -> Entries:
         """Some of the images, with their annotations.
@@ -209,7 +210,7 @@ class CocoJson:
 
     def _finding(self, level: str, kind: str, message: str, items: list[str]) -> None:
         if items:
-            self.findings.append(Finding(level, kind, self.where, f"{len(items)} {message}", items))
+            self.findings.append(Finding(level, kind, self.where, number_of(len(items), message), items))
 
     def _whole(self, kind: str, entries: list[Any]) -> list[dict[str, Any]]:
         """The entries that have all that is needed."""
@@ -264,7 +265,7 @@ class CocoJson:
             twice = [f"{kind} {name} {value}: {count} times" for value, count in values.items() if count > 1]
             if name == "id" and kind != "annotations":
                 self.fatal += twice
-            self._finding(level, "ids", f"values of {name} of {kind} are there twice", twice)
+            self._finding(level, "ids", f"values of {name} of {kind} are there twice: each needs its own", twice)
 
     def _sort_objects(self, decode: bool, masks: bool) -> None:
         places = {image["id"]: place for place, image in enumerate(self.images)}
@@ -339,6 +340,12 @@ class CocoSource(ObjectSource):
     def image_id(self, index: int) -> int:
         return int(self.ids[index])
 
+    def contents(self, paths: Sequence[bytes]) -> dict[str, Iterable[bytes]]:
+        return {
+            **self.files.contents(paths),
+            "annotations": (self.packed.data, self.sizes.tobytes(), self.ids.tobytes()),
+        }
+
     def objects(self, index: int) -> Objects:
         """The annotations of an image."""
         height, width = self.sizes[index].tolist()
@@ -354,18 +361,20 @@ class CocoSource(ObjectSource):
             raise ImageError(name, f"is {image.width} x {image.height}, its annotations are for {width} x {height}")
         return image, objects
 
-    def to_learn(self, min_side: int = 32, keep_empty: bool = False) -> np.ndarray:
-        """Indices of the images to train on, int64.
 
-        SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_filter_imgs`: no image without an
-        object to learn, none with a side below 32 pixels.
+def to_learn(source: CocoJson | CocoSource, min_side: int = MIN_SIDE, keep_empty: bool = False) -> np.ndarray:
+    """Indices of the images to train on, int64.
 
-        Args:
-            min_side: Smallest side of an image, pixels.
-            keep_empty: Whether images without objects stay.
-        """
-        large = self.sizes.min(1) >= min_side
-        return np.flatnonzero(large if keep_empty else large & (self.counts[:, 0] > 0))
+    SwinTransformer/Swin-Transformer-Object-Detection mmdet/datasets/coco.py `_filter_imgs`: no image without an object
+    to learn, none with a side below 32 pixels.
+
+    Args:
+        source: All images.
+        min_side: Smallest side of an image, pixels.
+        keep_empty: Whether images without objects stay.
+    """
+    large = np.asarray(source.sizes, dtype=np.int64).reshape(-1, 2).min(1) >= min_side
+    return np.flatnonzero(large if keep_empty else large & (source.counts[:, 0] > 0))
 
 
 def read_json(files: Files, name: str) -> Entries:
@@ -459,10 +468,7 @@ def find_images(files: Files, json: CocoJson, folder: str | None = None) -> File
     Raises:
         DataError: No folder has any of them.
     """
-    beside, base = os.path.split(json.name)
-    split = base.removesuffix(".json").removeprefix("instances_").removesuffix("2017")
-    if base in ("_annotations.coco.json", "annotations.json"):
-        split = os.path.basename(beside)
+    beside, split = os.path.dirname(json.name), split_of_json(json.name)
     names = [str(one.get("file_name", "")) for one in json.images]
     options = [folder] if folder is not None else [*(pattern.format(split) for pattern in FOLDERS), beside]
     if folder is None:
@@ -502,8 +508,8 @@ def _images_in(files: Files, json: CocoJson, found: list[str | None], names: lis
     absent = [own for path, own in zip(found, plain, strict=True) if path is None]
     json.missing += [f"{files.root / own}: No such file or directory" for own in absent]
     if read:
-        text = f"{len(read)} file names (backslashes, URLs, paths of another machine) are read as files of the dataset"
-        json.findings.append(Finding("warning", "reinterpreted", json.where, text, read))
+        words = "file names (backslashes, URLs, paths of another machine) are read as files of the dataset"
+        json.findings.append(Finding("warning", "reinterpreted", json.where, number_of(len(read), words), read))
     # a missing name stays inside the dataset, and names no file there
     return FileSource(files, [path or _OUTSIDE.sub("", own) for path, own in zip(found, plain, strict=True)])
 

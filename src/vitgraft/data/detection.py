@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from vitgraft.data.annotations import Annotations
 from vitgraft.data.base import DataModule
 from vitgraft.data.check_coco import CocoCheck
-from vitgraft.data.coco import CocoSource
+from vitgraft.data.coco import CocoSource, to_learn
 from vitgraft.data.detection_targets import DigitObjects, Objects, ObjectSource, to_target
 from vitgraft.data.detection_transforms import (
     DetectionAugmentation,
@@ -26,7 +26,7 @@ from vitgraft.data.detection_transforms import (
     train_transform,
 )
 from vitgraft.data.digits import SceneSize
-from vitgraft.data.findings import MAX_LEFT_OUT
+from vitgraft.data.findings import MAX_LEFT_OUT, MIN_SIDE
 from vitgraft.data.loader import Samples
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.errors import DataError
@@ -162,7 +162,7 @@ class DetectionData(DataModule):
         test_images: str | None = None,
         masks: bool | None = None,
         keep_empty: bool = False,
-        min_side: int = 32,
+        min_side: int = MIN_SIDE,
         max_images: int | None = None,
         max_left_out: float = MAX_LEFT_OUT,
         batch_size: int = 2,
@@ -282,7 +282,9 @@ class DetectionData(DataModule):
 
     def check(self, split: str) -> CocoCheck:
         source = self.source(split)
-        return CocoCheck(source, source.files, self.max_left_out)
+        return CocoCheck(
+            source, source.files, self.max_left_out, self.min_side if split == "train" else None, self.keep_empty
+        )
 
     def passed_over(self) -> str:
         return self.annotations.passed_over()
@@ -299,24 +301,10 @@ class DetectionData(DataModule):
         if not train:
             return DetectionSamples(source, self.preprocessing, seed=self.seed, keep=keep[: self.max_images])
         if isinstance(source, CocoSource):
-            keep = self._to_learn(source)
+            keep = to_learn(source, self.min_side, self.keep_empty)
         augmentation = DetectionAugmentation("native", hflip=0.0) if self.is_smoke else self.augmentation
         keep = keep[: self.max_images]
         return DetectionSamples(source, self.preprocessing, augmentation, self.has_masks, self.seed, keep)
 
-    def _to_learn(self, source: CocoSource) -> np.ndarray:
-        """Indices of the images to train on."""
-        keep = source.to_learn(self.min_side, self.keep_empty)
-        if not len(keep):
-            raise DataError(
-                f"{source.where}: no image to train on: of {len(source)} none with an object has sides of at least "
-                f"{self.min_side} pixels (min_side)"
-            )
-        return keep
-
     def num_training_samples(self) -> int:
         return len(self.samples("train", True))
-
-    def check_pair(self, train: ObjectSource, val: ObjectSource) -> None:
-        super().check_pair(train, val)
-        self.samples("train", True)  # that there is something to learn from shows here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -12,12 +12,13 @@ import numpy as np
 
 from vitgraft.data.decode import decode_image, open_image
 from vitgraft.data.readers.base import ImageSource
-from vitgraft.errors import DataError, ImageError
-from vitgraft.terminal import markdown_text, printable
+from vitgraft.errors import DataError, ImageError, MissingSplitError
+from vitgraft.terminal import markdown_text, number_of, printable
 
 # A class with this many times the images of another one is worth a warning; ImageNet-1K's training set has 1.8.
 IMBALANCE = 10.0
 MAX_LEFT_OUT = 0.5
+MIN_SIDE = 32  # of images with objects to train on, pixels
 SHOWN = 10
 _EXIF_ORIENTATION = 0x0112
 
@@ -33,6 +34,7 @@ class Finding:
         message: The error in one line.
         items: The files or classes that it is about.
         stops: Whether a run does not start because of it.
+        repeats: Kinds of other findings of the dataset that it repeats.
     """
 
     level: str
@@ -41,6 +43,7 @@ class Finding:
     message: str
     items: list[str] = field(default_factory=list)
     stops: bool = False
+    repeats: tuple[str, ...] = ()
 
     def line(self) -> str:
         """The finding in one line, with the first of its items."""
@@ -54,6 +57,30 @@ def noted(findings: list[Finding], kind: str, where: str) -> Iterator[None]:
         yield
     except DataError as error:
         findings.append(Finding("error", kind, where, str(error).removeprefix(f"{where}: ")))
+
+
+SPLITS_NEEDED = "splits"
+HOLD_OUT = (
+    "data.train and data.val name other splits; data.val_fraction=0.1 holds a tenth of the images out where there is "
+    "no validation split"
+)
+
+
+def splits_needed(path: str, find: Callable[[str], Any], names: Sequence[str] = ("train", "val")) -> Iterator[Finding]:
+    """A warning with the error that a run would end with, where a dataset lacks a split that it needs.
+
+    Args:
+        path: The dataset.
+        find: Opens or finds a split, as a run does.
+        names: The splits that a run takes where its recipe names no others.
+    """
+    for name in names:
+        try:
+            find(name)
+        except MissingSplitError as error:
+            text = str(error).removeprefix(f"{path}: ")
+            yield Finding("warning", SPLITS_NEEDED, path, f"fit needs training and validation: {text}; {HOLD_OUT}")
+            return
 
 
 @dataclass
@@ -135,7 +162,7 @@ class Check:
 
     Attributes:
         examined: Of each image that was examined, by its index: of all by `check-data`, of a sample before a run.
-        pixels: How many pixels may still be decoded; None is all, which are also compared with each other.
+        pixels: How many pixels may still be decoded; None is all.
     """
 
     def __init__(self, where: str, files: ImageSource | None):
@@ -166,10 +193,9 @@ class Check:
             header, digest = open_image(data, name), b""
             if self.pixels is None or header.width * header.height <= self.pixels:
                 image = decode_image(data, name)
-                if self.pixels is None:
-                    pixels = f"{image.size}".encode() + image.tobytes()
-                    digest = hashlib.blake2b(pixels, digest_size=16).digest()
-                else:
+                pixels = f"{image.size}".encode() + image.tobytes()
+                digest = hashlib.blake2b(pixels, digest_size=16).digest()
+                if self.pixels is not None:
                     self.pixels -= header.width * header.height
             elif header.format == "PNG":
                 header.info.setdefault("exif", b"")  # else Pillow decodes the image, to look for an entry behind it
@@ -191,12 +217,16 @@ class Check:
         for kind, (words, always) in FILE_ERRORS.items():
             if items[kind]:
                 yield self.file_finding(kind, f"{len(items[kind])} of {looked} {words}", items[kind], gone, always)
+        decoded = sum(bool(one.digest) for one in self.examined.values())
+        if len(self.digests) == 1 and decoded > 2:
+            text = f"nothing to learn: the {decoded} images that were decoded have the same pixels; copy the files anew"
+            yield Finding("error", "nothing to learn", self.where, text, stops=True)
         unusual: dict[str, list[str]] = {}
         for index, one in self.examined.items():
             if one.unusual:
                 unusual.setdefault(one.unusual, []).append(self.files.name(index))
         for kind, names in unusual.items():
-            count = f"{len(names)} images" if self.has_all else f"{len(names)} images of {looked}"
+            count = number_of(len(names), "images") if self.has_all else f"{len(names)} images of {looked}"
             yield self.finding("warning", "mode", f"{count}: {kind}", names)
 
     def file_finding(self, kind: str, message: str, items: list[str], gone: int, always: bool = False) -> Finding:
@@ -204,6 +234,11 @@ class Check:
         most = gone > MOST_GONE * len(self.examined) and kind in GONE
         more = f": more than half of the dataset can't be used, {GONE[kind]}" if most else ""
         return Finding("error", kind, self.where, message + more, items, stops=most or always)
+
+    @property
+    def digests(self) -> set[bytes]:
+        """Of the images that were decoded."""
+        return {one.digest for one in self.examined.values() if one.digest}
 
     @property
     def has_all(self) -> bool:
@@ -244,6 +279,7 @@ class Options:
         image_suffix: Label maps: of image names, before the ending.
         label_suffix: Label maps: of label names, before the ending.
         max_left_out: Objects: largest fraction of the annotations that may be left out.
+        min_side: Objects: images with a smaller side are not trained on, pixels.
         file_column: Tables: the column of the files; None finds it.
         label_column: Tables: the column of the labels; None finds it.
         colors: Label maps: file with the class of each colour.
@@ -258,6 +294,7 @@ class Options:
     image_suffix: str = ""
     label_suffix: str = ""
     max_left_out: float = MAX_LEFT_OUT
+    min_side: int = MIN_SIDE
     file_column: str | None = None
     label_column: str | None = None
     colors: str | None = None
@@ -330,7 +367,8 @@ def print_terminal(report: Report, out) -> None:
         if one.counted == "pixels":
             total = max(1, sum(counts))
             spread = f"{100 * counts[0] / total:.3g} to {100 * counts[-1] / total:.3g} % of the pixels of each class"
-        line(escape(f"{one.where}: {one.images} images, {len(one.per_class)} classes, {spread}"))
+        images, classes = number_of(one.images, "images"), number_of(len(one.per_class), "classes")
+        line(escape(f"{one.where}: {images}, {classes}, {spread}"))
     for finding in sorted(report.findings, key=lambda finding: finding.level):
         style = "red" if finding.level == "error" else "yellow"
         line(f"[{style}]{finding.level}[/] {finding.kind}, {escape(finding.where)}: {escape(finding.message)}")
@@ -351,11 +389,11 @@ def to_markdown(report: Report) -> str:
     return "\n".join(map(markdown_text, [*lines, "", _verdict(report), ""]))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 def _verdict(report: Report) -> str:
     errors = sum(finding.level == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
-    return "nothing is wrong" if not report.findings else f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    return (
+        "nothing is wrong"
+        if not report.findings
+        else f"{number_of(errors, 'errors')}, {number_of(warnings, 'warnings')}"
+    )

@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -44,15 +44,18 @@ from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.data.readers.tar import is_tar
 from vitgraft.data.split import Part
 from vitgraft.errors import DataError, ImageError, MissingSplitError
+from vitgraft.terminal import number_of
 
 __all__ = [
     "IGNORE", "LabelHistogram", "LabelRule", "Pairs", "SemanticSource", "decode_labels", "find_pairs",
-    "read_class_names", "read_pixels",
+    "read_class_names", "read_pixels", "unknown_classes",
 ]  # fmt: skip
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 IGNORE = 255
 MOST_CLASSES = 255
+FAR_APART = 4  # so many times as many numbers as values are between the least and the largest: these count no classes
+SHOWN = 8  # values in a message
 _INDEX_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
 
 
@@ -128,7 +131,8 @@ class LabelRule:
 
     def repair(self, values: np.ndarray) -> str:
         """What would fit some values of label files, in a sentence; may be empty."""
-        for ignored, reduce in itertools.product((self.ignore_index, 255, 0), (True, False)):
+        largest = [int(values.max())] if len(values) > 2 else []
+        for ignored, reduce in itertools.product((self.ignore_index, 255, 0, *largest), (True, False)):
             try:
                 other = LabelRule(self.num_classes, reduce, ignored)
             except ValueError:
@@ -149,7 +153,7 @@ class LabelRule:
         return f"{zero}{first} to {last} are the {self.num_classes} classes{ignored}"
 
 
-def count_values(values: np.ndarray, counts: np.ndarray, show: Callable[[int], str] = str, most: int = 8) -> str:
+def count_values(values: np.ndarray, counts: np.ndarray, show: Callable[[int], str] = str, most: int = SHOWN) -> str:
     """Values with their numbers of pixels, the first few."""
     pairs = zip(values[:most].tolist(), counts[:most].tolist(), strict=True)
     shown = ", ".join(f"{show(value)} ({count:,} pixels)" for value, count in pairs)
@@ -252,13 +256,24 @@ class LabelHistogram:
         return ", ".join(shown) + (f", {len(ordered) - most} more" if len(ordered) > most else "")
 
     def hint(self) -> str:
-        """What leads on where the values are those of a mask, 0 and 255; else empty."""
-        if self.pixels.keys() != {0, 255} or self.rule.noun != LabelRule.noun:
+        """What leads on where few values lie far apart, as those of a mask do, 0 and 255; else empty."""
+        values = sorted(self.pixels)
+        inside = [value for value in values if value != self.rule.ignore_index]
+        inside = inside if len(inside) > 1 else values
+        gaps = [value - before for before, value in itertools.pairwise(inside)]
+        far_apart = 2 * sum(gap > 1 for gap in gaps) > len(gaps) and sum(gaps) + 1 >= FAR_APART * len(inside)
+        if self.rule.noun != LabelRule.noun or not far_apart:
             return ""
-        ignored = ", and 255 is ignored (ignore_index)" if self.rule.ignore_index == 255 else ""
+        shown = [*map(str, inside[:SHOWN]), *([f"{len(inside) - SHOWN} more"] if len(inside) > SHOWN else [])]
+        ignored = f", and {inside[-1]} is ignored (ignore_index)" if inside[-1] == self.rule.ignore_index else ""
+        names = ["background", "object"] if inside[0] == 0 and len(inside) == 2 else [f"class_{n}" for n in inside]
+        mapping = ", ".join(f"{value}: {name}" for value, name in zip(inside[:SHOWN], names, strict=False))
+        object_of = f"if {inside[1]} is your object, save it as 1, name two classes"
+        numbers = f"if each is a class, save them as 0 to {len(inside) - 1}, name {len(inside)} classes"
         return (
-            f"the only values are 0 and 255{ignored}: if 255 is your object, save it as 1, name two classes and set "
-            "reduce_zero_label to false; or leave the files and set data.label_values='{0: background, 255: object}'"
+            f"the only values are {', '.join(shown[:-1])} and {shown[-1]}{ignored}: "
+            f"{object_of if names[0] == 'background' else numbers} and set reduce_zero_label to false; or leave the "
+            f"files and set data.label_values='{{{mapping}{', ...' * (len(inside) > SHOWN)}}}'"
         )
 
     def findings(self, where: str) -> Iterator[Finding]:
@@ -269,10 +284,8 @@ class LabelHistogram:
         """
         rule, classes = self.rule, self.classes()
         if self.wrong:
-            message = (
-                f"{len(self.wrong)} label files have {rule.noun} that are no class; {rule.expected()}. In all "
-                f"{self.files}: {self.describe()}.{_repair(self)}"
-            )
+            message = number_of(len(self.wrong), f"label files have {rule.noun} that are no class")
+            message += f"; {rule.expected()}. In all {self.files}: {self.describe()}.{_repair(self)}"
             yield Finding("error", "values", where, message, self.wrong, stops=True)
         if self.files and not classes.any():
             message = (
@@ -290,7 +303,7 @@ class LabelHistogram:
             )
             yield Finding("warning", "numbering", where, message)
         if self.only_ignored:
-            message = f"{len(self.only_ignored)} label files have ignored pixels only"
+            message = number_of(len(self.only_ignored), "label files have ignored pixels only")
             yield Finding("warning", "ignored", where, message, self.only_ignored)
 
 
@@ -321,6 +334,10 @@ class SemanticSource(Source):
 
     def name(self, index: int) -> str:
         return self.images.name(index)
+
+    def contents(self, paths: Sequence[bytes]) -> dict[str, Iterable[bytes]]:
+        labels = self.labels.contents(self.labels.paths())
+        return {"files": self.images.contents(paths)["files"], "annotations": labels["files"]}
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
         image, values = self.load_values(index)
@@ -386,9 +403,10 @@ class Pairs(NamedTuple):
         if self.unpaired:
             image, expected = self.unpaired[0]
             more = f", the first is {self.without_image[0]}" if self.without_image else ""
+            more = number_of(len(self.without_image), f"label files have no image{more}")
             raise DataError(
                 f"{len(self.unpaired)} of {len(self.images) + len(self.unpaired)} images have no label file, the first "
-                f"is {image} (looked for {expected}.png); {len(self.without_image)} label files have no image{more}. "
+                f"is {image} (looked for {expected}.png); {more}. "
                 "Remove what has no partner, or set data.image_suffix and data.label_suffix where the names differ"
             )
         return SemanticSource(self.images, self.labels, rule, class_names)
@@ -475,6 +493,14 @@ def _by_stem(files: Files, folder: str, suffix: str) -> dict[str, str]:
     return names
 
 
+def unknown_classes(where: object) -> str:
+    """The error of label maps whose classes are neither named nor numbered."""
+    return (
+        f"{where}: the classes are unknown: put classes.txt there with a name in each line, or set data.class_names, "
+        "data.num_classes or, for values that are no row of numbers, data.label_values (--num-classes, --label-values)"
+    )
+
+
 def read_class_names(files: Files) -> list[str] | None:
     """The names in `classes.txt` (one a line) or ADE20K's `objectInfo150.txt`; None where neither is there.
 
@@ -495,5 +521,9 @@ def read_class_names(files: Files) -> list[str] | None:
                 names = [line.split("\t")[-1].strip() for line in names[1:]]
             if not names:
                 raise DataError(f"{files.root}/{start}{name}: empty; one name of a class in each line")
+            if len(names) > MOST_CLASSES:
+                raise DataError(
+                    f"{files.root}/{start}{name}: {len(names)} classes, at most {MOST_CLASSES} are possible"
+                )
             return names
     return None

@@ -20,8 +20,8 @@ from vitgraft.errors import DataError, MissingSplitError
 
 __all__ = [
     "ANNOTATIONS", "IMAGES", "OBJECT_FORMATS", "FolderPair", "ObjectSplit", "find_json", "find_jsons", "instead_of",
-    "layout_start", "layouts_of", "object_format", "passed_over", "semantic_splits", "start_folder", "voc_splits",
-    "yolo_classes", "yolo_splits", "yolo_yaml",
+    "layout_start", "layouts_of", "object_format", "passed_over", "semantic_splits", "split_of_json", "start_folder",
+    "voc_splits", "yolo_classes", "yolo_splits", "yolo_yaml",
 ]  # fmt: skip
 
 IMAGES, ANNOTATIONS = "images", "annotations"
@@ -121,21 +121,32 @@ def find_json(files: Files, split: str) -> str:
         DataError: There is none; the message names what was looked for and what is there.
     """
     tried = [split] if split.endswith(".json") else [pattern.format(split) for pattern in JSONS]
-    if name := next((name for name in tried if files.has(name)), None):
+    if name := next((name for name in tried if files.has(name)), None) or _json_alike(files, split):
         return name
-    if not split.endswith(".json"):
-        there = {name.lower(): name for name in _json_files(files)}
-        alike = [pattern.format(word) for word in split_names(split) for pattern in JSONS]
-        if name := next((there[name] for name in alike if name in there), None):
-            return name
     jsons = find_jsons(files)
     there = ", ".join(jsons[:6]) or ", ".join([n for n in files.names if n.endswith(".json")][:6]) or "no json file"
     text = f"no annotations of {split!r} (looked for {', '.join(tried[:4])}); there is {there}"
-    if jsons:
-        text += f"; name the json: data.train={jsons[0]}, and data.val likewise"
+    others = [_json_alike(files, names[0]) for names in SPLITS if _is_split(split) and split.lower() not in names]
+    if free := [name for name in jsons if name not in others]:
+        text += f"; name the json: data.train={free[0]}, and data.val likewise"
     for more in (instead_of("coco", files), passed_over(files, jsons)):
         text += f"; {more}" if more else ""
     raise MissingSplitError(f"{files.root}: {text}")
+
+
+def _json_alike(files: Files, split: str) -> str | None:
+    """COCO's json of a split, under a name of the same meaning in any case; None where there is none."""
+    there = {name.lower(): name for name in _json_files(files)}
+    alike = [pattern.format(word) for word in split_names(split) for pattern in JSONS]
+    return next((there[name] for name in alike if name in there), None)
+
+
+def split_of_json(name: str) -> str:
+    """The split that COCO's json is of, by its path."""
+    folder, base = os.path.split(name)
+    if base in ("_annotations.coco.json", "annotations.json"):
+        return os.path.basename(folder)
+    return base.removesuffix(".json").removeprefix("instances_").removesuffix("2017")
 
 
 def find_jsons(files: Files) -> list[str]:
@@ -432,7 +443,8 @@ def yolo_splits(files: Files) -> dict[str, ObjectSplit]:
         return {split: one for split, one in found.items() if one.pairs}
     labels = [label for split in found.values() for _, label in split.pairs if label][:20]
     lines = [line for label in labels for line in (files.read(label) or b"").splitlines()[:1]]
-    return found if lines and any(map(_YOLO_LINE.fullmatch, lines)) else {}
+    all_empty = bool(labels) and not lines and any(files.has(start + name) for name in _YOLO_NAMES)
+    return found if all_empty or any(map(_YOLO_LINE.fullmatch, lines)) else {}
 
 
 def _yolo_images(files: Files, start: str, values: dict[str, Any], entry: str) -> list[str]:

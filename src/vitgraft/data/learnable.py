@@ -7,14 +7,15 @@ A run looks at all annotations and file names, but decodes a sample of the image
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from vitgraft.data.findings import Check, Finding
 from vitgraft.errors import DataError
-from vitgraft.terminal import printable
+from vitgraft.terminal import number_of, printable
 
 __all__ = ["LOOKED_AT", "REASONS", "class_findings", "left_out_findings", "look", "show_and_stop"]
 
@@ -45,7 +46,7 @@ REASONS = {
         "error",
         True,
         "lack what is needed, or have it of a wrong kind",
-        "write image_id, category_id and bbox as numbers",
+        "write image_id, category_id and bbox as numbers; iscrowd is 0 or 1, area is 0 or more, or both are absent",
     ),
     "category": Reason(
         "error",
@@ -82,7 +83,7 @@ REASONS = {
         "error",
         True,
         "have a box that lies beside its image",
-        "check the width and height of the images, and that bbox is x, y, width, height in pixels",
+        "check the width and height of the images, and that bbox is x, y, width, height in pixels, not two corners",
     ),
     "segmentation": Reason(
         "error",
@@ -99,7 +100,12 @@ REASONS = {
         "train on boxes only (data.masks=false), or add the masks",
     ),
     "small box": Reason("warning", True, "have a box narrower than a pixel", "enlarge them, if they are objects"),
-    "box over the border": Reason("warning", False, "have a box that goes over the border of its image: it is clipped"),
+    "box over the border": Reason(
+        "warning",
+        False,
+        "have a box that goes over the border of its image: it is clipped",
+        "Where most do, check that bbox is x, y, width, height, not two corners x, y, x, y",
+    ),
     "box and mask": Reason("warning", False, "have a box that does not fit their mask"),
 }
 
@@ -118,7 +124,7 @@ def class_findings(where: str, per_class: Mapping[str, int], counted: str, hint:
     if len(filled) < needed:
         usable = "usable objects" if counted == "objects" else counted
         only = f"only class {filled[0]!r} has {usable}" if filled else f"no class has {usable}"
-        classes = f"{len(per_class)} class{'es' * (len(per_class) != 1)}"
+        classes = number_of(len(per_class), "classes")
         hint = hint or f"add {counted} of {'another' if filled else 'a'} class"
         text = f"nothing to learn: of {classes} {only}, {needed} needed; {hint}"
         yield Finding("error", "nothing to learn", where, text, stops=True)
@@ -142,7 +148,12 @@ def common_classes(first: Check, other: Check) -> Iterator[Finding]:
 
 
 def left_out_findings(
-    where: str, per_class: Mapping[str, int], left_out: Counter[str], total: int, most: float
+    where: str,
+    per_class: Mapping[str, int],
+    left_out: Counter[str],
+    total: int,
+    most: float,
+    examples: Mapping[str, Sequence[str]],
 ) -> Iterator[Finding]:
     """An error where a detector has no object to learn, or too many of its annotations can't be learned.
 
@@ -152,6 +163,7 @@ def left_out_findings(
         left_out: Reason of `REASONS` -> annotations that can't be learned.
         total: Number of annotations.
         most: Largest fraction of them that may be left out.
+        examples: Reason -> annotations that it is of.
     """
     reasons = ", ".join(f"{count} {REASONS[reason].words}" for reason, count in left_out.most_common())
     remedy = next((REASONS[reason].remedy for reason, _ in left_out.most_common(1)), "")
@@ -159,13 +171,17 @@ def left_out_findings(
     if not any(per_class.values()):
         why = f"all {total} annotations are left out: {reasons}" if total else "the list annotations is empty"
         hint = remedy.removeprefix(". ") or "annotate objects in some of the images"
-        yield from class_findings(where, per_class, "objects", f"{why}. {hint}")
+        found = [*class_findings(where, per_class, "objects", f"{why}. {hint}")]
     elif left_out.total() > most * total:
         text = (
             f"{left_out.total()} of {total} annotations are left out, more than the fraction max_left_out={most:g}: "
             f"{reasons}{remedy}"
         )
-        yield Finding("error", "left out", where, text, stops=True)
+        found = [Finding("error", "left out", where, text, stops=True)]
+    else:
+        return
+    items = [item for reason, _ in left_out.most_common() for item in examples.get(reason, ())[:1]]
+    yield from (replace(one, items=items, repeats=tuple(left_out)) for one in found)
 
 
 def look(check: Check, most: int = LOOKED_AT, pixels: int | None = PIXELS) -> None:
@@ -189,8 +205,8 @@ def look(check: Check, most: int = LOOKED_AT, pixels: int | None = PIXELS) -> No
     check.look_further()
 
 
-def show_and_stop(findings: Iterable[Finding], show: bool = True) -> None:
-    """Prints each finding in one line, once, and stops a run where it must.
+def show_and_stop(findings: Sequence[Finding], show: bool = True) -> None:
+    """Prints each finding in one line, the same of several splits in one, and stops a run where it must.
 
     Args:
         findings: Of all splits.
@@ -199,10 +215,18 @@ def show_and_stop(findings: Iterable[Finding], show: bool = True) -> None:
     Raises:
         DataError: With the findings that stop a run, a line each.
     """
-    findings = list({finding.line(): finding for finding in findings}.values())
-    stopping = [finding.line() for finding in findings if finding.stops]
+    stopping: list[str] = []
+    named = {finding.where: finding.repeats for finding in findings if finding.stops}
+    merged: dict[tuple[str, bool], list[Finding]] = {}
     for finding in findings:
-        if show and not finding.stops:
-            print(printable(finding.line()))
+        if finding.kind not in named.get(finding.where, ()):
+            merged.setdefault((finding.message, finding.stops), []).append(finding)
+    for (_, stops), alike in merged.items():
+        where = ", ".join(dict.fromkeys(finding.where for finding in alike))
+        line = replace(alike[0], where=where).line()
+        if stops:
+            stopping.append(line)
+        elif show:
+            print(printable(line))
     if stopping:
         raise DataError("\n".join(stopping))

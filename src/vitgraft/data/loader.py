@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -257,6 +258,16 @@ def begin_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    sys.excepthook = unless_gone
+
+
+def unless_gone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Prints an error, but for a connection that the parent gave up, as it does where another worker died.
+
+    multiprocessing's thread that hands over batches prints its errors so.
+    """
+    if not issubclass(kind, EOFError | OSError | multiprocessing.AuthenticationError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_worker(error: BaseException, batch: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitgraft.errors import DataError
 from vitgraft.randomness import derive
+from vitgraft.terminal import number_of
 
 # floor(len / 256) * 256 samples an epoch with repeated augmentation: facebookresearch/deit samplers.py
 REPEATS_ROUND = 256
@@ -78,7 +79,7 @@ class TrainOrder:
         if self.num_batches == 0:
             processes = f" in each of {world_size} processes" if world_size > 1 else ""
             raise DataError(
-                f"batch_size={batch_size}: {length} training images fill no batch{processes}; "
+                f"batch_size={batch_size}: {number_of(length, 'training images fill no batch')}{processes}; "
                 f"at most {drawn // world_size} would work"
             )
         self.length, self.seed, self.batch_size = length, seed, batch_size

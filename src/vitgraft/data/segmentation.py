@@ -19,7 +19,7 @@ from vitgraft.data.base import DataModule
 from vitgraft.data.check_semantic import PairCheck
 from vitgraft.data.digits import DigitScenePixels, SceneSize
 from vitgraft.data.findings import Options
-from vitgraft.data.label_maps import LabelRule, Pairs, find_pairs, read_class_names
+from vitgraft.data.label_maps import LabelRule, Pairs, find_pairs, read_class_names, unknown_classes
 from vitgraft.data.label_table import TableRule, paths_of_colors, read_colors, rule_of_values
 from vitgraft.data.layout import passed_over
 from vitgraft.data.loader import Batch, Samples
@@ -226,9 +226,13 @@ class SegmentationData(DataModule):
                 )
         return self._names
 
+    @staticmethod
+    def _numbered(count: int) -> tuple[str, ...]:
+        """Names of classes that have none."""
+        return tuple(f"class_{number}" for number in range(count))
+
     def _find_names(self) -> Sequence[str]:
-        count = self.num_classes or (11 if self.is_smoke else 0)
-        numbered = [f"class_{number}" for number in range(count)]
+        numbered = self._numbered(self.num_classes or (11 if self.is_smoke else 0))
         if self.is_smoke:
             return self.given_names or numbered
         if self.is_digits:
@@ -237,10 +241,7 @@ class SegmentationData(DataModule):
             return self.table.class_names
         found = self.given_names or (read_class_names(self.files) if self.root is not None else None) or numbered
         if not found:
-            raise DataError(
-                f"{self.root}: the classes are unknown: put classes.txt there with a name in each line, or set "
-                "data.class_names or data.num_classes"
-            )
+            raise DataError(unknown_classes(self.root))
         return found
 
     @property
@@ -275,7 +276,10 @@ class SegmentationData(DataModule):
         if self.is_digits:
             return DigitScenePixels(self.scenes[split], seed, digits, self.scene_size)
         names = self.class_names
-        rule = self.table or LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
+        try:
+            rule = self.table or LabelRule(len(names), bool(self.reduce_zero_label), self.ignore_index)
+        except ValueError as error:  # the names are in a file
+            raise DataError(f"data.{error}") from error
         self._pairs[split] = self._part(split) if self.is_part(split) else self._find(split)
         return self._pairs[split].source(rule, names)
 
@@ -300,7 +304,8 @@ class SegmentationData(DataModule):
             _ = self.files
 
     def check(self, split: str) -> PairCheck:
-        check = PairCheck(self._pairs[split], list(self.class_names), Options())
+        names = None if self.class_names == self._numbered(len(self.class_names)) else list(self.class_names)
+        check = PairCheck(self._pairs[split], names, Options())
         check.rule = self.source(split).rule
         return check
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from vitgraft.atomic import atomic_write
-from vitgraft.data.readers.base import ImageSource
+from vitgraft.data.readers.base import ImageSource, Source
 from vitgraft.errors import DataError
 from vitgraft.randomness import derive
 
-__all__ = ["RECORD", "Part", "hold_out", "read_record", "write_record"]
+__all__ = ["RECORD", "Part", "hold_out", "read_record", "same_images", "write_record"]
 
 RECORD = "split.json"
 
@@ -72,6 +72,12 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return values
 
 
+def same_images(one: Source, other: Source) -> bool:
+    """Whether two sources have the same images, by their number and the first and last name."""
+    ends = (0, len(one) - 1)
+    return len(one) == len(other) > 0 and all(one.name(index) == other.name(index) for index in ends)
+
+
 class Part(ImageSource):
     """Some of the images of a source.
 
@@ -91,6 +97,9 @@ class Part(ImageSource):
 
     def read(self, index: int) -> bytes:
         return self.source.read(int(self.places[index]))
+
+    def file_size(self, index: int, path: bytes) -> int:
+        return self.source.file_size(int(self.places[index]), path)
 
     def load(self, index: int) -> Any:
         return self.source.load(int(self.places[index]))

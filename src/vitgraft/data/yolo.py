@@ -79,7 +79,7 @@ class Yolo:
         findings.append(("warning", "duplicate", "lines are twice in their file: taken once", found["twice"]))
         if self.has_keypoints:
             findings.append(
-                ("warning", "keypoints", "files name keypoints: their boxes are read alone", [self.named_in])
+                ("warning", "keypoints", "files hold keypoints: their boxes are read alone", [self.named_in])
             )
         lists = {
             "images": images,

@@ -14,6 +14,7 @@ from torch import nn
 from vitgraft.data.transforms import model_preprocessing
 from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
 from vitgraft.models.spec import ModelSpec
+from vitgraft.options import run_errors
 from vitgraft.predict.base import Predictor
 from vitgraft.predict.card import details_of_run
 from vitgraft.predict.classification import Classifier
@@ -81,12 +82,14 @@ def open_model(
 def _of_run(path: Path, weights: str | None, trust: bool) -> Predictor:
     checkpoint, path = read_run(path, trust=True)  # asked below, where trust would help
     options, kind = checkpoint["hyper_parameters"], checkpoint["task"].rsplit(".", 1)[-1]
-    if kind not in PREDICTORS or not isinstance(options.get("model"), str):
-        raise CheckpointError(
-            f"{path}: of a run of {checkpoint['task']}; predictions need a task of {', '.join(PREDICTORS)} whose model "
-            "was made by its name"
-        )
+    if kind not in PREDICTORS:
+        raise CheckpointError(f"{path}: its task is {checkpoint['task']}; predictions need {', '.join(PREDICTORS)}")
+    if not isinstance(model := options.get("model"), str):
+        made = model.get("class_path", "a mapping") if isinstance(model, dict) else type(model).__name__
+        raise CheckpointError(f"{path}: its model is {made}; predictions need one that was made by timm's name")
     check_trusted(checkpoint, path, trust)
+    if errors := run_errors(options):
+        raise CheckpointError(f"{path}: its options are damaged: {'; '.join(errors)}")
     predictor = PREDICTORS[kind].of_run(options)
     states = {"raw": checkpoint["state_dict"], "ema": checkpoint.get(EMA_KEY)}
     predictor.weights = weights or ("raw" if states["ema"] is None else "ema")

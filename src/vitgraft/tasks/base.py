@@ -20,6 +20,7 @@ from vitgraft.options import (
     Optimizer,
     Positive,
     WholeNumber,
+    run_errors,
     type_errors,
 )
 from vitgraft.randomness import derive, seed_all
@@ -153,7 +154,7 @@ class Task(pl.LightningModule):
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
         """Errors of options together that are valid one by one."""
-        found = []
+        found = run_errors(values)
         if values.get("decay_vectors") and values.get("layer_decay") is not None:
             found.append("decay_vectors: not together with layer_decay, whose groups leave vectors out")
         if values.get("sched") == "multistep" and not (values.get("sched_kwargs") or {}).get("decay_milestones"):

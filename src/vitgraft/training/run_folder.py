@@ -23,7 +23,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vitgraft.atomic import atomic_write, check_writable
-from vitgraft.errors import RunFolderError
+from vitgraft.errors import CheckpointError, RunFolderError
 from vitgraft.machine import describe, source_commit
 from vitgraft.terminal import note, warn
 from vitgraft.weights import files as checkpoint_files
@@ -48,6 +48,16 @@ FREE = (
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.num_sanity_val_steps",
     "trainer.default_root_dir", "trainer.callbacks", "model.checkpoint_path", "model.class_names",
 )  # fmt: skip
+# What a run is resumed from, in its checkpoint
+RESUMED = {
+    "epoch": int,
+    "global_step": int,
+    "state_dict": dict,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "callbacks": dict,
+}
 SECTIONS = ("recipe", "versions", "data")  # of run.json
 PACKAGES = ("vitgraft", "torch", "torchvision", "timm", "pytorch-lightning")
 
@@ -95,6 +105,7 @@ def begin(
         _warn_of_versions(record)
         content, last = checkpoint_files.read_or_previous(last)
         checkpoint_files.check_trusted(content, last, trust, recipe)
+        _check_resumable(content, last)
         step = _number(content, "global_step")
         where = f"{last} (epoch {_number(content, 'epoch')}, step {step})"
         note(f"already finished: {where}" if _is_finished(content, recipe) else f"resuming from {where}")
@@ -264,12 +275,64 @@ def _changes(split: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Ite
         yield f"{split}: {then['images']:,} images then, {now['images']:,} now"
     elif then["names"] != now["names"]:
         yield f"{split}: as many images, {now['images']:,}, but with other names"
+    else:
+        for kind, words in (
+            ("files", "other files: their size or content changed"),
+            ("annotations", "other annotations"),
+        ):
+            if then.get(kind, now.get(kind)) != now.get(kind):  # older records have neither
+                yield f"{split}: images of the same names, but {words}"
     if then["classes"] != now["classes"]:
         for when, one, other in (("then", then, now), ("now", now, then)):
             if only := [name for name in one["classes"] if name not in set(other["classes"])]:
                 yield f"{split}: classes only {when}: {', '.join(only[:8])}{' ...' if len(only) > 8 else ''}"
         if set(then["classes"]) == set(now["classes"]):
             yield f"{split}: the same classes in another order"
+
+
+def _check_resumable(content: Any, path: Path) -> None:
+    """Refuses a checkpoint that lacks what a run is resumed from.
+
+    Args:
+        content: Of the file.
+        path: The file, for the message.
+
+    Raises:
+        CheckpointError: It lacks something, or has it of a wrong kind; or the optimizer's state is NaN or infinite.
+    """
+    content = content if isinstance(content, dict) else {}
+    bad = [name for name, kind in RESUMED.items() if not isinstance(content.get(name), kind)]
+    bad += [name for name in ("epoch", "global_step") if name not in bad and content[name] < 0]
+    bad += [name for name in ("state_dict", "optimizer_states") if name not in bad and not content[name]]
+    if "loops" not in bad and not isinstance(_epochs_done(content), int):
+        bad.append("loops")
+    if not bad and not all(map(_is_finite, _tensors(content["optimizer_states"]))):
+        bad.append("optimizer_states (NaN or infinite)")
+    if bad:
+        more = f". A new run can start from its weights, by --model.checkpoint_path {path} and another --out"
+        raise CheckpointError(
+            f"{path} can't be resumed: it has no usable {', '.join(bad)}{more * ('state_dict' not in bad)}"
+        )
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, dict | list | tuple):
+        for one in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(one)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _epochs_done(content: Any) -> Any:
+    """The epochs that a checkpoint's run has finished; None where that is not in it."""
+    try:
+        return content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (KeyError, TypeError):
+        return None
 
 
 def _drop_metrics_from(path: Path, step: int) -> None:
@@ -297,10 +360,7 @@ def _is_finished(content: Any, recipe: Mapping[str, Any]) -> bool:
     """Whether the checkpoint is at the end of the epochs or steps that the recipe asks for."""
     options = flat(recipe)
     epochs, steps = (options.get(f"trainer.{name}") for name in ("max_epochs", "max_steps"))
-    try:
-        done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    except (KeyError, TypeError):
-        done = 0
+    done = _epochs_done(content) or 0
     return (isinstance(epochs, int) and 0 < epochs <= done) or (
         isinstance(steps, int) and 0 < steps <= _number(content, "global_step")
     )

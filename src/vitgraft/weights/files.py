@@ -54,6 +54,8 @@ RUN_FILES = ("best.ckpt", "last.ckpt")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 # Of masks, which hold -inf by design
 MASK = re.compile(r"(^|[._])att[e]?n?_?mask\w*$|(^|[._])mask$")
+# no format of weights begins so: pickles, zips and lengths of headers have bytes that are no letters
+TEXT = re.compile(rb"[\t\r\n -~]{16}")
 AGAIN = "copy or download it again"
 LARGEST_HEADER = 100_000_000  # bytes: the limit of the safetensors library
 
@@ -246,6 +248,8 @@ def read_run(given: str | Path, trust: bool = False, known: Any = None) -> tuple
             f"{path}: not a checkpoint of a vitgraft run, which states its task and options. As weights of a model you "
             f"name: MODELNAME:checkpoint_path={path} to predict and export, --model.checkpoint_path {path} to train"
         )
+    if not content["state_dict"]:
+        raise DamagedCheckpointError(f"{path} can't be used: it holds no weights; {AGAIN}")
     check_trusted(content, path, trust, known)
     options = {**content["hyper_parameters"], "pretrained": False, "checkpoint_path": None}
     return {**content, "hyper_parameters": options}, path
@@ -311,6 +315,8 @@ def check_file(path: str | Path) -> bool:
         head = file.read(1024)
     if instead := not_the_file(head):
         raise DamagedCheckpointError(f"{path} {instead}")
+    if text := TEXT.match(head):
+        raise DamagedCheckpointError(f"{path} is a text file ({text[0].decode()!r} ...), not a checkpoint; {AGAIN}")
     is_zip = head.startswith(b"PK")
     if path.suffix == ".safetensors":
         if is_zip:
@@ -369,7 +375,8 @@ def _check_safetensors(path: Path, size: int) -> None:
 
 
 def _check_values(content: Any, path: Path) -> None:
-    """Raises `DamagedCheckpointError` where weights are NaN or infinite, or claim more values than the file holds.
+    """Raises `DamagedCheckpointError` where weights are NaN, infinite, no real numbers or all the same, or claim more
+    values than the file holds.
 
     Weights are the tensors at the top and those of a mapping at the top, such as `state_dict`; the state of an
     optimizer lies deeper.
@@ -382,7 +389,22 @@ def _check_values(content: Any, path: Path) -> None:
         for name, tensor in inside:
             if isinstance(tensor, torch.Tensor) and not MASK.search(str(name)):
                 weights.setdefault(id(tensor), (str(name), tensor))
-    bad = [name for name, tensor in weights.values() if not _is_finite(name, tensor, path)]
+    values = [(name, value) for name, tensor in weights.values() if (value := _values(name, tensor, path)) is not None]
+    bad = [name for name, value in values if not torch.isfinite(value).all()]
+    matrices = [(name, value) for name, value in values if value.dim() > 1 and value.numel() > 1]
+    unreal = [(name, value.dtype) for name, value in values if value.is_complex()]
+    if not any(value.is_floating_point() for _, value in matrices):
+        unreal += [(name, value.dtype) for name, value in matrices if not value.is_complex()]
+    if unreal:
+        raise DamagedCheckpointError(
+            f"{path} can't be used: {len(unreal)} of its {len(values)} tensors are no real numbers, such as "
+            f"{unreal[0][0]} ({unreal[0][1]}). Save the weights as float32"
+        )
+    if len(matrices) > 1 and not any((value != value.flatten()[0]).any() for _, value in matrices):
+        raise DamagedCheckpointError(
+            f"{path} can't be used: each of its {len(matrices)} matrices holds one value alone, such as "
+            f"{matrices[0][0]}. The model was never initialized before it was saved, or the file is damaged"
+        )
     if bad:
         raise DamagedCheckpointError(
             f"{path} can't be used: {len(bad)} of its {len(weights)} tensors hold NaN or infinite values, such as "
@@ -391,18 +413,16 @@ def _check_values(content: Any, path: Path) -> None:
         )
 
 
-def _is_finite(name: str, tensor: torch.Tensor, path: Path) -> bool:
+def _values(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor | None:
+    """The values of a tensor, those that are repeated in memory once; None where they can't be looked at."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.numel() == 0:
-        return True
-    # values that are repeated in memory, once
+        return None
     once = tensor[tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())]
     if once.numel() * once.element_size() > once.untyped_storage().nbytes():
         raise DamagedCheckpointError(f"{path} is damaged: {name} claims {tensor.numel()} values and has fewer; {AGAIN}")
-    if not (once.is_floating_point() or once.is_complex()):
-        return True
-    if once.element_size() == 1:  # float8, for which PyTorch lacks the operator
-        once = once.to(torch.float32)
-    return bool(torch.isfinite(once).all())
+    if once.is_floating_point() and once.element_size() == 1:  # float8, for which PyTorch lacks operators
+        return once.to(torch.float32)
+    return once
 
 
 def _way_out(path: Path) -> str:

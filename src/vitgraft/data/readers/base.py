@@ -6,10 +6,11 @@ any process, and keeps no state that could matter.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def of_split(split: str, names: Iterable[str]) -> str | None:
         return split
     alike = [name for name in names if name.lower() in split_names(split)]
     return alike[0] if len(alike) == 1 else None
+
+
+# Files whose size, and whose content `fingerprint` looks at: those of ImageNet may lie on a disk that answers late
+SIZED, READ, LARGE = 20_000, 64, 1 << 22
+
+
+def _evenly(length: int, most: int) -> list[int]:
+    """Places that lie evenly over a list, the first and the last among them."""
+    return np.linspace(0, length - 1, min(length, most)).round().astype(int).tolist()
 
 
 class Source:
@@ -72,14 +82,36 @@ class Source:
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a resumed run must find again: the number of images, a hash of their names, the classes.
+        """What a resumed run must find again: the number of images, the classes, and hashes of the names, of the
+        files (sizes, and what some of them hold) and of the annotations.
 
         Names count from the last folder that all of them are in, so that the data may be moved.
         """
-        names = [os.fsencode(self.name(index)) for index in range(len(self))]
+        names = self.paths()
         start = os.path.commonprefix([min(names), max(names)]).rfind(b"/") + 1 if names else 0  # noqa: RUF071
-        digest = hashlib.sha256(b"\n".join(name[start:] for name in names))
-        return {"images": len(names), "names": digest.hexdigest()[:16], "classes": list(map(str, self.classes))}
+        hashes = {"names": (b"\n".join(name[start:] for name in names),), **self.contents(names)}
+        digests = {kind: hash_of(parts) for kind, parts in hashes.items()}
+        return {"images": len(names), "classes": list(map(str, self.classes)), **digests}
+
+    def paths(self) -> list[bytes]:
+        """The names of all images."""
+        return [os.fsencode(self.name(index)) for index in range(len(self))]
+
+    def contents(self, paths: Sequence[bytes]) -> dict[str, Iterable[bytes]]:
+        """What `fingerprint` hashes beside the names, cheap to read: "files" and "annotations"; may be empty.
+
+        Args:
+            paths: As of `paths`.
+        """
+        return {}
+
+
+def hash_of(parts: Iterable[bytes]) -> str:
+    """The first 16 hexadecimal digits of SHA-256."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 class ImageSource(Source):
@@ -104,6 +136,33 @@ class ImageSource(Source):
             ImageError: They can't be read.
         """
         raise NotImplementedError
+
+    def file_size(self, index: int, path: bytes) -> int:
+        """Bytes of an image's file, -1 where it is missing; only what knows it without reading the file overrides it.
+
+        Args:
+            index: Of the image.
+            path: Its name.
+
+        Raises:
+            NotImplementedError: They are not known.
+        """
+        raise NotImplementedError
+
+    def contents(self, paths: Sequence[bytes]) -> dict[str, Iterable[bytes]]:
+        return {"files": self._files(paths), "annotations": (self.labels.tobytes(),)}
+
+    def _files(self, paths: Sequence[bytes]) -> Iterator[bytes]:
+        """Sizes of the files, and of fewer the bytes; both lie evenly over the source."""
+        try:
+            sizes = [self.file_size(index, paths[index]) for index in _evenly(len(self), SIZED)]
+        except NotImplementedError:
+            return
+        yield np.array(sizes, dtype=np.int64).tobytes()
+        for index in _evenly(len(self), READ) if self.blocks is None else ():  # shards may have to be downloaded for it
+            if self.file_size(index, paths[index]) < LARGE:
+                with contextlib.suppress(ImageError):
+                    yield self.read(index)
 
     def load(self, index: int) -> Image.Image:
         return decode_image(self.read(index), self.name(index))

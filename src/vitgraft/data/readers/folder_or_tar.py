@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -9,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vitgraft.data.readers.base import EXTENSIONS, ImageSource, Names, is_image_name, of_split, read_file
+from vitgraft.data.readers.base import (
+    EXTENSIONS,
+    SPLITS,
+    ImageSource,
+    Names,
+    is_image_name,
+    of_split,
+    read_file,
+    split_names,
+)
 from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, TarIndex, is_tar
 from vitgraft.errors import DataError, ImageError, MissingSplitError
 from vitgraft.untrusted import is_inside
@@ -94,7 +104,8 @@ class Files:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith((".", "__MACOSX")):
-                        inside[not entry.is_dir()].add(entry.name)
+                        with contextlib.suppress(OSError):  # links that lead to each other
+                            inside[not entry.is_dir()].add(entry.name)
         return inside
 
     @cached_property
@@ -160,11 +171,20 @@ class FileSource(ImageSource):
     def name(self, index: int) -> str:
         return self.names[index] if self.where == "." else os.path.join(self.where, self.names[index])
 
+    def file_size(self, index: int, path: bytes) -> int:
+        if self.tar is not None:
+            return int(self.sizes[index]) if self.offsets[index] >= 0 else -1
+        try:
+            return os.stat(path).st_size
+        except (OSError, ValueError):
+            return -1
+
     def read(self, index: int) -> bytes:
         name = self.name(index)
         if self.tar is None:
             if not (self.anywhere or is_inside(self.names[index])):
-                raise ImageError(name, "the name leads out of the dataset, and is not opened")
+                why = "has a NUL byte, which no file name has" if "\0" in name else "leads out of the dataset"
+                raise ImageError(name, f"the name {why}, and is not opened")
             return read_file(name, name)
         if self.offsets[index] < 0:
             raise ImageError(name, "No such file in the tar")
@@ -208,26 +228,36 @@ def open_class_folders(
     return FileSource(files, [name for _, name in found], [label[name] for name, _ in found], shown)
 
 
+def splits_in_tar(files: Files) -> list[str]:
+    """The folders of splits in a tar, those for training first; empty where it has class folders alone."""
+    _, inside = _start(files.images())
+    return [name for names in SPLITS for name in sorted(inside or ()) if name.lower() in names]
+
+
+def _start(images: Sequence[str]) -> tuple[str, set[str] | None]:
+    """The one folder that all images are in, with a slash behind, and the folders in it; None for these where some are
+    class folders, which hold images."""
+    start = ""
+    while True:
+        if any(name.count("/", len(start)) < 2 for name in images):
+            return start, None
+        inside = {name[len(start) :].split("/")[0] for name in images}
+        if len(inside) != 1:
+            return start, inside
+        start += f"{inside.pop()}/"
+
+
 def _in_split(files: Files, split: str | None) -> tuple[list[str], str]:
     """The images of a split of a tar, and the folder that holds its class folders, with a slash behind."""
-    images, start = files.images(), ""
+    images = files.images()
     if not images:
         raise DataError(f"{files.root}: no images in it ({len(files.names)} other files)")
-
-    def folders() -> set[str] | None:
-        """Those below `start`; None where some are class folders, which hold images."""
-        if any(name.count("/", len(start)) < 2 for name in images):
-            return None
-        return {name[len(start) :].split("/")[0] for name in images}
-
-    while (inside := folders()) and len(inside) == 1:
-        start += f"{inside.pop()}/"
-    if split is not None and inside is not None:
-        own = of_split(split, inside)
+    start, inside = _start(images)
+    if split is not None and start.rstrip("/").rpartition("/")[2].lower() not in split_names(split):
+        own = of_split(split, inside or ())
         if own is None:
-            raise MissingSplitError(
-                f"{files.root}: no folder {split!r} in it; there is {', '.join(sorted(inside)[:8])}"
-            )
+            there = sorted(inside or {name[len(start) :].split("/")[0] for name in images})
+            raise MissingSplitError(f"{files.root}: no folder {split!r} in it; there is {', '.join(there[:8])}")
         start += f"{own}/"
         images = [name for name in images if name.startswith(start)]
     if any("/" not in name[len(start) :] for name in images):

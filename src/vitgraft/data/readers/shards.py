@@ -98,6 +98,9 @@ class ShardSource(ImageSource):
     def name(self, index: int) -> str:
         return f"{self.shards[int(np.searchsorted(self.ends, index, 'right'))]}/{self.keys[index]}"
 
+    def file_size(self, index: int, path: bytes) -> int:
+        return int(self.sizes[index])
+
     def read(self, index: int) -> bytes:
         number = int(np.searchsorted(self.ends, index, "right"))
         return self._shard(number).read_image(int(self.offsets[index]), int(self.sizes[index]), self.name(index))

@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from vitgraft.data.readers.base import SPLITS, is_image_name, split_names
 from vitgraft.data.readers.folder_or_tar import Files, FileSource
 from vitgraft.errors import DataError, MissingExtraError, MissingSplitError
+from vitgraft.terminal import number_of
 
 __all__ = [
     "TABLES", "TableSource", "has_class_folders", "is_table", "names_images", "open_table", "table_splits", "tables_of",
@@ -107,8 +108,8 @@ class _Table:
         short = [number for number, row in enumerate(self.rows, start=2) if len(row) != len(header)]
         if short:
             raise DataError(
-                f"{self.where}: {len(short)} rows have not the {len(header)} columns of the heading, the first is line "
-                f"{short[0]}; quote what has a separator in it"
+                f"{self.where}: {number_of(len(short), f'rows have not the {len(header)} columns of the heading')}, "
+                f"the first is line {short[0]}; quote what has a separator in it"
             )
         self.file = self._file_column(images, columns[0])
         self.split = next((place for place, one in enumerate(header) if one.strip().lower() in SPLIT_COLUMNS), None)
@@ -277,8 +278,8 @@ def _check_rows(table: _Table, found: list[tuple[int, list[str], str | None]]) -
     empty = [f"line {line} {row[table.file]!r}" for line, row, _ in found if not row[table.label].strip()]
     if empty:
         raise DataError(
-            f"{table.where}: {len(empty)} rows have no {table.header[table.label]}: {_first(empty)}. Write the label, "
-            "or take the rows out"
+            f"{table.where}: {number_of(len(empty), f'rows have no {table.header[table.label]}')}: {_first(empty)}. "
+            "Write the label, or take the rows out"
         )
     times = Counter(path for _, _, path in found)
     twice = [(line, row, path) for line, row, path in found if times[path] > 1]
@@ -289,7 +290,8 @@ def _check_rows(table: _Table, found: list[tuple[int, list[str], str | None]]) -
         differing = sum(len(one) > 1 for one in labels.values())
         more = f", {differing} of them with different labels (an image has one label)" if differing else ""
         shown = _first([f"line {line} {row[table.file]!r} {row[table.label]!r}" for line, row, _ in twice])
-        raise DataError(f"{table.where}: {len(labels)} images are in several rows{more}: {shown}. Keep one row of each")
+        text = number_of(len(labels), f"images are in several rows{more}")
+        raise DataError(f"{table.where}: {text}: {shown}. Keep one row of each")
 
 
 def _first(items: list[str]) -> str:
