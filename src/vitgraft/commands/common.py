@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vitgraft.atomic import check_writable, disk_error
 from vitgraft.errors import CommandError, TrainingError, VitgraftError
-from vitgraft.options import close, closest
 from vitgraft.terminal import console, printable, write, write_json
 
 FORMATS = ("terminal", "markdown", "json")
@@ -37,6 +36,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     """Runs the sub-command that the arguments name; returns its exit code, 2 for an invalid request."""
     args, unknown = parser.parse_known_args(argv)
     if unknown:
+        from vitgraft.options import close, closest
+
         own = parser if args.command is None else args.parser
         misspelt, options = unknown[0].partition("=")[0], own._option_string_actions
         hint = f"; {close(misspelt, [*options])}" if closest(misspelt, [*options], 1) else ""
