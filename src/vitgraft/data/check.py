@@ -20,7 +20,7 @@ from vitgraft.data.findings import IMBALANCE, Check, Finding, Options, Report, S
 from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, passed_over
 from vitgraft.data.learnable import class_findings, common_classes
 from vitgraft.data.loader import worker_failure
-from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes
+from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes, number_as
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.open import open_source
 from vitgraft.data.readers.table import table_splits, tables_of
@@ -62,8 +62,12 @@ class ImageCheck(Check):
 
     def learnable(self) -> Iterator[Finding]:
         per_class = self.report().per_class
-        if empty := [name for name, count in per_class.items() if not count]:
+        absent = self.files.absent
+        if empty := [name for name, count in per_class.items() if not count and name not in absent]:
             yield self.finding("error", "empty class", f"{len(empty)} classes without images", empty)
+        if absent:
+            message = f"{len(absent)} classes of the training images have none here: their accuracy is not measured"
+            yield self.finding("warning", "absent class", message, absent)
         names = self.files.class_names
         if unread := [names[label] for label in self._unread_labels()]:
             text = f"{len(unread)} classes of which no image can be read: copy their files anew, or remove the classes"
@@ -97,7 +101,11 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
         from vitgraft.data.check_semantic import open_path
     else:
         open_path = _open_images
-    return [one for path in paths for one in open_path(path, options, findings)], findings
+    checks = [one for path in paths for one in open_path(path, options, findings)]
+    for one in checks[1:]:
+        if isinstance(one, ImageCheck):
+            number_as(checks[0].files, one.files)
+    return checks, findings
 
 
 def _passed_over(path: str, found: list[str], layout: str) -> Finding:
