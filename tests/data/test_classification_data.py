@@ -186,7 +186,7 @@ def test_validation_without_a_class_is_numbered_as_training(folder, tmp_path, ca
     assert "1 classes of the training images have none here" in capsys.readouterr().out
     # a class that training has not
     (other / "dog").rename(other / "fox")
-    with pytest.raises(DataError, match="only in .*val: fox"):
+    with pytest.raises(DataError, match=r"only in .*val: fox"):
         ImageData(folder, val=str(other)).setup(stage)
 
 

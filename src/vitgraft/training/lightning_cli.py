@@ -160,7 +160,7 @@ class VitgraftCLI(LightningCLI):
 
 def with_data_of_run(recipe: dict[str, Any], checkpoint: str, trust: bool = False, known: Any = None) -> dict[str, Any]:
     """The recipe with the data section that the checkpoint's run had, where it has none. Of a checkpoint without its
-    run's record the image sizes are taken; a classifier has them in its data_config. `trust`, `known`: of `read_run`."""
+    run's record the image sizes are taken; a classifier's are in its data_config. `trust`, `known`: of `read_run`."""
     folder = Path(checkpoint).parent
     task = recipe.get("model", {}).get("class_path", "").rpartition(".")[2]
     if "data" in recipe or task == "":
