@@ -5,6 +5,7 @@ It is opened by the data modules that train on it, by their rules: what they ref
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ import numpy as np
 from vitgraft.data.base import DataModule
 from vitgraft.data.check_semantic import PairCheck
 from vitgraft.data.classification import ImageData
+from vitgraft.data.decode import open_image
 from vitgraft.data.findings import Options
-from vitgraft.data.image_sizes import sizes_of_source
+from vitgraft.data.image_sizes import HEADER, sizes_of_source
 from vitgraft.data.label_maps import find_pairs, read_class_names
 from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, semantic_splits
-from vitgraft.data.readers.base import SPLITS
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.segmentation import SegmentationData
-from vitgraft.errors import DataError, MissingSplitError, RecipeError
+from vitgraft.errors import DataError, ImageError, MissingSplitError, RecipeError
 from vitgraft.training.check_recipe import recipe_errors
 
 __all__ = ["TASKS", "Dataset", "inspect"]
@@ -33,6 +34,7 @@ TASKS = ("classification", "detection", "instances", "segmentation")
 COLOR_TABLES = ("colors.csv", "colours.csv", "class_dict.csv", "labelmap.txt")
 SMALL = 1000  # images; of fewer, a tenth would be too few to measure by
 LOOKED_AT = 64  # label maps whose values are counted
+FEW = 16  # files whose headers are compared
 OBJECTS_OF = 2000  # images whose objects are measured
 
 
@@ -120,23 +122,28 @@ def _task_of(root: str, layouts: Mapping[str, str]) -> str:
 
 
 def _check_no_masks(root: str) -> None:
-    """Refuses two folders with files of the same names, which may be images and their masks.
+    """Refuses two folders with files of the same names and sizes, of which one has grey or palette images alone.
 
     Raises:
-        DataError: Both tasks are possible.
+        DataError: They may be two classes, or images and their masks.
     """
-    if not Path(root).is_dir():
-        return
-    files = Files(root)
-    folders = files.folders()
+    files = Files(root) if Path(root).is_dir() else None
+    folders = files.folders() if files is not None else []
     if len(folders) != 2:
         return
-    one, other = ({os.path.splitext(name)[0] for name in files.images(folder)} for folder in folders)
-    if len(one) > 1 and one == other and not any({*folders} & {*names} for names in SPLITS):
-        raise DataError(
-            f"{root}: {folders[0]} and {folders[1]} have images of the same names. Two classes: --task classification; "
-            f"images and their masks: --task segmentation --data.train=[{folders[0]},{folders[1]}]"
-        )
+    names = [{os.path.splitext(name)[0]: f"{folder}/{name}" for name in files.images(folder)} for folder in folders]
+    common = sorted(names[0].keys() & names[1].keys())[:FEW]
+    if len(common) < 2 or len(names[0]) != len(names[1]):
+        return
+    with contextlib.suppress(ImageError):
+        pairs = [[open_image(files.read(one[stem], HEADER), stem) for one in names] for stem in common]
+        masks = [all(pair[number].mode in ("1", "L", "P") for pair in pairs) for number in (0, 1)]
+        if sum(masks) == 1 and all(one.size == other.size for one, other in pairs):
+            images, labels = folders[masks[0]], folders[masks[1]]
+            raise DataError(
+                f"{root}: {images} and {labels} have images of the same names and sizes. Two classes: --task "
+                f"classification; images and their masks: --task segmentation --data.train=[{images},{labels}]"
+            )
 
 
 def _open(kind: str, chosen: dict[str, tuple[Any, str]]) -> DataModule:
