@@ -228,6 +228,7 @@ def test_what_init_refuses(run_command, tmp_path):
         (["--force", "--data.val_fraction", "2"], "data.val_fraction"),
         (["--force", "--task", "detection"], "no annotations"),
         (["--force", "--memory", "0"], "above 0"),
+        (["--force", "--data.label_values={0: a"], "data.label_values"),
     ):
         code, _, err = run_command("init", root, "--output", path, *words)
         assert code == 2 and message in err and path.read_text() == "mine", err

@@ -266,6 +266,8 @@ def _init(args: argparse.Namespace) -> int:
     check_output(args.output, (".yaml", ".yml"))
     if args.output.exists() and not args.force:
         raise CommandError(f"{args.output} is there already: give another --output, or --force to overwrite it")
+    if args.root != args.root.encode(errors="replace").decode():
+        raise CommandError(f"{args.root!r}: not in UTF-8, which a recipe can't hold; rename it, or give a link to it")
     if args.memory is not None and args.memory <= 0:
         raise CommandError(f"--memory {args.memory:g}: must be above 0")
     import torch
@@ -274,20 +276,21 @@ def _init(args: argparse.Namespace) -> int:
         raise CommandError("--device cuda: there is no GPU here; give its memory too, such as --memory 24")
     from vitgraft.tools.inspect_data import inspect
     from vitgraft.tools.new_recipe import recipe_text, this_machine
-    from vitgraft.training.recipe import load_yaml
+    from vitgraft.training.recipe import parse_arguments
 
-    given = {name: vars(args)[f"data.{name}"] for name in READING}
-    options = {name: load_yaml(value) for name, value in given.items() if value is not None}
+    given = [
+        f"--data.{name}={vars(args)[f'data.{name}']}" for name in READING if vars(args)[f"data.{name}"] is not None
+    ]
+    options = parse_arguments(given)[1].get("data")
     data = inspect(args.root, args.task, options)
     machine = this_machine(args.device, None if args.memory is None else args.memory * 1e9)
     more = {"task": args.task, "device": args.device, "memory": args.memory and f"{args.memory:g}"}
-    words = ["vitgraft", "init", args.root, *(f"--{name} {value}" for name, value in more.items() if value)]
-    words += [f"--data.{name}={shlex.quote(value)}" for name, value in given.items() if value is not None]
-    write(args.output, recipe_text(data, machine, args.output, " ".join(words)))
-    print(printable(f"{args.output}: {data.task} of {len(data.class_names)} classes, {data.layout}, "
-          f"{data.train} training and {data.val} validation images"))  # fmt: skip
-    print(printable(f"next:\n  vitgraft fit --config {args.output}\n"
-          f"  vitgraft validate --ckpt_path runs/{args.output.stem}"))  # fmt: skip
+    words = ["vitgraft", "init", args.root, *given]
+    words += [word for name, value in more.items() if value for word in (f"--{name}", value)]
+    write(args.output, recipe_text(data, machine, args.output, shlex.join(words)))
+    print(printable(f"{args.output}: {data.task}, {data.layout}: {data}"))
+    commands = (f"fit --config {args.output}", f"validate --ckpt_path runs/{args.output.stem}")
+    print("\n  vitgraft ".join(["next:", *map(printable, commands)]))
     return 0
 
 

@@ -66,6 +66,13 @@ class Dataset:
     sides: np.ndarray = field(default_factory=lambda: np.zeros(0))
     most_objects: int = 0
 
+    def __str__(self) -> str:
+        names = ", ".join(self.class_names[:4]) + (", ..." if len(self.class_names) > 4 else "")
+        classes = f"{len(self.class_names)} class{'es' * (len(self.class_names) != 1)}" + f" ({names})" * (
+            len(names) < 60
+        )
+        return f"{self.train:,} training and {self.val:,} validation images, {classes}"
+
 
 def inspect(root: str, task: str | None = None, given: Mapping[str, Any] | None = None) -> Dataset:
     """Finds out what a run on a dataset needs.

@@ -114,11 +114,10 @@ def recipe_text(data: Dataset, machine: Machine, path: str | Path, command: str)
     """
     make = {"classification": _classification, "segmentation": _segmentation}.get(data.task, _detection)
     title, task, model, options, trainer = make(data, machine)
-    counted = f"{data.train:,} training and {data.val:,} validation images, {len(data.class_names)} classes"
     run = f"runs/{Path(path).stem}"
     header = [
         f"{title}, from scratch." if "pretrained" not in {one.key for one in model} else f"{title}.",
-        f"For {data.layout}: {counted}. Written by",
+        f"For {data.layout}: {data}. Written by",
         f"  {command}",
         f"for {machine}. Every value is a start, with the reason beside it.",
         f"Train:     vitgraft fit --config {path}",
@@ -198,7 +197,9 @@ def _swin(data: Dataset, side: tuple[int, int], small: bool, why: str) -> tuple[
         ]
     else:
         kwargs.append(Entry("drop_path_rate", 0.2))
-    kwargs.append(Entry("window_size", window, f"fits the maps of {maps} tokens"))
+    fits = all(one % (stride * window) == 0 for one in side for stride in STRIDES)
+    why = f"divides the maps of {maps} tokens" if fits else f"pads the maps of {maps} tokens least"
+    kwargs.append(Entry("window_size", window, why))
     graft = [
         Entry("window_size", window),
         Entry("levels", levels, "each map is halved until one window covers it: every block sees the whole image"),
@@ -381,7 +382,6 @@ def _segmentation(data: Dataset, machine: Machine):
         Entry("aux_channels", 32 if small else 256),
         *_optimizer(1.5e-3 if small else 1e-4, 0.01, min(max(steps // 20, 1), 1000)),
     ]
-    names = ", ".join(data.class_names[:4]) + (", ..." if len(data.class_names) > 4 else "")
     options = [
         Entry("batch_size", batch, why),
         _workers(machine),
@@ -390,7 +390,7 @@ def _segmentation(data: Dataset, machine: Machine):
         Entry("scale", [0.75, 2.0] if small else [0.5, 2.0], "random factor on that size"),
         Entry("hflip", 0.5, "0 where left and right matter"),
     ]
-    title = f"UperNet on {backbone}; classes {names}"
+    title = f"UperNet on {backbone}"
     return title, "Segmentation", model, options, _trainer(data, machine, epochs, batch, 1.0)
 
 
