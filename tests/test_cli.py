@@ -17,6 +17,7 @@ from vitgraft.cli import main
 
 MICRO = "vit_tiny_patch16_224:depth=1:embed_dim=48:img_size=32:num_classes=5"
 COMMANDS = [
+    "init",
     "check-data",
     "convert",
     "predict",

@@ -68,6 +68,18 @@ def test_classes_that_differ_and_empty_classes(root, capsys):
     assert "only in" in findings["error", "classes"]["message"] and "fox" in findings["error", "classes"]["message"]
 
 
+def test_a_class_that_validation_lacks_is_a_warning(root, capsys):
+    for path in (root / "val" / "cat").iterdir():
+        path.unlink()
+    (root / "val" / "cat").rmdir()
+    (root / "val" / "eel").mkdir()
+    (root / "val" / "eel" / "0.png").write_bytes(image_bytes(5))
+    (root / "train" / "eel").mkdir()
+    (root / "train" / "eel" / "0.png").write_bytes(image_bytes(6))
+    code, _, findings = check(capsys, root)
+    assert code == 0 and findings["warning", "absent class"]["items"] == ["cat"]
+
+
 def test_imbalance_and_odd_images_are_warnings(root, capsys):
     for number in range(8):
         (root / "train" / "cat" / f"more{number}.jpg").write_bytes(image_bytes(700 + number))

@@ -176,6 +176,20 @@ def test_classes_that_differ_stop_the_run_before_it_starts(folder, tmp_path):
         ImageData(folder, val=str(other)).setup("fit")
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_validation_without_a_class_is_numbered_as_training(folder, tmp_path, capsys, stage):
+    other = write_folder(tmp_path / "val", {"dog": 1, "eel": 2})
+    data = ImageData(folder, val=str(other))
+    data.setup(stage)
+    val = data.source("val")
+    assert data.class_names == val.class_names == ("cat", "dog", "eel") and val.labels.tolist() == [1, 2, 2]
+    assert "1 class of the training images has none here" in capsys.readouterr().out
+    # a class that training has not
+    (other / "dog").rename(other / "fox")
+    with pytest.raises(DataError, match=r"only in .*val: fox"):
+        ImageData(folder, val=str(other)).setup(stage)
+
+
 def test_smoke_needs_no_files():
     data = ImageData("/nowhere", batch_size=64, input_size=24, workers=4)
     data.smoke(num_classes=7)

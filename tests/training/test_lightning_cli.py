@@ -321,7 +321,15 @@ def test_the_data_options_are_those_of_the_run(tmp_path, capsys):
     own = {**recipe, "data": {"class_path": "DetectionData"}}
     assert with_data_of_run(own, checkpoint) == own  # a recipe that was given
     classifier = {"model": {"class_path": "vitgraft.tasks.classification.Classification"}}
-    assert with_data_of_run(classifier, checkpoint) == classifier
+    assert with_data_of_run(classifier, checkpoint)["data"] == section
+    assert with_data_of_run(classifier, str(tmp_path / "elsewhere" / "best.ckpt")) == classifier
+
+
+def test_validate_finds_the_data_of_the_run(run_command, trained, class_folders, tmp_path):
+    code, one, err = run_command("validate", "--ckpt_path", trained)
+    assert code == 0 and "data options: those of the run" in one, err
+    code, two, err = run_command("validate", "--ckpt_path", trained, "--data.root", class_folders)
+    assert code == 0 and len({text[text.rindex("validate: ") :].splitlines()[0] for text in (one, two)}) == 1, err
 
 
 def test_a_dataset_without_a_label_rule_is_one_error():

@@ -1,6 +1,7 @@
-"""Commands around training runs: check-data, convert, predict, demo; fit, validate, test are in `training`."""
+"""Commands around training runs: init, check-data, convert, predict, demo; fit, validate, test are in `training`."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from vitgraft.atomic import check_writable
@@ -15,9 +16,62 @@ from vitgraft.commands.common import (
     print_as,
 )
 from vitgraft.errors import CommandError
-from vitgraft.terminal import Progress, printable
+from vitgraft.terminal import Progress, printable, write
 
 __all__ = ["COMMANDS"]
+
+
+# how data.root is read: options of fit that init takes, each for a task or two
+READING = {
+    "format": "coco, voc, yolo, folder, table ..., where several lie there",
+    "train": "the split to train on, a json or table, or [IMAGES,MASKS]",
+    "val": "the split to validate on",
+    "test": "the split for vitgraft test",
+    "val_fraction": "fraction held out for validation (default: 0.1 or 0.2, where there is no validation split)",
+    "file_column": "tables: the column of the files",
+    "label_column": "tables: the column of the labels",
+    "class_names": "of labels that are numbers, as [cat,dog]",
+    "train_images": "COCO: the folder of the training images",
+    "val_images": "COCO: the folder of the validation images",
+    "colors": "masks: table of colours and their classes, red,green,blue,name",
+    "label_values": "masks: values and their classes, as '{0: background, 255: object}'",
+    "reduce_zero_label": "masks: whether 0 is ignored and 1 to C are the classes",
+    "num_classes": "masks: how many classes",
+    "image_suffix": "masks: of image names, before the ending",
+    "label_suffix": "masks: of mask names, before the ending",
+}
+
+
+def _add_init(commands) -> None:
+    parser = add_command(
+        commands,
+        "init",
+        _init,
+        "look at a dataset and write a recipe for it",
+        "Finds out what a dataset is for (classes of images, boxes, boxes with masks, classes of pixels), opens it as\n"
+        "training does, and writes a recipe with a reason beside each value: classes, image sizes, windows and levels\n"
+        "of the grafts, batch, epochs, for this machine. `vitgraft fit --config recipe.yaml` then trains. Models are\n"
+        "small, for an hour or less on a CPU, unless there are many images and a GPU. DIR is what data.root takes: a\n"
+        "folder or tar of class folders, tables, COCO, Pascal VOC, YOLO, images and masks (docs/formats.md).",
+        [
+            "vitgraft init DIR",
+            "vitgraft init photos.tar --output photos.yaml",
+            "vitgraft init DIR --task detection                       boxes, though there are masks",
+            "vitgraft init DIR --data.colors colors.csv               masks in colours",
+            "vitgraft init DIR --device cuda --memory 24              for another machine, with a GPU of 24 GB",
+        ],
+    )
+    add = parser.add_argument
+    add("root", metavar="DIR", help="the dataset: folder, tar or shards")
+    add("--output", type=Path, default=Path("recipe.yaml"), metavar="FILE", help="default: recipe.yaml")
+    add("--force", action="store_true", help="overwrite FILE")
+    tasks = ("classification", "detection", "instances", "segmentation")
+    add("--task", choices=tasks, help="instances: boxes and masks; segmentation: of pixels (default: what lies there)")
+    add("--device", choices=("cpu", "cuda"), help="what will train (default: cuda where there is one)")
+    add("--memory", type=float, metavar="GB", help="memory of it (default: what is free)")
+    reading = parser.add_argument_group("how the dataset is read, as in fit")
+    for name, text in READING.items():
+        reading.add_argument(f"--data.{name}", metavar="VALUE", help=text)
 
 
 def _add_check_data(commands) -> None:
@@ -215,6 +269,38 @@ def _add_demo(commands) -> None:
     add("--no-report", action="store_true", help="train and print the table only")
 
 
+def _init(args: argparse.Namespace) -> int:
+    check_output(args.output, (".yaml", ".yml"))
+    if args.output.exists() and not args.force:
+        raise CommandError(f"{args.output} is there already: give another --output, or --force to overwrite it")
+    if args.root != args.root.encode(errors="replace").decode():
+        raise CommandError(f"{args.root!r}: not in UTF-8, which a recipe can't hold; rename it, or give a link to it")
+    if args.memory is not None and args.memory <= 0:
+        raise CommandError(f"--memory {args.memory:g}: must be above 0")
+    import torch
+
+    if args.device == "cuda" and args.memory is None and not torch.cuda.is_available():
+        raise CommandError("--device cuda: there is no GPU here; give its memory too, such as --memory 24")
+    from vitgraft.tools.inspect_data import inspect
+    from vitgraft.tools.new_recipe import recipe_text, this_machine
+    from vitgraft.training.recipe import parse_arguments
+
+    given = [
+        f"--data.{name}={vars(args)[f'data.{name}']}" for name in READING if vars(args)[f"data.{name}"] is not None
+    ]
+    options = parse_arguments(given)[1].get("data")
+    data = inspect(args.root, args.task, options)
+    machine = this_machine(args.device, None if args.memory is None else args.memory * 1e9)
+    more = {"task": args.task, "device": args.device, "memory": args.memory and f"{args.memory:g}"}
+    words = ["vitgraft", "init", args.root, *given]
+    words += [word for name, value in more.items() if value for word in (f"--{name}", value)]
+    write(args.output, recipe_text(data, machine, args.output, shlex.join(words)))
+    print(printable(f"{args.output}: {data.task}, {data.layout}: {data}"))
+    commands = (f"fit --config {args.output}", f"validate --ckpt_path runs/{args.output.stem}")
+    print("\n  vitgraft ".join(["next:", *map(printable, commands)]))
+    return 0
+
+
 def _check_data(args: argparse.Namespace) -> int:
     check_report(args)
     if args.imbalance < 1:
@@ -296,5 +382,5 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_check_data, _add_convert, _add_predict, _add_demo)
+COMMANDS = (_add_init, _add_check_data, _add_convert, _add_predict, _add_demo)
 """What adds each command to the sub-commands of a parser, in the order of the help."""

@@ -30,7 +30,7 @@ from vitgraft.data.findings import (
 from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, passed_over
 from vitgraft.data.learnable import class_findings, common_classes
 from vitgraft.data.loader import worker_failure
-from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes, of_split
+from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes, number_as, of_split
 from vitgraft.data.readers.folder_or_tar import Files, splits_in_tar
 from vitgraft.data.readers.open import open_source
 from vitgraft.data.readers.table import table_splits, tables_of
@@ -74,8 +74,12 @@ class ImageCheck(Check):
 
     def learnable(self) -> Iterator[Finding]:
         per_class = self.report().per_class
-        if empty := [name for name, count in per_class.items() if not count]:
+        absent = self.files.absent
+        if empty := [name for name, count in per_class.items() if not count and name not in absent]:
             yield self.finding("error", "empty class", number_of(len(empty), "classes without images"), empty)
+        if absent:
+            text = "classes of the training images have none here: their accuracy is not measured"
+            yield self.finding("warning", "absent class", number_of(len(absent), text), absent)
         names = self.files.class_names
         if unread := [names[label] for label in self._unread_labels()]:
             text = number_of(
@@ -114,6 +118,9 @@ def open_checks(paths: Sequence[str], options: Options) -> tuple[list[Check], li
     checks = [one for path in paths for one in open_path(path, options, findings)]
     if len(paths) > 1:  # each may be a split
         findings = [finding for finding in findings if finding.kind != SPLITS_NEEDED]
+    for one in checks[1:]:
+        if isinstance(one, ImageCheck):
+            number_as(checks[0].files, one.files)
     return checks, findings
 
 

@@ -12,7 +12,7 @@ from vitgraft.data.base import DataModule
 from vitgraft.data.check import ImageCheck
 from vitgraft.data.images import ImageDataset
 from vitgraft.data.layout import instead_of, passed_over
-from vitgraft.data.readers.base import SPLITS, ImageSource, of_split
+from vitgraft.data.readers.base import SPLITS, ImageSource, check_same_classes, number_as, of_split
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.readers.generated import GeneratedSource
 from vitgraft.data.readers.open import FORMATS, open_source
@@ -129,12 +129,29 @@ class ImageData(DataModule):
         if self.is_smoke:
             length = 64 if split == "train" else 10
             return GeneratedSource(length * self.repeats, self.num_classes or 10, self.preprocessing.input_size)
-        if not self.is_part(split):
-            return self._open(self.splits[split])
-        whole = self._open_whole()
-        names = [whole.name(index) for index in range(len(whole))]
-        is_in = self.in_part(split, whole.where, names, whole.labels.tolist())
-        return Part(whole, is_in, f" ({'training' if split == 'train' else 'validation'} part)")
+        if self.is_part(split):
+            whole = self._open_whole()
+            names = [whole.name(index) for index in range(len(whole))]
+            is_in = self.in_part(split, whole.where, names, whole.labels.tolist())
+            source: ImageSource = Part(whole, is_in, f" ({'training' if split == 'train' else 'validation'} part)")
+        else:
+            source = self._open(self.splits[split])
+            if split != "train" and (train := self._training()) is not None:
+                number_as(train, source)
+                check_same_classes(train, source)
+        if self.num_classes is not None and len(source.class_names) != self.num_classes:
+            raise DataError(
+                f"num_classes={self.num_classes}: {source.where} has {len(source.class_names)} classes "
+                f"({', '.join(source.class_names[:4])}, ...)"
+            )
+        return source
+
+    def _training(self) -> ImageSource | None:
+        """The training images; None where an evaluation has none, which compares its classes with the model's."""
+        try:
+            return self.source("train")
+        except DataError:
+            return None
 
     def _open(self, split: str | None) -> ImageSource:
         """The images of a split of `root`, of all of it, or at a path.
@@ -159,11 +176,6 @@ class ImageData(DataModule):
         except DataError as error:
             more = "" if any(ending in str(error) for ending in TABLES) else self.passed_over()
             raise type(error)(f"{error}; {more}" if more else str(error)) from error
-        if self.num_classes is not None and len(source.class_names) != self.num_classes:
-            raise DataError(
-                f"num_classes={self.num_classes}: {source.where} has {len(source.class_names)} classes "
-                f"({', '.join(source.class_names[:4])}, ...)"
-            )
         return source
 
     def _open_whole(self) -> ImageSource:

@@ -25,6 +25,7 @@ _TEXTS = {
 vitgraft fit: train a model from a recipe
 
 examples:
+  vitgraft fit --config recipe.yaml                                                     what vitgraft init DIR wrote
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --smoke
   vitgraft fit --config recipes/cifar10/vit_micro_graft.yaml --data.root DIR
   vitgraft fit --config recipes/imagenet1k/graft_swin_tiny.yaml --data.root DIR --trainer.devices 8
@@ -37,12 +38,14 @@ examples:
 vitgraft validate: evaluate a checkpoint on the validation set
 
 examples:
-  vitgraft validate --ckpt_path runs/NAME --data.root DIR
+  vitgraft validate --ckpt_path runs/NAME                                               on the data of the run
+  vitgraft validate --ckpt_path runs/NAME/last.ckpt --data.root DIR
 """,
     "test": """\
 vitgraft test: evaluate a checkpoint on the test set
 
 examples:
+  vitgraft test --ckpt_path runs/NAME --data.test test                                  on the data of the run
   vitgraft test --ckpt_path runs/NAME --data.root DIR
 """,
 }

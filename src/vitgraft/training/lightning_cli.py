@@ -159,22 +159,20 @@ class VitgraftCLI(LightningCLI):
 
 
 def with_data_of_run(recipe: dict[str, Any], checkpoint: str, trust: bool = False, known: Any = None) -> dict[str, Any]:
-    """The recipe with the data section that the checkpoint's run had, where it has none: for detectors and segmenters,
-    whose label rules a checkpoint does not hold. Of a checkpoint without its run's record the image sizes are taken.
-    A classifier's are in its data_config, but for `val_fraction`. `trust`, `known`: as of `read_run`."""
+    """The recipe with the data section that the checkpoint's run had, where it has none. Of a checkpoint without its
+    run's record the image sizes are taken; a classifier's are in its data_config. `trust`, `known`: of `read_run`."""
     folder = Path(checkpoint).parent
     task = recipe.get("model", {}).get("class_path", "").rpartition(".")[2]
     if "data" in recipe or task == "":
         return recipe
-    if task == "Classification":
-        fraction = run_folder.flat(run_folder.read_record(folder).get("recipe") or {}).get("data.val_fraction")
-        return recipe if fraction is None else {**recipe, "data": {"init_args": {"val_fraction": fraction}}}
     section = (run_folder.read_record(folder).get("recipe") or {}).get("data")
     if isinstance(section, dict):
         record = folder / run_folder.RECORD
         check_class_paths(f"{record}: recipe.data", section, trust, known)
         note(f"data options: those of the run ({record}), under those of the command line")
         return {**recipe, "data": with_init_args(section)}
+    if task == "Classification":
+        return recipe
     data = resolve(default_data(recipe["model"]), pl.LightningDataModule)
     sizes = data.options_of(recipe["model"]["init_args"].get("data_config") or {})
     known = ", ".join(f"{name} {value}" for name, value in sizes.items())

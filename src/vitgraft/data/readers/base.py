@@ -119,11 +119,13 @@ class ImageSource(Source):
 
     Attributes:
         labels: int64 (N,), -1 where an image has no label.
+        absent: Classes that training has and this split has no images of (`number_as`).
         blocks: Sizes of the shards that hold the images, where only few of them can be at hand at a time; None where
             any order is as good as any other.
     """
 
     labels: np.ndarray
+    absent: Sequence[str] = ()
     blocks: Sequence[int] | None = None
 
     def __len__(self) -> int:
@@ -184,6 +186,25 @@ def check_same_classes(train: Source, val: Source) -> None:
         lines = [f"the same classes in another order: {train.classes[:4]} ... and {val.classes[:4]} ..."]
     numbers = f"{len(train.classes)} and {len(val.classes)}"
     raise DataError(f"training and validation have different classes ({numbers}): " + "; ".join(lines))
+
+
+def number_as(train: ImageSource, source: ImageSource) -> None:
+    """Numbers the labels of a split as those of training, where it lacks some of its classes.
+
+    Class folders are numbered split by split, and a small validation split may have no image of a rare class.
+
+    Args:
+        train: The training images.
+        source: Of another split; left as it is where it has the same classes, or one that training has not.
+    """
+    own = source.class_names
+    if own == train.class_names or not {*own} <= {*train.class_names}:
+        return
+    places = {name: number for number, name in enumerate(train.class_names)}
+    numbers = np.array([places[name] for name in own], dtype=np.int64)
+    source.labels = np.where(source.labels < 0, source.labels, numbers[source.labels])
+    source.absent = [name for name in train.class_names if name not in {*own}]
+    source.class_names = train.class_names
 
 
 class Names:
