@@ -78,6 +78,15 @@ def test_several_image_sizes_give_an_exponent():
     assert 4 ** (rows[1]["exponent_from_previous"] + rows[2]["exponent_from_previous"]) == pytest.approx(growth)
 
 
+def test_a_frozen_model_beside_the_model():
+    config = BenchConfig(
+        runs=("eager", "freeze"), rounds=1, round_seconds=0.001, batch_size=1, memory=False, fused_attn="off"
+    )
+    rows = bench([MICRO], config)["results"]
+    assert [row["run"] for row in rows] == ["eager", "freeze"]
+    assert rows[0]["macs_per_image"] == rows[1]["macs_per_image"] and rows[0]["params"] == rows[1]["params"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16-weights"])
 def test_runs_are_compared_with_the_first_model_and_with_its_best_run(dtype):

@@ -55,7 +55,7 @@ def _add_bench(commands) -> None:
             "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224 --threads 1",
             "vitgraft bench swin_tiny_patch4_window7_224 graft_swin_tiny_patch4_window7_224 --mode infer train \\",
             "    --dtype float32 bfloat16 --output results/bench.json",
-            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224 --run eager compile compile-frozen",
+            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224 --run eager compile freeze",
             "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224 --img-size 224 448 896 --batch-size 1",
         ],
     )
@@ -94,9 +94,10 @@ def _add_bench(commands) -> None:
         "--run",
         nargs="+",
         dest="runs",
-        choices=("eager", "compile", "compile-frozen"),
+        choices=("eager", "compile", "compile-frozen", "freeze"),
         default=["eager"],
-        help="compile: torch.compile; compile-frozen: with the weights as constants (inference) (default: eager)",
+        help="compile: torch.compile; compile-frozen: with the weights as constants; freeze: vitgraft.freeze; both for "
+        "inference alone (default: eager)",
     )
     add(
         "--compile-mode",

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from vitgraft.errors import CommandError
 from vitgraft.machine import gpu_kernels, matmul_rate, peak_bytes, record, timed
+from vitgraft.models.frozen import freeze
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.options import Count, Positive, type_errors
 from vitgraft.terminal import print_table
@@ -37,7 +38,7 @@ from vitgraft.weights.create import create_at
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bfloat16-weights": torch.bfloat16}
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-FOR_INFERENCE = ("compile-frozen",)
+FOR_INFERENCE = ("compile-frozen", "freeze")
 
 MEMORY_NOTE = (
     "weights and optimizer state plus the most that PyTorch's allocator handed out during a step; what libraries "
@@ -54,7 +55,7 @@ class BenchConfig:
         dtypes: "bfloat16" is autocast over float32 weights, "bfloat16-weights" a model and images in bfloat16.
         modes: Forward passes, or training steps.
         runs: How the models are run: "eager", "compile" (torch.compile), or, in inference alone, "compile-frozen"
-            (torch.compile with the weights as constants, which it may lay out anew).
+            (torch.compile with the weights as constants, which it may lay out anew) and "freeze" (`vitgraft.freeze`).
         compile_mode: torch.compile's.
         batch_size: Images per step.
         img_sizes: Sides of the square images; empty takes each model's own size.
@@ -74,7 +75,7 @@ class BenchConfig:
     device: str = "cpu"
     dtypes: Sequence[Literal["float32", "bfloat16", "bfloat16-weights"]] = ("float32",)
     modes: Sequence[Literal["infer", "train"]] = ("infer",)
-    runs: Sequence[Literal["eager", "compile", "compile-frozen"]] = ("eager",)
+    runs: Sequence[Literal["eager", "compile", "compile-frozen", "freeze"]] = ("eager",)
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     batch_size: Count = 16
     img_sizes: Sequence[Count] = ()
@@ -235,7 +236,7 @@ def _compare(
 @contextlib.contextmanager
 def _compiling(run: str) -> Iterator[None]:
     """Settings of torch.compile for the calls in which it compiles."""
-    if run == "eager":
+    if not run.startswith("compile"):
         yield
         return
     from torch._dynamo import config as dynamo
@@ -268,8 +269,12 @@ def _entry(
         with torch.no_grad():
             classes = model.eval()(images[:1]).shape[-1] if mode == "train" else 0
         model.train(mode == "train")
-        # not of free sizes, which torch.compile would take those of another model's images for
-        forward = model if run == "eager" else torch.compile(model, mode=config.compile_mode, dynamic=False)
+        forward = model
+        if run == "freeze":
+            forward = freeze(model)
+        elif run != "eager":
+            # not of free sizes, which torch.compile would take those of another model's images for
+            forward = torch.compile(model, mode=config.compile_mode, dynamic=False)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
         optimizer = None
 
