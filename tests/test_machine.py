@@ -38,6 +38,13 @@ def test_description_of_a_cpu():
     assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads() and found["device_name"]
 
 
+def test_the_allocator_is_described_without_paths(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4000000000")
+    monkeypatch.setenv("LD_PRELOAD", "/opt/lib/libjemalloc.so:/opt/lib/libiomp5.so")
+    found = machine.describe(CPU)["allocator"]
+    assert found["MALLOC_TRIM_THRESHOLD_"] == "4000000000" and found["LD_PRELOAD"] == "libjemalloc.so libiomp5.so"
+
+
 def test_cpu_peak_is_what_is_held_at_once():
     def step() -> None:
         first = torch.ones(2**18)

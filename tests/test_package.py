@@ -8,6 +8,7 @@ import vitgraft
 PUBLIC = {
     "CheckpointError",
     "DenseFeatures",
+    "FrozenModelError",
     "GrafT",
     "GraftConfig",
     "GraftError",
@@ -16,6 +17,7 @@ PUBLIC = {
     "NoGraftPointError",
     "VitgraftError",
     "__version__",
+    "freeze",
     "from_pretrained",
     "graft",
     "grafts",

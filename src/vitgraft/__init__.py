@@ -15,7 +15,14 @@ def _only_prints_help() -> bool:
 # importing torch takes seconds, and no help text needs it
 if not (sys.argv and _only_prints_help()):
     from vitgraft.config import GraftConfig
-    from vitgraft.errors import CheckpointError, GraftError, MissingExtraError, NoGraftPointError, VitgraftError
+    from vitgraft.errors import (
+        CheckpointError,
+        FrozenModelError,
+        GraftError,
+        MissingExtraError,
+        NoGraftPointError,
+        VitgraftError,
+    )
     from vitgraft.grafting import graft, grafts, is_grafted, register_block, strip, train_grafts_only
     from vitgraft.layers.graft import GrafT
     from vitgraft.models import cswin as _cswin  # noqa: F401  importing registers the models with timm
@@ -26,6 +33,7 @@ if not (sys.argv and _only_prints_help()):
     from vitgraft.models.adapters import register_smp_encoder
     from vitgraft.models.dense import DenseFeatures
     from vitgraft.models.feature_pyramid import pyramid
+    from vitgraft.models.frozen import freeze
     from vitgraft.models.zoo import pvt as _pvt  # noqa: F401
     from vitgraft.models.zoo import regionvit as _regionvit  # noqa: F401
     from vitgraft.models.zoo import t2t_vit as _t2t_vit  # noqa: F401
@@ -39,6 +47,7 @@ if not (sys.argv and _only_prints_help()):
 __all__ = [
     "CheckpointError",
     "DenseFeatures",
+    "FrozenModelError",
     "GrafT",
     "GraftConfig",
     "GraftError",
@@ -47,6 +56,7 @@ __all__ = [
     "NoGraftPointError",
     "VitgraftError",
     "__version__",
+    "freeze",
     "from_pretrained",
     "graft",
     "grafts",

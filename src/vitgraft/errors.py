@@ -13,6 +13,10 @@ class NoGraftPointError(GraftError):
     """Nothing in the model can carry a graft, or nothing matched what was asked for."""
 
 
+class FrozenModelError(VitgraftError, RuntimeError):
+    """A model from `vitgraft.freeze` is trained or changed, or a model cannot be frozen; the message names the way."""
+
+
 class ModelSpecError(VitgraftError, ValueError):
     """An unknown model name, or options that the named model does not take."""
 

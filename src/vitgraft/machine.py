@@ -29,8 +29,16 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else (platform.processor() or platform.machine())
 
 
-def describe(device: torch.device) -> dict[str, str | int | bool]:
-    """Hardware, versions and the global settings that change the speed."""
+def _allocator() -> dict[str, str]:
+    """Environment variables that set how memory is allocated; of libraries that are loaded first, the file names."""
+    names = [n for n in os.environ if n.startswith(("MALLOC_", "PYTORCH_CUDA_ALLOC", "PYTORCH_ALLOC", "TCMALLOC_"))]
+    found = {name: os.environ[name] for name in sorted(names)}
+    preloaded = [Path(path).name for path in os.environ.get("LD_PRELOAD", "").replace(":", " ").split()]
+    return found | ({"LD_PRELOAD": " ".join(preloaded)} if preloaded else {})
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Hardware, load, versions and the global settings that change the speed."""
     import timm
 
     return {
@@ -39,6 +47,8 @@ def describe(device: torch.device) -> dict[str, str | int | bool]:
         "cpu_count": os.cpu_count() or 0,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "allocator": _allocator(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda": torch.version.cuda or "" if device.type == "cuda" else "",
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
@@ -87,6 +97,21 @@ def timed(function: Callable[[], object], times: int, device: torch.device) -> f
         function()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def gpu_kernels(step: Callable[[], object], device: torch.device) -> dict[str, int]:
+    """What a step does on a CUDA GPU: "kernels" that run there, copies included, and "launches" by the CPU (of a CUDA
+    graph one for all its kernels)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+        synchronize(device)
+    events = profiler.events()
+    return {
+        "kernels": sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events),
+        "launches": sum("LaunchKernel" in event.name or "GraphLaunch" in event.name for event in events),
+    }
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.02) -> float:

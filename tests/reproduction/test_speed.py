@@ -28,7 +28,7 @@ def record(monkeypatch):
     monkeypatch.setattr(speed, "DENSE_CONFIG", BenchConfig(batch_size=1, rounds=2, round_seconds=0.01, memory=False))
     lines = []
     measured = measure_speeds(lines.append)
-    assert len(lines) == speed_reports() == 2 * 4 + 3
+    assert len(lines) == speed_reports() == 2 * (2 * 4 + 3)  # two attention settings
     return json.loads(json.dumps(measured))
 
 

@@ -45,13 +45,18 @@ def _add_bench(commands) -> None:
         _bench,
         "how fast models are, side by side",
         "Measures inference and training steps of models in one process, taking turns round by round, so that\n"
-        "ratios hold on a machine whose speed drifts. Prints images/s (median, quartiles), the ratio to the\n"
-        "first model, peak memory, MAC, and the achieved FLOP/s as a fraction of the matrix product's peak,\n"
-        f"measured in the same run.\n\n{MODEL_HELP}",
+        "ratios hold on a machine whose speed drifts. Prints images/s (median, quartiles), CPU time, the ratio to\n"
+        "the first model and to its fastest run, peak memory, and the achieved FLOP/s as a fraction of the matrix\n"
+        "product's peak, measured in the same run. Of timm's two attention settings both are measured in every\n"
+        "round, and the faster one counts. With one thread on a CPU, CPU time counts: use --threads 1 where other\n"
+        "processes run. glibc's allocator may cost a tenth of the time; MALLOC_MMAP_THRESHOLD_=4000000000 and\n"
+        f"MALLOC_TRIM_THRESHOLD_=4000000000 in the environment keep it from returning memory.\n\n{MODEL_HELP}",
         [
-            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224",
+            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224 --threads 1",
             "vitgraft bench swin_tiny_patch4_window7_224 graft_swin_tiny_patch4_window7_224 --mode infer train \\",
             "    --dtype float32 bfloat16 --output results/bench.json",
+            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224 --run eager compile freeze",
+            "vitgraft bench deit_tiny_patch16_224 graft_deit_tiny_patch16_224 --img-size 224 448 896 --batch-size 1",
         ],
     )
     add = parser.add_argument
@@ -61,7 +66,7 @@ def _add_bench(commands) -> None:
         "--dtype",
         nargs="+",
         dest="dtypes",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "bfloat16-weights"),
         default=["float32"],
         help="bfloat16 is autocast over float32 weights (default: float32)",
     )
@@ -74,9 +79,32 @@ def _add_bench(commands) -> None:
         help="train: forward, loss, backward and optimizer step (default: infer)",
     )
     add("--batch-size", type=positive, default=16, metavar="N", help="default: 16")
-    add("--img-size", type=positive, metavar="N", help="side of the images (default: each model's own)")
+    add(
+        "--img-size",
+        type=positive,
+        nargs="+",
+        dest="img_sizes",
+        default=[],
+        metavar="N",
+        help="sides of the images (default: each model's own); of several, the exponent p of time = pixels^p too",
+    )
+    add("--channels-last", action="store_true", help="models and images in channels_last memory")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
-    add("--compile", action="store_true", help="run the models through torch.compile")
+    add(
+        "--run",
+        nargs="+",
+        dest="runs",
+        choices=("eager", "compile", "compile-frozen", "freeze"),
+        default=["eager"],
+        help="compile: torch.compile; compile-frozen: with the weights as constants; freeze: vitgraft.freeze; both for "
+        "inference alone (default: eager)",
+    )
+    add(
+        "--compile-mode",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        default="default",
+        help="torch.compile's (default: default)",
+    )
     add("--rounds", type=positive, default=10, metavar="N", help="default: 10")
     add(
         "--round-seconds", type=float, default=1.0, metavar="S", help="approximate time of a model a round (default: 1)"
@@ -85,10 +113,10 @@ def _add_bench(commands) -> None:
         "--fused-attn",
         choices=("fastest", "on", "off"),
         default="fastest",
-        help="timm's switch; on includes experimental paths (Swin's); fastest tries both for each "
-        "model and reports which it took (default: fastest)",
+        help="timm's switch; on includes experimental paths (Swin's); fastest measures both in every round "
+        "(default: fastest)",
     )
-    add("--optimizer", choices=("adamw", "sgd"), default="adamw", help="default: adamw")
+    add("--optimizer", choices=("adamw", "sgd"), default="adamw", help="PyTorch's fused one (default: adamw)")
     add("--no-memory", action="store_false", dest="memory", help="skip the measurement of the peak memory")
     add("--output", type=Path, metavar="FILE.json", help="write every number there too")
 

@@ -1,17 +1,23 @@
 """`vitgraft bench`: how fast models are side by side, on this machine, in this run.
 
-The models take turns: each round times every model once (A B C A B C ...), so that a machine that slows down or is
-shared slows all of them, and the ratio to the first model is the median of the ratios *within* a round. Before the
-first round every model is warmed up; a time runs from idle device to idle device.
+Every model is timed in every way of running it that was asked for, and in both of timm's attention settings. All take
+turns: each round times every one once (A B C A B C ...), so that a machine that slows down or is shared slows all of
+them, and a ratio is the median of the ratios *within* a round. Of the attention settings the faster one is reported, so
+that the model that others are compared with is always in its best one.
+
+CPU time is measured beside wall time. With one thread on a CPU it is what counts, since other processes change it
+least; with several threads (which wait for each other) and on a GPU wall time counts.
 
 "infer" is a forward pass in eval mode without gradients; "train" a whole step: forward pass, cross entropy, backward
-pass, optimizer. bfloat16 is autocast over float32 weights in both. Images are random: loading is not measured.
+pass, optimizer (fused). Images are random: loading is not measured.
 """
 
 import contextlib
 import functools
 import gc
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -22,15 +28,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitgraft.errors import CommandError
-from vitgraft.machine import matmul_rate, peak_bytes, record, timed
+from vitgraft.machine import gpu_kernels, matmul_rate, peak_bytes, record, timed
+from vitgraft.models.frozen import freeze
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.options import Count, Positive, type_errors
 from vitgraft.terminal import print_table
 from vitgraft.tools.count import count_macs, count_params
 from vitgraft.weights.create import create_at
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bfloat16-weights": torch.bfloat16}
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+FOR_INFERENCE = ("compile-frozen", "freeze")
 
 MEMORY_NOTE = (
     "weights and optimizer state plus the most that PyTorch's allocator handed out during a step; what libraries "
@@ -44,16 +52,20 @@ class BenchConfig:
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
-        dtypes: "bfloat16" is autocast.
+        dtypes: "bfloat16" is autocast over float32 weights, "bfloat16-weights" a model and images in bfloat16.
         modes: Forward passes, or training steps.
+        runs: How the models are run: "eager", "compile" (torch.compile), or, in inference alone, "compile-frozen"
+            (torch.compile with the weights as constants, which it may lay out anew) and "freeze" (`vitgraft.freeze`).
+        compile_mode: torch.compile's.
         batch_size: Images per step.
-        img_size: Side of the square images; None takes each model's own size.
+        img_sizes: Sides of the square images; empty takes each model's own size.
+        channels_last: Whether models and images are in channels_last memory.
         rounds: How often each model is timed.
         round_seconds: Approximate length of one timing; a fast model takes more steps for it.
-        compile: Whether the models run through `torch.compile`.
         fused_attn: timm's switch for fused attention while the models are made and run: "on" includes paths that
-            timm calls experimental (Swin's), "off" is attention written out, "fastest" tries both for every model.
-        optimizer: Of the training step.
+            timm calls experimental (Swin's), "off" is attention written out, "fastest" measures both in every round
+            and reports the faster one.
+        optimizer: Of the training step, PyTorch's fused one.
         memory: Whether to measure the peak memory, which takes one more step per model.
 
     Raises:
@@ -61,13 +73,15 @@ class BenchConfig:
     """
 
     device: str = "cpu"
-    dtypes: Sequence[Literal["float32", "bfloat16"]] = ("float32",)
+    dtypes: Sequence[Literal["float32", "bfloat16", "bfloat16-weights"]] = ("float32",)
     modes: Sequence[Literal["infer", "train"]] = ("infer",)
+    runs: Sequence[Literal["eager", "compile", "compile-frozen", "freeze"]] = ("eager",)
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     batch_size: Count = 16
-    img_size: Count | None = None
+    img_sizes: Sequence[Count] = ()
+    channels_last: bool = False
     rounds: Count = 10
     round_seconds: Positive = 1.0
-    compile: bool = False
     fused_attn: Literal["fastest", "on", "off"] = "fastest"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     memory: bool = True
@@ -80,8 +94,21 @@ class BenchConfig:
                 errors.append(f"device={self.device!r}: PyTorch finds no such CUDA device here; use 'cpu'")
         except RuntimeError as error:
             errors.append(f"device={self.device!r}: {error}")
+        frozen = [run for run in self.runs if run in FOR_INFERENCE]
+        if frozen and "train" in self.modes:
+            errors.append(f"runs={frozen[0]!r} is for inference: leave out modes='train', or measure it by itself")
         if errors:
             raise CommandError("bench: " + "; ".join(errors))
+
+    @property
+    def fused_settings(self) -> tuple[bool, ...]:
+        """The attention settings that are measured."""
+        return {"on": (True,), "off": (False,), "fastest": (True, False)}[self.fused_attn]
+
+    @property
+    def clock(self) -> Literal["cpu", "wall"]:
+        """The time that counts."""
+        return "cpu" if torch.device(self.device).type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 @dataclass
@@ -89,14 +116,25 @@ class Entry:
     """A model that is ready to be timed: `step()` is one inference or training step on its batch."""
 
     spec: ModelSpec
+    run: str
     fused_attn: bool
     model: nn.Module
     step: Callable[[], object]
     input_size: tuple[int, int, int]
+    img_size: int | None
+    first_step_seconds: float
     peak_bytes: int | None = None
-    trial: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, int] | None = None
     steps: int = 1
-    images_per_second: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def time(self, device: torch.device) -> None:
+        """Adds seconds a step, wall and CPU time, of one round."""
+        with fused_attention(self.fused_attn):
+            start = time.process_time()
+            self.wall.append(timed(self.step, self.steps, device) / self.steps)
+            self.cpu.append((time.process_time() - start) / self.steps)
 
 
 Make = Callable[[ModelSpec], tuple[nn.Module, tuple[int, int, int]]]
@@ -125,16 +163,23 @@ def bench(
     """
     config, report = config or BenchConfig(), report or (lambda _: None)
     parsed = [ModelSpec.parse(spec) if isinstance(spec, str) else spec for spec in specs]
-    make = make or functools.partial(_whole_model, img_size=config.img_size)
-    for spec in parsed:  # all names and options are checked before the first minute is spent
-        make(spec)
+    makes = {size: make or functools.partial(_whole_model, img_size=size) for size in config.img_sizes or (None,)}
+    for one in makes.values():  # all names and options are checked before the first minute is spent
+        for spec in parsed:
+            one(spec)
     device = torch.device(config.device)
     results = []
     for mode in config.modes:
         for dtype in config.dtypes:
-            results += _compare(parsed, make, mode, dtype, device, config, report)
+            rows = [
+                row
+                for size, one in makes.items()
+                for row in _compare(parsed, one, size, mode, dtype, device, config, report)
+            ]
+            _add_exponents(rows)
+            results += rows
     memory = MEMORY_NOTE if config.memory else "not measured"
-    return record("bench", device, config=asdict(config), memory=memory, results=results)
+    return record("bench", device, config=asdict(config), clock=config.clock, memory=memory, results=results)
 
 
 def _whole_model(spec: ModelSpec, img_size: int | None) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -144,123 +189,199 @@ def _whole_model(spec: ModelSpec, img_size: int | None) -> tuple[nn.Module, tupl
 
 def total_reports(models: int, config: BenchConfig) -> int:
     """How often `bench` calls `report`."""
-    return len(config.modes) * len(config.dtypes) * models * (1 + config.rounds)
+    tables = len(config.modes) * len(config.dtypes) * max(1, len(config.img_sizes))
+    return tables * models * len(config.runs) * len(config.fused_settings) * (1 + config.rounds)
 
 
 def _compare(
     specs: Sequence[ModelSpec],
     make: Make,
+    img_size: int | None,
     mode: str,
     dtype: str,
     device: torch.device,
     config: BenchConfig,
     report: Callable[[str], None],
 ) -> list[dict[str, Any]]:
+    what = f"{mode} {dtype}" + (f" {img_size}" if img_size else "")
     entries = []
     for spec in specs:
-        report(f"{mode} {dtype}: preparing {spec}")
-        entries.append(_prepare(spec, make, mode, dtype, device, config))
+        for run in config.runs:
+            for fused in config.fused_settings:
+                report(f"{what}: preparing {spec}, {run}")
+                entries.append(_entry(spec, make, img_size, run, fused, mode, dtype, device, config))
     peak = matmul_rate(device, DTYPES[dtype])
     for number in range(config.rounds):
         for one in entries:
-            report(f"{mode} {dtype}: round {number + 1} of {config.rounds}, {one.spec}")
-            with fused_attention(one.fused_attn):
-                seconds = timed(one.step, one.steps, device)
-            one.images_per_second.append(one.steps * config.batch_size / seconds)
+            report(f"{what}: round {number + 1} of {config.rounds}, {one.spec}, {one.run}")
+            one.time(device)
         # the best of the run is the peak: what it is compared with may have had a quieter moment
         peak = max(peak, matmul_rate(device, DTYPES[dtype]))
-    return [_result(one, entries[0], mode, dtype, peak, config) for one in entries]
+
+    def fastest(candidates: list[Entry]) -> Entry:
+        return min(candidates, key=lambda one: statistics.median(getattr(one, config.clock)))
+
+    def settings(spec: ModelSpec, run: str) -> list[Entry]:
+        return [one for one in entries if one.spec is spec and one.run == run]
+
+    firsts = {run: fastest(settings(specs[0], run)) for run in config.runs}
+    best = fastest(list(firsts.values()))
+    return [
+        _result(settings(spec, run), fastest(settings(spec, run)), firsts[run], best, mode, dtype, peak, config)
+        for spec in specs
+        for run in config.runs
+    ]
 
 
-def _prepare(spec: ModelSpec, make: Make, mode: str, dtype: str, device: torch.device, config: BenchConfig) -> Entry:
-    """The model at the attention setting that is set, or at the faster one after a short trial; warmed up."""
-    tried: list[tuple[float, Entry]] = []
-    for fused in {"on": [True], "off": [False], "fastest": [True, False]}[config.fused_attn]:
-        with fused_attention(fused):
-            one = _entry(spec, make, fused, mode, dtype, device, config)
-            seconds = timed(one.step, 1, device)
-            if seconds < config.round_seconds:  # a longer step is warm after the first, and shows its time in one
-                timed(one.step, 1, device)
-                steps = max(1, round(config.round_seconds / 2 / timed(one.step, 1, device)))
-                seconds = min(timed(one.step, steps, device) for _ in range(2)) / steps
-        tried.append((seconds, one))
-    seconds, best = min(tried, key=lambda pair: pair[0])
-    best.trial = {"on" if one.fused_attn else "off": config.batch_size / taken for taken, one in tried}
-    best.steps = max(1, round(config.round_seconds / seconds))
-    del tried, one
-    _free(device)
-    return best
+@contextlib.contextmanager
+def _compiling(run: str) -> Iterator[None]:
+    """Settings of torch.compile for the calls in which it compiles."""
+    if not run.startswith("compile"):
+        yield
+        return
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    # models of one class share their code, of which by default few are compiled
+    with dynamo.patch(recompile_limit=1000), inductor.patch(freezing=run == "compile-frozen"):
+        yield
 
 
 def _entry(
-    spec: ModelSpec, make: Make, fused: bool, mode: str, dtype: str, device: torch.device, config: BenchConfig
+    spec: ModelSpec,
+    make: Make,
+    img_size: int | None,
+    run: str,
+    fused: bool,
+    mode: str,
+    dtype: str,
+    device: torch.device,
+    config: BenchConfig,
 ) -> Entry:
+    """A model that has made its first steps."""
     _free(device)
-    model, input_size = make(spec)
-    model = model.to(device)
-    images = torch.randn(config.batch_size, *input_size, device=device)
-    with torch.no_grad():
-        classes = model.eval()(images[:1]).shape[-1] if mode == "train" else 0
-    model.train(mode == "train")
-    run = torch.compile(model) if config.compile else model
-    autocast = torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
-    optimizer = None
+    with fused_attention(fused):
+        model, input_size = make(spec)
+        layout = {"memory_format": torch.channels_last} if config.channels_last else {}
+        model = model.to(device, DTYPES[dtype] if dtype == "bfloat16-weights" else torch.float32, **layout)
+        images = torch.randn(config.batch_size, *input_size, device=device)
+        images = images.to(next(model.parameters()).dtype, **layout)
+        with torch.no_grad():
+            classes = model.eval()(images[:1]).shape[-1] if mode == "train" else 0
+        model.train(mode == "train")
+        forward = model
+        if run == "freeze":
+            forward = freeze(model)
+        elif run != "eager":
+            # not of free sizes, which torch.compile would take those of another model's images for
+            forward = torch.compile(model, mode=config.compile_mode, dynamic=False)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+        optimizer = None
 
-    def infer() -> None:
-        with torch.no_grad(), autocast:
-            run(images)
+        def infer() -> None:
+            with torch.no_grad(), autocast:
+                forward(images)
 
-    def update() -> None:
-        with autocast:
-            loss = F.cross_entropy(run(images), labels)
-        loss.backward()
-        optimizer.step()
+        def update() -> None:
+            with autocast:
+                loss = F.cross_entropy(forward(images), labels)
+            loss.backward()
+            optimizer.step()
 
-    def train() -> None:
-        update()
-        optimizer.zero_grad()
+        def train() -> None:
+            update()
+            optimizer.zero_grad()
 
-    step = infer
-    if mode == "train":
-        step = train
-        labels = torch.randint(classes, (config.batch_size,), device=device)
-        optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=1e-5)
-    one = Entry(spec, fused, model, step, input_size)
-    step()  # makes the optimizer's state
-    if config.memory:
-        # without the release of the gradients, which the profiler would see as memory of unknown size
-        held = _tensor_bytes(model, optimizer)
-        one.peak_bytes = held + peak_bytes(update if mode == "train" else infer, device)
-        model.zero_grad()
+        step = infer
+        if mode == "train":
+            step = train
+            labels = torch.randint(classes, (config.batch_size,), device=device)
+            optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=1e-5, fused=True)
+        with _compiling(run):
+            first = timed(step, 1, device)  # compiles, and makes the optimizer's state
+        one = Entry(spec, run, fused, model, step, input_size, img_size, first)
+        if config.memory:
+            # without the release of the gradients, which the profiler would see as memory of unknown size
+            held = _tensor_bytes(model, optimizer)
+            one.peak_bytes = held + peak_bytes(update if mode == "train" else infer, device)
+            model.zero_grad()
+        if device.type == "cuda":
+            one.kernels = gpu_kernels(step, device)
+        if first < config.round_seconds or run != "eager":  # a longer step is warm after the first
+            first = min(timed(step, 1, device) for _ in range(2))
+        one.steps = max(1, round(config.round_seconds / first))
     return one
 
 
-def _result(one: Entry, first: Entry, mode: str, dtype: str, peak: float, config: BenchConfig) -> dict[str, Any]:
-    speeds = one.images_per_second
+def _ratios(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Of the speeds, by the seconds of each round."""
+    ratios = [other / own for own, other in zip(mine, theirs, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def _result(
+    settings: Sequence[Entry],
+    one: Entry,
+    first: Entry,
+    best: Entry,
+    mode: str,
+    dtype: str,
+    peak: float,
+    config: BenchConfig,
+) -> dict[str, Any]:
+    speeds = [config.batch_size / seconds for seconds in one.wall]
     low, median, high = np.quantile(speeds, (0.25, 0.5, 0.75)).tolist()
-    ratios = [mine / theirs for mine, theirs in zip(speeds, first.images_per_second, strict=True)]
     macs = count_macs(one.model, one.input_size, training=mode == "train")
+    seconds = statistics.median(getattr(one, config.clock)) / config.batch_size
     return {
         "model": str(one.spec),
         "mode": mode,
         "dtype": dtype,
+        "run": one.run,
         "batch_size": config.batch_size,
+        "img_size": one.img_size,
         "input_size": list(one.input_size),
         "fused_attn": "on" if one.fused_attn else "off",
-        "fused_attn_trial_images_per_second": one.trial,
+        "seconds_by_fused_attn": {
+            "on" if other.fused_attn else "off": statistics.median(getattr(other, config.clock)) for other in settings
+        },
         "params": count_params(one.model),
         "macs_per_image": macs,
         "images_per_second": {"median": median, "q25": low, "q75": high, "rounds": speeds},
+        "cpu_seconds_per_image": [cpu / config.batch_size for cpu in one.cpu],
+        "seconds_per_image": seconds,
+        "first_step_seconds": one.first_step_seconds,
         "steps_per_round": one.steps,
-        "ratio_to_first": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "ratio_to_first": _ratios(one.wall, first.wall),
+        "cpu_ratio_to_first": _ratios(one.cpu, first.cpu),
+        "ratio_to_best_of_first": _ratios(getattr(one, config.clock), getattr(best, config.clock)),
         "peak_memory_bytes": one.peak_bytes,
-        "achieved_flops_per_second": 2 * macs * median,
+        "gpu_kernels": one.kernels,
+        "achieved_flops_per_second": 2 * macs / seconds,
         "matmul_peak_flops_per_second": peak,
-        "share_of_matmul_peak": 2 * macs * median / peak,
+        "share_of_matmul_peak": 2 * macs / seconds / peak,
     }
 
 
-HEADINGS = ("model", "images/s", "25-75 %", "ratio", "min-max", "memory\nMiB", "MAC\nG", "fraction\nof peak", "fused")
+def _add_exponents(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds p of time ~ pixels^p, from each image size to the next larger one and over all sizes, to each result."""
+    for row in rows:
+        same = [other for other in rows if (other["model"], other["run"]) == (row["model"], row["run"])]
+        same.sort(key=lambda other: math.prod(other["input_size"]))
+        before = same[: same.index(row)]
+        row["exponent_from_previous"] = _exponent(before[-1], row) if before else None
+        row["exponent_from_smallest"] = _exponent(before[0], row) if before else None
+
+
+def _exponent(small: dict[str, Any], large: dict[str, Any]) -> float:
+    pixels = math.prod(large["input_size"]) / math.prod(small["input_size"])
+    return math.log(large["seconds_per_image"] / small["seconds_per_image"]) / math.log(pixels) if pixels > 1 else 0.0
+
+
+HEADINGS = (
+    "model", "run", "side", "images/s", "25-75 %", "CPU ms\n/image", "ratio\nwall", "ratio\nCPU",
+    "to first's\nbest run", "memory\nMiB", "fraction\nof peak", "exponent", "fused",
+)  # fmt: skip
 
 
 def print_terminal(result: dict[str, Any], console) -> None:
@@ -269,35 +390,42 @@ def print_terminal(result: dict[str, Any], console) -> None:
     for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in result["results"]):
         rows = [row for row in result["results"] if (row["mode"], row["dtype"]) == (mode, dtype)]
         what = "inference" if mode == "infer" else f"training step ({config['optimizer']})"
-        precision = "bfloat16 autocast" if dtype == "bfloat16" else dtype
+        precision = {"bfloat16": "bfloat16 autocast", "bfloat16-weights": "bfloat16 weights"}.get(dtype, dtype)
         title = f"{what}, {precision}, batch {config['batch_size']}"
         console.print(title, style="bold", highlight=False, soft_wrap=True)
-        print_table(console, HEADINGS, map(_texts, rows))
+        texts = [_texts(row) for row in rows]
+        shown = [i for i, name in enumerate(HEADINGS) if i < 4 or len({row[i] for row in texts} - {"-", "1.000"})]
+        print_table(console, [HEADINGS[i] for i in shown], ([row[i] for i in shown] for row in texts), left=(0, 1))
         peak = f"{rows[0]['matmul_peak_flops_per_second'] / 1e9:.4g} GFLOP/s"
         console.print(f"matmul peak in this run: {peak} ({dtype}); 1 MAC = 2 FLOP", style="dim", soft_wrap=True)
         console.print()
     versions = ", ".join(f"{name} {machine[name]}" for name in ("vitgraft", "torch", "timm", "python"))
+    allocator = ", ".join(f"{name}={value}" for name, value in machine["allocator"].items()) or "PyTorch's defaults"
     for line in (
         f"{machine['device']} ({machine['device_name']}), {machine['threads']} of {machine['cpu_count']} CPU threads, "
-        f"{'torch.compile' if config['compile'] else 'eager'}, {config['rounds']} rounds, the models in turn",
+        f"{', '.join(config['runs'])}, {config['rounds']} rounds, all in turn; {result['clock']} time counts",
         f"{versions}, {machine['platform']}, float32 matmul precision {machine['float32_matmul_precision']}",
+        f"load {machine['load_average']}; allocator: {allocator}",
         f"fused: timm's set_fused_attn, experimental paths included where on; set to {config['fused_attn']}",
+        "ratio: speed as a multiple of the first model's in the same run; best run: its fastest one here",
         f"memory: {result['memory']}",
     ):
         console.print(line, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
-    speed, ratio, memory = row["images_per_second"], row["ratio_to_first"], row["peak_memory_bytes"]
+    speed, memory, exponent = row["images_per_second"], row["peak_memory_bytes"], row["exponent_from_previous"]
     return [
         row["model"],
+        row["run"],
+        f"{row['input_size'][1]}",
         f"{speed['median']:.4g}",
         f"{speed['q25']:.4g}-{speed['q75']:.4g}",
-        f"{ratio['median']:.3f}",
-        f"{ratio['min']:.3f}-{ratio['max']:.3f}",
+        f"{1e3 * statistics.median(row['cpu_seconds_per_image']):.4g}",
+        *(f"{row[name]['median']:.3f}" for name in ("ratio_to_first", "cpu_ratio_to_first", "ratio_to_best_of_first")),
         "-" if memory is None else f"{memory / 2**20:.0f}",
-        f"{row['macs_per_image'] / 1e9:.3f}",
         f"{row['share_of_matmul_peak']:.0%}",
+        "-" if exponent is None else f"{exponent:.2f}",
         row["fused_attn"],
     ]
 
