@@ -65,12 +65,12 @@ WholeNumber = Annotated[int, Limits("from 0 up", (Ge(0), Strict()))]
 
 def closest(name: str, known: Sequence[str], count: int = 5) -> list[str]:
     """The known names that are like a name or begin like it ("deit_tny": deit_tiny_patch16_224), the likest first."""
-    matcher = difflib.SequenceMatcher(b=name)
+    matcher = difflib.SequenceMatcher(b=name.lower())
 
     def likeness(other: str) -> float:
         scores = []
         for text in (other, other[: len(name) + 1]):
-            matcher.set_seq1(text)
+            matcher.set_seq1(text.lower())
             scores.append(matcher.ratio())
         return max(scores)
 

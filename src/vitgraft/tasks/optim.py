@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -55,6 +60,10 @@ def scale_learning_rates(
     return LearningRates(lr * factor, warmup_lr * ends, min_lr * ends, text)
 
 
+# PyTorch's optimizers that update all parameters in one kernel, on CPUs too
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
 def make_optimizer(
     model: nn.Module,
     opt: str,
@@ -65,7 +74,7 @@ def make_optimizer(
     decay_vectors: bool = False,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """timm's optimiser `opt` over the parameters that train.
+    """timm's optimiser `opt` over the parameters that train, PyTorch's own in their fused form.
 
     Vectors and what the model's own `no_weight_decay()` names do not decay, nor what matches a pattern.
 
@@ -89,7 +98,13 @@ def make_optimizer(
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
     else:
         groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=names, layer_decay=layer_decay)
-    return create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=0.0, **options)
+    if fusible := get_optimizer_info(opt).opt_class in FUSED:
+        options.setdefault("fused", True)
+    optimizer = create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=0.0, **options)
+    if fusible:
+        # a gradient scaler then unscales before the step, so that Lightning can clip in between
+        optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def _groups_by_name(model: nn.Module, weight_decay: float, patterns: set[str]) -> list[dict[str, Any]]:
