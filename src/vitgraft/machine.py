@@ -89,14 +89,23 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(function: Callable[[], object], times: int, device: torch.device) -> float:
-    """Seconds that `times` calls take, from idle device to idle device."""
+def timed(
+    function: Callable[[], object], times: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds that `times` calls take, from idle device to idle device.
+
+    Args:
+        function: What is called.
+        times: How often.
+        device: What it runs on.
+        clock: Seconds; `time.process_time` for CPU time.
+    """
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         function()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def gpu_kernels(step: Callable[[], object], device: torch.device) -> dict[str, int]:
@@ -125,12 +134,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.02)
         dtype: Of both operands. float32 runs at the precision that is set (`float32_matmul_precision`).
         seconds: How long the largest product takes at most about; its side is 8192 at most.
     """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1  # CPU time, which other processes change least
+    clock = time.process_time if alone else time.perf_counter
     size, best = 128, 0.0
     while True:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty(size, size, device=device, dtype=dtype)
         products = [functools.partial(torch.mm, a, right, out=out) for right in (b, b.t())]
-        taken = [min(timed(product, 1, device) for _ in range(3)) for product in products]
+        taken = [min(timed(product, 1, device, clock) for _ in range(3)) for product in products]
         best = max(best, 2 * size**3 / min(taken))
         if min(taken) >= seconds or size >= 8192:
             return best
