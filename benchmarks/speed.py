@@ -388,7 +388,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.names if name not in PLAN]:
         parser.error(f"{unknown[0]}: there are {', '.join(PLAN)}")
-    for name in args.names or [] if args.page else [one for one in PLAN if not (RESULTS / f"{one}.json").exists()]:
+    missing = [name for name in PLAN if not (RESULTS / f"{name}.json").exists()]
+    for name in args.names or ([] if args.page else missing):
         measure(name)
     write(PAGE, make_page(read_results()))
 

@@ -210,6 +210,9 @@ def _compare(
             for fused in config.fused_settings:
                 report(f"{what}: preparing {spec}, {run}")
                 entries.append(_entry(spec, make, img_size, run, fused, mode, dtype, device, config))
+    for one in entries:
+        with fused_attention(one.fused_attn), _compiling(one.run):
+            one.step()  # models of one class share compiled code, of which some is compiled again when another is made
     peak = matmul_rate(device, DTYPES[dtype])
     for number in range(config.rounds):
         for one in entries:
