@@ -16,6 +16,7 @@ from timm.optim import (
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 __all__ = ["LearningRates", "Schedule", "make_optimizer", "scale_learning_rates"]
 
@@ -98,7 +99,9 @@ def make_optimizer(
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
     else:
         groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=names, layer_decay=layer_decay)
-    if fusible := get_optimizer_info(opt).opt_class in FUSED:
+    # a fused update of sharded parameters is not registered for every optimizer
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if fusible := get_optimizer_info(opt).opt_class in FUSED and not sharded:
         options.setdefault("fused", True)
     optimizer = create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=0.0, **options)
     if fusible:
