@@ -77,11 +77,13 @@ names = {category["id"]: category["name"] for category in truth["categories"]}
 
 
 def drawn(path, boxes, texts, color):
-    """An image with boxes (N, 4) as x0, y0, x1, y1, in the order of matplotlib's axes."""
+    """An image with boxes (N, 4) as x0, y0, x1, y1, for matplotlib: (H, W, 3)."""
     pixels = pil_to_tensor(Image.open(path).convert("RGB"))
     factor = max(1, 512 // pixels.shape[-1])  # small images are enlarged, so that names can be read
     pixels = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    return draw_bounding_boxes(pixels, boxes * factor, texts, color, width=2).permute(1, 2, 0)
+    if len(boxes):
+        pixels = draw_bounding_boxes(pixels, boxes * factor, texts, color, width=2)
+    return pixels.permute(1, 2, 0)
 
 
 def true_boxes(image):
@@ -123,8 +125,10 @@ print(recipe.read_text())
 # %%
 run = OUT / "run"
 options = ["--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", 1]
+if not SHARED:
+    options += ["--data.hflip", 0]  # a mirrored digit is no digit
 if QUICK:
-    options += ["--trainer.max_epochs", 1, "--data.max_images", 4]
+    options += ["--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 1, "--data.max_images", 4]
 command("fit", "--config", recipe, "--out", run, *options)
 
 with open(run / "metrics.csv") as file:
@@ -146,7 +150,7 @@ figure.savefig(OUT / "curves.png")
 command("validate", "--ckpt_path", run, "--trainer.enable_progress_bar", "false")
 folder = next(run.glob("validate*"))  # of a part of the images: validate_part
 metrics = json.loads((folder / "metrics.json").read_text())
-print({name: value for name, value in metrics["metrics"].items() if "ap" in name})
+print({name: value for name, value in metrics["metrics"].items() if name.startswith("box")})
 
 figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
 axis.imshow(plt.imread(folder / "precision_recall.png"))
