@@ -27,7 +27,9 @@ from vitgraft.data.digits import make_scene
 from vitgraft.models.mask_rcnn import MaskRCNN
 
 QUICK = "VITGRAFT_NOTEBOOK_QUICK" in os.environ  # as the tests run it: does it work, not: does it learn
-SHARED = os.environ.get("VITGRAFT_SHARED")  # a folder with DeepPCB as data/pcb/pcb.tar: 640 x 640, half an hour on a CPU
+SHARED = os.environ.get(
+    "VITGRAFT_SHARED"
+)  # a folder with DeepPCB as data/pcb/pcb.tar: 640 x 640, half an hour on a CPU
 OUT = Path("runs/notebook_boxes")  # made anew
 torch.manual_seed(0)
 shutil.rmtree(OUT, ignore_errors=True)
@@ -105,6 +107,7 @@ figure.savefig(OUT / "data.png")
 # `command("init", ...)` is `vitgraft init ...` in a shell, run in this process. `init` reads the data by the rules of
 # training, and chooses sizes, windows and levels of the grafts, anchors, batch and epochs; each value has its reason beside
 # it. There are boxes alone, so it is a Faster R-CNN; with masks in the json it would be a Mask R-CNN.
+
 
 # %%
 def command(*words):
