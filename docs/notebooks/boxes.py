@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Boxes: Faster R-CNN on a grafted backbone
 #
-# From a folder of images and a COCO json with boxes alone (no masks) to a trained detector with its AP and pictures, in three
-# commands: `vitgraft init`, `fit`, `validate`. At the end a plain ViT as backbone, in Python.
+# From a folder of images and a COCO json with boxes alone (no masks) to a trained detector with its AP and
+# pictures, in three commands: `vitgraft init`, `fit`, `validate`. At the end a plain ViT as backbone, in
+# Python.
 #
 # Needs `pip install '.[detection]'`. About five minutes on a CPU with the data that the notebook makes.
 
@@ -42,8 +43,9 @@ OUT.mkdir(parents=True)
 # DATA/annotations/instances_train.json        DATA/train/0000.png
 # DATA/annotations/instances_val.json          DATA/val/0000.png
 # ```
-# Set `DATA` to a folder of yours; Pascal VOC and YOLO are read as they are, too (`docs/formats.md`). Here it is made of scenes
-# of handwritten digits, one large and eight small ones in each, or unpacked where DeepPCB is at hand.
+# Set `DATA` to a folder of yours; Pascal VOC and YOLO are read as they are, too (`docs/formats.md`). Here it is
+# made of scenes of handwritten digits, one large and eight small ones in each, or unpacked where DeepPCB is at
+# hand.
 
 # %%
 DATA = OUT / "data"
@@ -104,9 +106,10 @@ figure.savefig(OUT / "data.png")
 # %% [markdown]
 # ## A recipe for it
 #
-# `command("init", ...)` is `vitgraft init ...` in a shell, run in this process. `init` reads the data by the rules of
-# training, and chooses sizes, windows and levels of the grafts, anchors, batch and epochs; each value has its reason beside
-# it. There are boxes alone, so it is a Faster R-CNN; with masks in the json it would be a Mask R-CNN.
+# `command("init", ...)` is `vitgraft init ...` in a shell, run in this process. `init` reads the data by the
+# rules of training, and chooses sizes, windows and levels of the grafts, anchors, batch and epochs; each value
+# has its reason beside it. There are boxes alone, so it is a Faster R-CNN; with masks in the json it would be a
+# Mask R-CNN.
 
 
 # %%
@@ -122,8 +125,8 @@ print(recipe.read_text())
 # %% [markdown]
 # ## Train
 #
-# What `init` wrote can be changed in the file, or here, on the command line. The same model without grafts, to compare with:
-# `--model.graft '{blocks: []}'`.
+# What `init` wrote can be changed in the file, or here, on the command line. The same model without grafts, to
+# compare with: `--model.graft '{blocks: []}'`.
 
 # %%
 run = OUT / "run"
@@ -146,8 +149,8 @@ figure.savefig(OUT / "curves.png")
 # %% [markdown]
 # ## AP
 #
-# COCO's numbers, equal to pycocotools'. AP is the mean over IoU 0.5 to 0.95, AP50 that of 0.5. `run/validate` has them with
-# AP per class, precision-recall curves, and all detections in COCO's form for other tools.
+# COCO's numbers, equal to pycocotools'. AP is the mean over IoU 0.5 to 0.95, AP50 that of 0.5. `run/validate`
+# has them with AP per class, precision-recall curves, and all detections in COCO's form for other tools.
 
 # %%
 command("validate", "--ckpt_path", run, "--trainer.enable_progress_bar", "false")
@@ -162,8 +165,9 @@ axis.axis("off")
 # %% [markdown]
 # ## Predict
 #
-# `vitgraft.load` opens a run without Lightning. Of a detector, `predict` returns torchvision's dictionaries: boxes in pixels
-# of the image, scores, labels from 1 up. `vitgraft predict --ckpt RUN PHOTOS --visualize DIR` draws a whole folder.
+# `vitgraft.load` opens a run without Lightning. Of a detector, `predict` returns torchvision's dictionaries:
+# boxes in pixels of the image, scores, labels from 1 up. `vitgraft predict --ckpt RUN PHOTOS --visualize DIR`
+# draws a whole folder.
 
 # %%
 detector = vitgraft.load(run)
@@ -182,9 +186,10 @@ figure.savefig(OUT / "predictions.png")
 # %% [markdown]
 # ## Another backbone, a loop of your own
 #
-# `vitgraft.pyramid` makes four maps of strides 4 to 32 of any plain ViT, grafted or not, with weights or without: a backbone
-# for the detector of the recipe, and for those of torchvision (`docs/dense_backbones.md`). In training the detector takes
-# images and targets as torchvision's do, labels from 1 up, and returns the losses.
+# `vitgraft.pyramid` makes four maps of strides 4 to 32 of any plain ViT, grafted or not, with weights or
+# without: a backbone for the detector of the recipe, and for those of torchvision (`docs/dense_backbones.md`).
+# In training the detector takes images and targets as torchvision's do, labels from 1 up, and returns the
+# losses.
 
 # %%
 vit = timm.create_model("vit_tiny_patch16_224", depth=4)  # pretrained=True and all 12 blocks, with a network

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Graft a pretrained ViT and fine-tune it
 #
-# A plain ViT of timm gets grafts that change nothing at first (`init="identity"`), and is fine-tuned on class folders: first
-# in a plain PyTorch loop, then by `vitgraft fit`.
+# A plain ViT of timm gets grafts that change nothing at first (`init="identity"`), and is fine-tuned on class
+# folders: first in a plain PyTorch loop, then by `vitgraft fit`.
 #
 # Needs `pip install '.[train]'`. A few minutes on a CPU with the settings below.
 
@@ -40,8 +40,8 @@ OUT.mkdir(parents=True)
 # %% [markdown]
 # ## The data
 #
-# Class folders: `DATA/train/CLASS/*.png`, `DATA/val/CLASS/*.png`. Set `DATA` to a folder of yours; here they are made of
-# scikit-learn's 1,797 scans of handwritten digits, every fifth of them for validation.
+# Class folders: `DATA/train/CLASS/*.png`, `DATA/val/CLASS/*.png`. Set `DATA` to a folder of yours; here they
+# are made of scikit-learn's 1,797 scans of handwritten digits, every fifth of them for validation.
 
 # %%
 DATA = OUT / "digits"
@@ -64,9 +64,10 @@ figure.savefig(OUT / "data.png")
 # %% [markdown]
 # ## Graft
 #
-# `graft` adds one child to each block but the first. Its last projection starts at zero, so the grafted model computes
-# exactly what the pretrained one did. Three grafts of twelve possible ones keep it small; `width=48` would make each of them
-# slim (`slim_grafts_beside_lora.py`). The window must fit the grid: 6 x 6 tokens give one level of 3 x 3, in windows of 3.
+# `graft` adds one child to each block but the first. Its last projection starts at zero, so the grafted model
+# computes exactly what the pretrained one did. Three grafts of twelve possible ones keep it small; `width=48`
+# would make each of them slim (`slim_grafts_beside_lora.py`). The window must fit the grid: 6 x 6 tokens give
+# one level of 3 x 3, in windows of 3.
 
 # %%
 classes = examples.classes
@@ -84,7 +85,8 @@ start = copy.deepcopy(model)
 # %% [markdown]
 # ## A loop of your own
 #
-# Nothing in it knows of grafts. Size, mean and std are those that the weights were trained with, as timm states them.
+# Nothing in it knows of grafts. Size, mean and std are those that the weights were trained with, as timm states
+# them.
 
 # %%
 config = resolve_model_data_config(model) | {"input_size": (3, SIZE, SIZE)}
@@ -135,9 +137,10 @@ print(f"the same backbone after strip: {stripped:.1%}")
 # %% [markdown]
 # ## The same by `vitgraft fit`
 #
-# A recipe is one YAML file: model, data, trainer. Beside the loop above it brings augmentation, mixup, devices, precision,
-# exact resume and evaluation. `model_kwargs` go to `timm.create_model`, `graft` to `vitgraft.graft`; `layer_decay` gives
-# each layer 0.75 of the rate of the one above it. `recipes/finetune` has recipes for published weights.
+# A recipe is one YAML file: model, data, trainer. Beside the loop above it brings augmentation, mixup, devices,
+# precision, exact resume and evaluation. `model_kwargs` go to `timm.create_model`, `graft` to `vitgraft.graft`;
+# `layer_decay` gives each layer 0.75 of the rate of the one above it. `recipes/finetune` has recipes for
+# published weights.
 #
 # `command("fit", ...)` is `vitgraft fit ...` in a shell, run in this process.
 
@@ -203,8 +206,8 @@ figure.savefig(OUT / "losses.png")
 # %% [markdown]
 # ## Evaluate, predict
 #
-# `validate` writes accuracy per class, the confusion matrix and the calibration to `run/validate`. `vitgraft.load` opens a
-# run, or an export of it, without Lightning.
+# `validate` writes accuracy per class, the confusion matrix and the calibration to `run/validate`.
+# `vitgraft.load` opens a run, or an export of it, without Lightning.
 
 # %%
 command("validate", "--ckpt_path", run, "--trainer.enable_progress_bar", "false")
@@ -221,7 +224,8 @@ print("predicted", [one["label"] for one in found], "of", [Path(path).parent.nam
 # %% [markdown]
 # ## Only the grafts
 #
-# For little data, or one backbone under many tasks: freeze what was pretrained, and train grafts and classifier.
+# For little data, or one backbone under many tasks: freeze what was pretrained, and train grafts and
+# classifier.
 
 # %%
 small = start

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Semantic segmentation: UperNet on a grafted Swin
 #
-# From images and masks to mean IoU and pictures, then prediction by sliding windows on an image that is larger than the
-# training crops.
+# From images and masks to mean IoU and pictures, then prediction by sliding windows on an image that is larger
+# than the training crops.
 #
 # Needs `pip install '.[train]'`. About five minutes on a CPU with the settings below.
 
@@ -38,9 +38,9 @@ OUT.mkdir(parents=True)
 # DATA/images/training/0000.png         DATA/images/validation/0000.png
 # DATA/annotations/training/0000.png    DATA/annotations/validation/0000.png      DATA/classes.txt
 # ```
-# Set `DATA` to a folder of yours. A mask is a grey PNG of one number for each pixel, the class; palette images, masks in colors
-# and masks of 0 and 255 are read as well (`docs/formats.md`). Here class 0 is the canvas, classes 1 to 10 are the ink of
-# handwritten digits.
+# Set `DATA` to a folder of yours. A mask is a grey PNG of one number for each pixel, the class; palette images,
+# masks in colors and masks of 0 and 255 are read as well (`docs/formats.md`). Here class 0 is the canvas,
+# classes 1 to 10 are the ink of handwritten digits.
 
 # %%
 DATA = OUT / "data"
@@ -76,9 +76,9 @@ for axis in axes:
 figure.savefig(OUT / "data.png")
 
 # %% [markdown]
-# What a mask's numbers mean is set, never guessed: `reduce_zero_label: false` for classes 0 to C - 1, `true` where 0 is ignored
-# and 1 to C are the classes (ADE20K). `check-data` finds all errors of the files at once. `command("check-data", ...)` is
-# `vitgraft check-data ...` in a shell, run in this process.
+# What a mask's numbers mean is set, never guessed: `reduce_zero_label: false` for classes 0 to C - 1, `true`
+# where 0 is ignored and 1 to C are the classes (ADE20K). `check-data` finds all errors of the files at once.
+# `command("check-data", ...)` is `vitgraft check-data ...` in a shell, run in this process.
 
 
 # %%
@@ -92,9 +92,9 @@ command("check-data", DATA, "--reduce-zero-label", "false")
 # %% [markdown]
 # ## The recipe
 #
-# UperNet on the Swin authors' class, small and from scratch. Windows of 8 tokens are 32 pixels of the finest map; the grafts'
-# levels let the same blocks see the whole image. `vitgraft init DATA` would write a recipe as well; `recipes/ade20k` has those of
-# the paper.
+# UperNet on the Swin authors' class, small and from scratch. Windows of 8 tokens are 32 pixels of the finest
+# map; the grafts' levels let the same blocks see the whole image. `vitgraft init DATA` would write a recipe as
+# well; `recipes/ade20k` has those of the paper.
 
 # %%
 recipe = OUT / "recipe.yaml"
@@ -154,8 +154,9 @@ figure.savefig(OUT / "curves.png")
 # %% [markdown]
 # ## Mean IoU
 #
-# Intersections and unions are summed over the whole validation set, then averaged over the classes. `run/validate` has them per
-# class with accuracy and precision, and the confusion matrix. The canvas is always easy: look at the digits.
+# Intersections and unions are summed over the whole validation set, then averaged over the classes.
+# `run/validate` has them per class with accuracy and precision, and the confusion matrix. The canvas is always
+# easy: look at the digits.
 
 # %%
 command("validate", "--ckpt_path", run, "--trainer.enable_progress_bar", "false")
@@ -165,8 +166,8 @@ print(f"mean IoU {metrics['miou']:.1%}, pixel accuracy {metrics['pixel_accuracy'
 # %% [markdown]
 # ## Predict
 #
-# Of a segmenter, `predict` returns class maps, uint8 (H, W). `vitgraft predict --ckpt RUN PHOTOS --visualize DIR --output
-# areas.csv` writes overlays with a legend, index PNGs, and the area of each class.
+# Of a segmenter, `predict` returns class maps, uint8 (H, W). `vitgraft predict --ckpt RUN PHOTOS --visualize
+# DIR --output areas.csv` writes overlays with a legend, index PNGs, and the area of each class.
 
 # %%
 segmenter = vitgraft.load(run)
@@ -183,8 +184,9 @@ figure.savefig(OUT / "predictions.png")
 # %% [markdown]
 # ## Sliding windows
 #
-# An image of any size can be predicted whole. Windows of the training crops' size, their logits averaged where they overlap,
-# keep the model at the sizes that it was trained for, and need the memory of one window only. Here 2 x 3 scenes in one image.
+# An image of any size can be predicted whole. Windows of the training crops' size, their logits averaged where
+# they overlap, keep the model at the sizes that it was trained for, and need the memory of one window only.
+# Here 2 x 3 scenes in one image.
 
 # %%
 scenes = [[make_scene(1000 + 3 * y + x, split="test", size=SIZE) for x in range(3)] for y in range(2)]
@@ -207,13 +209,11 @@ show(axes[1, 1], sliding, f"sliding windows: mean IoU {mean_iou(sliding):.1%}")
 for axis in axes.flat:
     axis.axis("off")
 figure.savefig(OUT / "sliding.png")
-print(
-    f"{large.shape[0]} x {large.shape[1]} pixels: mean IoU {mean_iou(whole):.1%} whole, {mean_iou(sliding):.1%} by windows"
-)
+print(f"mean IoU {mean_iou(whole):.1%} of the whole image, {mean_iou(sliding):.1%} by windows")
 
 # %% [markdown]
-# The evaluation does it with `--model.window 128 --model.stride 64`, and several scales with `--model.scales`; the command line
-# for a folder of photos, where an image may be larger than the memory takes:
+# The evaluation does it with `--model.window 128 --model.stride 64`, and several scales with `--model.scales`;
+# the command line for a folder of photos, where an image may be larger than the memory takes:
 
 # %%
 Image.fromarray(large).save(OUT / "large.png")
