@@ -5,7 +5,7 @@
 # pictures, in three commands: `vitgraft init`, `fit`, `validate`. At the end a plain ViT as backbone, in
 # Python.
 #
-# Needs `pip install '.[detection]'`. About five minutes on a CPU with the data that the notebook makes.
+# Needs `pip install '.[detection]'`. About eight minutes on a CPU with the data that the notebook makes.
 
 # %%
 import csv
@@ -156,7 +156,7 @@ figure.savefig(OUT / "curves.png")
 command("validate", "--ckpt_path", run, "--trainer.enable_progress_bar", "false")
 folder = next(run.glob("validate*"))  # of a part of the images: validate_part
 metrics = json.loads((folder / "metrics.json").read_text())
-print({name: value for name, value in metrics["metrics"].items() if name.startswith("box")})
+print({name: value for name, value in metrics["metrics"].items() if name.startswith("box_ap")})
 
 figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
 axis.imshow(plt.imread(folder / "precision_recall.png"))
