@@ -18,9 +18,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import timm
 import torch
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
-from torchvision.utils import draw_bounding_boxes
 
 import vitgraft
 from vitgraft.cli import main
@@ -80,14 +80,13 @@ truth = json.loads((DATA / "annotations/instances_val.json").read_text())
 names = {category["id"]: category["name"] for category in truth["categories"]}
 
 
-def drawn(path, boxes, texts, color):
-    """An image with boxes (N, 4) as x0, y0, x1, y1, for matplotlib: (H, W, 3)."""
-    pixels = pil_to_tensor(Image.open(path).convert("RGB"))
-    factor = max(1, 512 // pixels.shape[-1])  # small images are enlarged, so that names can be read
-    pixels = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    if len(boxes):
-        pixels = draw_bounding_boxes(pixels, boxes * factor, texts, color, width=2)
-    return pixels.permute(1, 2, 0)
+def show(axis, path, boxes, texts, color):
+    """An image with boxes (N, 4) as x0, y0, x1, y1 and their names."""
+    axis.imshow(Image.open(path).convert("RGB"))
+    for (x0, y0, x1, y1), text in zip(boxes.tolist(), texts, strict=True):
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color))
+        axis.text(x0, y0, text, color=color, size=8, va="bottom")
+    axis.axis("off")
 
 
 def true_boxes(image):
@@ -99,8 +98,7 @@ def true_boxes(image):
 shown = truth["images"][:3]
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
 for axis, image in zip(axes, shown, strict=True):
-    axis.imshow(drawn(DATA / "val" / image["file_name"], *true_boxes(image), "lime"))
-    axis.axis("off")
+    show(axis, DATA / "val" / image["file_name"], *true_boxes(image), "lime")
 figure.savefig(OUT / "data.png")
 
 # %% [markdown]
@@ -179,8 +177,7 @@ for axis, path, found in zip(axes, paths, detector.predict(paths), strict=True):
         f"{detector.class_names[label - 1]} {score:.0%}"
         for label, score in zip(found["labels"][sure].tolist(), found["scores"][sure].tolist(), strict=True)
     ]
-    axis.imshow(drawn(path, found["boxes"][sure], texts, "yellow"))
-    axis.axis("off")
+    show(axis, path, found["boxes"][sure], texts, "yellow")
 figure.savefig(OUT / "predictions.png")
 
 # %% [markdown]

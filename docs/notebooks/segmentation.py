@@ -24,7 +24,7 @@ from vitgraft.cli import main
 from vitgraft.data.digits import make_scene
 
 QUICK = "VITGRAFT_NOTEBOOK_QUICK" in os.environ  # as the tests run it: does it work, not: does it learn
-EPOCHS = 1 if QUICK else 4
+EPOCHS = 1 if QUICK else 12
 IMAGES = 16 if QUICK else 1200
 SIZE = 128  # of an image, pixels
 OUT = Path("runs/notebook_segmentation")  # made anew
@@ -69,7 +69,9 @@ for number in (0, 1):
     axes[2 * number].imshow(plt.imread(DATA / f"images/training/000{number}.png"))
     show(axes[2 * number + 1], np.asarray(Image.open(DATA / f"annotations/training/000{number}.png")), "mask")
 figure.legend(
-    handles=[Patch(color=c / 255, label=n) for c, n in zip(COLORS, CLASSES, strict=True)], ncols=11, loc="lower center"
+    handles=[Patch(color=c / 255, label=n) for c, n in zip(COLORS, CLASSES, strict=True)],
+    ncols=11,
+    loc="outside lower center",
 )
 for axis in axes:
     axis.axis("off")
@@ -129,7 +131,7 @@ data:
     eval_batch_size: 8
     workers: 0
     crop_size: {SIZE}
-    scale: [0.75, 1.25]  # of random resizing
+    scale: [1.0, 1.0]  # of random resizing: none, the scenes to predict have this size
     cat_max_ratio: 1.0  # most of every image is canvas
     hflip: 0.0  # a mirrored digit is no digit
     photometric: false
