@@ -25,12 +25,12 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 quality: $(READY)
-	$(BIN)/ruff check src tests reproduction benchmarks
-	$(BIN)/ruff format --check src tests reproduction benchmarks
+	$(BIN)/ruff check src tests reproduction benchmarks docs/notebooks
+	$(BIN)/ruff format --check src tests reproduction benchmarks docs/notebooks
 
 style: $(READY)
-	$(BIN)/ruff check --fix src tests reproduction benchmarks
-	$(BIN)/ruff format src tests reproduction benchmarks
+	$(BIN)/ruff check --fix src tests reproduction benchmarks docs/notebooks
+	$(BIN)/ruff format src tests reproduction benchmarks docs/notebooks
 
 docs: $(READY)
 	$(BIN)/vitgraft families --output docs/families.md

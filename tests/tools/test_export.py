@@ -1,5 +1,6 @@
 """ONNX files: the check sees a wrong file, and the model stays as it was."""
 
+import json
 import sys
 
 import pytest
@@ -46,3 +47,16 @@ def test_missing_extra(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed.*vitgraft\[export\]"):
         export_onnx(model, tmp_path / "a.onnx", (3, 32, 32))
+
+
+@pytest.mark.slow
+def test_the_metadata_of_a_run(trained, tmp_path, run_command):
+    import onnxruntime
+
+    code, _, error = run_command("export", trained, tmp_path / "a.onnx")
+    assert code == 0, error
+    stored = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
+    found = {name: json.loads(stored[name]) for name in ("class_names", "input_size", "mean", "std", "preprocessing")}
+    assert found["class_names"] == ["cat", "dog", "eel"] and found["input_size"] == [32, 32]
+    assert found["preprocessing"] == {"crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic"}
+    assert stored["task"] == "classification"

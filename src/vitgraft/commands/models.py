@@ -255,11 +255,11 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     if run.task != "classification":
         return _export_dense_onnx(args, run)
-    metadata = {name: value for name, value in asdict(run.preprocessing).items() if name != "input_size"}
-    metadata |= {"task": run.task, "class_names": list(run.class_names), "input_size": run.preprocessing.input_size}
-    return _export_onnx(
-        args, run.model, (3, *run.preprocessing.input_size), f"{run.weights} weights of {args.model}", metadata
-    )
+    from vitgraft.tools.export import metadata_of
+
+    size = run.preprocessing.input_size
+    metadata = metadata_of(run, size)
+    return _export_onnx(args, run.model, (3, *size), f"{run.weights} weights of {args.model}", metadata)
 
 
 def _export_grafts(args: argparse.Namespace, run) -> int:

@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,34 @@ from torch import Tensor, nn
 
 from vitgraft._version import __version__
 from vitgraft.errors import ExportError, MissingExtraError
+from vitgraft.predict.base import Predictor
 from vitgraft.weights.official import short_reason
 
-__all__ = ["TOLERANCE", "OnnxExport", "export_onnx", "onnx_file"]
+__all__ = ["TOLERANCE", "OnnxExport", "export_onnx", "metadata_of", "onnx_file"]
 
 TOLERANCE = 1e-4
 """Largest difference of an output between PyTorch and onnxruntime that passes; of the largest output where that is
 below 1, since the small logits of random weights would agree in anything."""
+
+
+def metadata_of(run: Predictor, input_size: Sequence[int] | None) -> dict[str, Any]:
+    """What a file's metadata holds of a run.
+
+    Args:
+        run: Of `vitgraft.load`.
+        input_size: (height, width); None: any.
+    """
+    preprocessing = asdict(run.preprocessing)
+    preprocessing.pop("input_size", None)
+    return {
+        "task": run.task,
+        "class_names": list(run.class_names),
+        "input_size": None if input_size is None else list(input_size),
+        "mean": list(preprocessing.pop("mean")),
+        "std": list(preprocessing.pop("std")),
+        "preprocessing": preprocessing,
+        "weights": run.weights,
+    }
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ of grafts and pooling to a fixed size are computed from the size while the model
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vitgraft.errors import ExportError
 from vitgraft.models.mask_rcnn import SIZE_DIVISOR, MaskRCNN
 from vitgraft.predict.detection import Detector
 from vitgraft.predict.segmentation import Segmenter
-from vitgraft.tools.export import onnx_file
+from vitgraft.tools.export import metadata_of, onnx_file
 
 __all__ = ["DenseExport", "DetectorGraph", "ImageCheck", "SegmenterGraph", "export_dense", "input_size_of_run"]
 
@@ -240,8 +240,9 @@ def export_dense(
         free |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     given = [_prepare(run, image, size, free_size) for image in images or _drawn(size, free_size)]
     example = torch.stack([given[0][0]] * (2 if segments else 1))  # torch.export takes a size of 1 for a constant
+    metadata = metadata_of(run, None if free_size else size)
     try:
-        with onnx_file(graph, path, example, graph.outputs, free, opset, _metadata(run, size, free_size)) as file:
+        with onnx_file(graph, path, example, graph.outputs, free, opset, metadata) as file:
             check = _check_classes if segments else _check_objects
             checks = tuple(check(run.model, file, pixels, shown) for pixels, shown in given)
             if not all(one.ok for one in checks):
@@ -255,19 +256,6 @@ def export_dense(
         raise ExportError(f"{error}\n{hint}") from error
     inputs = (0 if segments else 1, 3, *((0, 0) if free_size else size))
     return DenseExport(path, file.opset, file.size_bytes, inputs, graph.outputs, checks)
-
-
-def _metadata(run: Detector | Segmenter, size: tuple[int, int], free_size: bool) -> dict[str, Any]:
-    preprocessing = asdict(run.preprocessing)
-    return {
-        "task": run.task,
-        "class_names": list(run.class_names),
-        "input_size": None if free_size else list(size),
-        "mean": list(preprocessing.pop("mean")),
-        "std": list(preprocessing.pop("std")),
-        "preprocessing": preprocessing,
-        "weights": run.weights,
-    }
 
 
 def _drawn(size: tuple[int, int], free_size: bool) -> list[Image.Image]:
