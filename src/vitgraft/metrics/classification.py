@@ -92,7 +92,7 @@ class ClassificationReport(CountReport):
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean over the samples of |accuracy - mean confidence| of their bin."""
+        """Expected calibration error: mean distance between accuracy and mean confidence of a sample's bin."""
         return fraction(np.abs(self.bin_hits - self.bin_confidences).sum(), self.bin_counts.sum())
 
     @property
