@@ -1,6 +1,6 @@
 """The docs site, made by `make site`.
 
-Sphinx reads the Markdown of the repository where it lies, so that links between pages, and to recipes and sources, hold.
+Sphinx reads the Markdown of the repository where it lies, so that links between pages, to recipes and sources hold.
 """
 
 import re
