@@ -20,7 +20,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 # a block that does not run here carries a comment with the reason in the line before it
-CODE = re.compile(r"^(?P<marked><!-- not run: .+ -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
+CODE = re.compile(r"^(?P<marked><!-- not run: [^\n]+ -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
 # what makes a block quick, and independent of the network
 QUICKER = {
     "pretrained=True": "pretrained=False",
