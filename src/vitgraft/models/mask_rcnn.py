@@ -196,8 +196,8 @@ class MaskRCNN(nn.Module):
                 their pixels. None: in the images' own.
 
         Returns:
-            Training: the losses by their names (`loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`,
-            `loss_box_reg`, `loss_mask`), to be added up. Evaluation: for each image `boxes` (N, 4), `scores` (N,)
+            In training the losses by their names (`loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`,
+            `loss_box_reg`, `loss_mask`), to be added up. In evaluation for each image `boxes` (N, 4), `scores` (N,)
             falling, `labels` (N,) and `masks` (N, height, width) bool.
 
         Raises:
