@@ -2,9 +2,10 @@
 # make test      run the tests
 # make quality   check style and format
 # make docs      make the generated pages anew: families, reliability, tables, figures, zoo (needs ../shared or VITGRAFT_SHARED)
+# make site      make the pages of docs/ and the API into one site, runs/site/index.html, and check all links inside
 # make study     make the runs of reproduction/study that are missing in results/study, then docs/study.md (BUDGET, JOBS)
 # All set up what they need in .venv, at the versions of constraints.txt. Nothing else has to be installed by hand.
-# CI runs .ci/run: all three, with a demo of two steps.
+# CI runs .ci/run: demo (of two steps), quality, test and site.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ DEMO ?=
 BUDGET ?= 60
 JOBS ?= 1
 
-.PHONY: demo test quality style docs study clean
+.PHONY: demo test quality style docs site study clean
 
 demo: $(READY)
 	$(BIN)/vitgraft demo $(DEMO)
@@ -38,6 +39,9 @@ docs: $(READY)
 	$(BIN)/python -m reproduction tables --format markdown --output docs/tables.md
 	$(BIN)/python -m reproduction figures tradeoff --out docs/pictures
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction zoo
+
+site: $(READY)
+	$(BIN)/python -m sphinx -c docs -b html -E -W --keep-going -n -q . runs/site
 
 study: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction study run --budget $(BUDGET) --jobs $(JOBS)

@@ -5,7 +5,7 @@
 The photos below PHOTOS are first saved as JPEG of ImageNet's usual size (longer side 500 pixels, quality 90) in a
 temporary folder, each as often as needed, and read once. Then the two loaders take turns, one epoch a round each, with
 one worker process that computes on one thread, or none: DeiT's training pipeline (random resized crop to 224, flip,
-RandAugment, normalisation, random erasing). The ratio is the median of the ratios within a round; the worker's start is
+RandAugment, normalization, random erasing). The ratio is the median of the ratios within a round; the worker's start is
 not timed. Without a worker the rate is also given per second of CPU time, which other processes disturb less.
 """
 

@@ -95,7 +95,7 @@ def measure(recipe: str, batch_size: int, steps: int, img_size: int) -> dict[str
         recipe: A recipe without mixup, which a bare step would lack.
 
     Returns:
-        Medians in seconds ("cli", "bare"), "ratio" of the medians, and the quartiles of the ratio of neighbours.
+        Medians in seconds ("cli", "bare"), "ratio" of the medians, and the quartiles of the ratio of neighbors.
     """
     from vitgraft.training.lightning_cli import main as train
 
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     low, _, high = found["quartiles"]
     print(
         f"step through the command line {found['cli'] * 1e3:.1f} ms, bare {found['bare'] * 1e3:.1f} ms, "
-        f"ratio {found['ratio']:.3f} (quartiles of neighbours {low:.3f} to {high:.3f})"
+        f"ratio {found['ratio']:.3f} (quartiles of neighbors {low:.3f} to {high:.3f})"
     )
     if args.output:
         options = {"config": args.config, "batch_size": args.batch_size, "steps": args.steps}

@@ -56,7 +56,7 @@ def _add_figures(commands) -> None:
         _figures,
         "the paper's figures 1 (b) and 2 (a), drawn and measured",
         "tradeoff: accuracy against MAC as printed, arrows where grafts were added, and images/s read from a file\n"
-        "or measured with --speed. receptive_field: the effective receptive field of a centre token in Swin-T and\n"
+        "or measured with --speed. receptive_field: the effective receptive field of a center token in Swin-T and\n"
         "DeiT-T with and without grafts, with random weights on real photos. PNG and SVG each, and a page with the\n"
         "numbers.",
         [

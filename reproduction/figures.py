@@ -94,7 +94,7 @@ images/s as measured here (`--bench`; in the repository `results/bench_tables.js
 FIELD_TEXT = """\
 ## Figure 2 (a), measured: receptive fields
 
-The gradient of a stage's centre token with respect to the input, averaged over {photos} photos and {seeds_text} of
+The gradient of a stage's center token with respect to the input, averaged over {photos} photos and {seeds_text} of
 random weights, 224 x 224 (`python -m reproduction figures receptive_field --photos DIR --seeds ...`). In each cell
 the fraction of the image with any gradient at all (theoretical receptive field, "sees" in the figure), and the
 fraction where it is above 0.1 % of its largest value (effective receptive field, "reaches"). Grafts change what a
@@ -102,5 +102,5 @@ token sees at once; the size of the effective receptive field depends on the wei
 grafts it is not always larger.
 
 {table}
-![gradient of the centre token with respect to the input](receptive_field.png)
+![gradient of the center token with respect to the input](receptive_field.png)
 """

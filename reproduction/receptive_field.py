@@ -1,4 +1,4 @@
-"""Figure 2 (a) of the paper as a measurement: receptive fields of a centre token, stage by stage, on real photos."""
+"""Figure 2 (a) of the paper as a measurement: receptive fields of a center token, stage by stage, on real photos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ THRESHOLD = 0.001
 
 @dataclass(frozen=True)
 class StageField:
-    """The effective receptive field (H, W) of the centre token after one stage, averaged over photos and seeds."""
+    """The effective receptive field (H, W) of the center token after one stage, averaged over photos and seeds."""
 
     system: str
     stage: str
@@ -80,7 +80,7 @@ def stages_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def load_photos(folder: str | Path | None = None, size: int = 224) -> torch.Tensor:
-    """Centre crops (N, 3, size, size) of a folder's photos, normalised as ImageNet; None: scikit-learn's two photos.
+    """Center crops (N, 3, size, size) of a folder's photos, normalized as ImageNet; None: scikit-learn's two photos.
 
     Raises:
         DataError, ImageError: The folder holds no image, or one that cannot be read.
@@ -129,7 +129,7 @@ def measure_receptive_fields(
 def draw_receptive_fields(results: Sequence[StageField]) -> Any:
     """One row for each system, one column for each stage.
 
-    Brightness is the logarithm of the gradient, a mean over 4 x 4 pixels; grey is none.
+    Brightness is the logarithm of the gradient, a mean over 4 x 4 pixels; gray is none.
 
     Returns:
         A matplotlib figure.
@@ -154,7 +154,7 @@ def draw_receptive_fields(results: Sequence[StageField]) -> Any:
             ax.set_title(f"{one.stage}: sees {one.theoretical:.0%}, reaches {one.effective:.0%}", fontsize=8)
         row[0].set_ylabel(system, fontsize=10)
     bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
-    bar.set_label("|gradient| of the centre token, largest = 1; grey: none", fontsize=8)
+    bar.set_label("|gradient| of the center token, largest = 1; gray: none", fontsize=8)
     return figure
 
 

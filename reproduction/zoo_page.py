@@ -52,7 +52,7 @@ maps = timm.create_model("pvt_tiny", features_only=True)(images)        # stride
 Largest difference of the logits from those of the official code, over all vectors of a model (inputs that need padding
 or interpolation included), weights sent through `load_official`. Logits have a standard deviation of about 1; the
 official code itself differs by 3e-6 between float32 and float64. "-": no vector of this size, the code is that of its
-neighbours.
+neighbors.
 
 {table}
 
@@ -80,7 +80,7 @@ RegionViT's maps are its local tokens; its classifier reads the regional ones.
 
 Images per second of the thread's CPU time, inference on {machine}, one thread, float32,
 batch {batch} of 224 x 224, medians of {rounds} rounds that take turns; "plain" is the same model with its attention
-written as softmax(q k^T) v with PyTorch's own operators (`tests/reference/zoo_plain.py`; ViL's neighbourhoods by
+written as softmax(q k^T) v with PyTorch's own operators (`tests/reference/zoo_plain.py`; ViL's neighborhoods by
 `unfold`). The ratio is the median of the rounds' ratios.
 {busy}
 

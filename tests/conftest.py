@@ -68,7 +68,7 @@ trainer:
 
 @pytest.fixture(scope="session")
 def class_folders(tmp_path_factory):
-    """root/{train,val}/{cat,dog,eel}: 8 and 3 images of 32 x 32 in each; a class has its colour."""
+    """root/{train,val}/{cat,dog,eel}: 8 and 3 images of 32 x 32 in each; a class has its color."""
     root = tmp_path_factory.mktemp("class_folders")
     generator = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):

@@ -20,7 +20,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 # a block that does not run here carries a comment with the reason in the line before it
-CODE = re.compile(r"^(?P<marked><!-- not run: .+ -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
+CODE = re.compile(r"^(?P<marked><!-- not run: [^\n]+ -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
 # what makes a block quick, and independent of the network
 QUICKER = {
     "pretrained=True": "pretrained=False",
@@ -115,13 +115,34 @@ def test_the_commands_of_a_page_exist(name, help_of, capsys):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_and_recipes_of_a_page_exist(name):
+def test_recipes_and_files_of_a_page_exist(name):
     text = (ROOT / name).read_text()
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    missing = [link for link in links if link and not ((ROOT / name).parent / link).exists()]
     files = re.findall(r"recipes/[\w/]+\.yaml|\b(?:tests|src|docs|reproduction|benchmarks)/[\w/.]+\.\w+", text)
-    missing += [path for path in files if not (ROOT / path).is_file()]
-    assert not missing
+    assert not [path for path in files if not (ROOT / path).is_file()]
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#...` may follow a link to a page: its headings, as GitHub and the docs site write them."""
+    headings = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "CHANGELOG.md", "reproduction/study/PROTOCOL.md"])
+def test_links_of_a_page_lead_somewhere(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text())):
+        if "://" not in link:
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.is_file(), link  # the docs site has no pages of folders
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_in_the_table_of_contents():
+    """docs/README.md, whose tables are the navigation of the docs site too."""
+    rows = [line for line in (ROOT / "docs/README.md").read_text().splitlines() if line.startswith("|")]
+    linked = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", "\n".join(rows))}
+    assert not {page for page in (ROOT / "docs").rglob("*.md") if page != ROOT / "docs/README.md"} - linked
 
 
 def test_the_readme_is_short():

@@ -113,7 +113,7 @@ def _of_classes(split: Split, first: int, end: int) -> Split:
 
 
 def _normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32, standardised per channel."""
+    """uint8 (B, 3, H, W) -> float32, standardized per channel."""
     scale, shift = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (std, mean))
     return (images.float() / 255 - shift) / scale
 
@@ -207,11 +207,11 @@ def _prepare_grocery(images: Tensor, generator: torch.Generator | None) -> Tenso
         return F.interpolate(x, size=(128, 128), mode="bilinear", antialias=True)
     B = len(x)
     side = (0.35 + 0.65 * torch.rand(B, generator=generator)).sqrt()
-    centre = (1 - side) * (2 * torch.rand(2, B, generator=generator) - 1)
+    center = (1 - side) * (2 * torch.rand(2, B, generator=generator) - 1)
     flip = torch.where(torch.rand(B, generator=generator) < 0.5, -1.0, 1.0)
     theta = torch.zeros(B, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = side * flip, centre[0]
-    theta[:, 1, 1], theta[:, 1, 2] = side, centre[1]
+    theta[:, 0, 0], theta[:, 0, 2] = side * flip, center[0]
+    theta[:, 1, 1], theta[:, 1, 2] = side, center[1]
     grid = F.affine_grid(theta.to(x.device), [B, 3, 128, 128], align_corners=False)
     return F.grid_sample(x, grid, align_corners=False, padding_mode="reflection")
 

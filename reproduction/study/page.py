@@ -53,7 +53,7 @@ a part of the test set; rate: chosen multiple of the base learning rate ("fixed"
 ## At equal time
 
 Accuracy when as many CPU seconds of training were spent as the cheaper of both took for all its steps, between two
-evaluations of the curve interpolated. The schedule of the slower one has not come to its end there, so this favours
+evaluations of the curve interpolated. The schedule of the slower one has not come to its end there, so this favors
 the faster one.
 
 {times}

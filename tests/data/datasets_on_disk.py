@@ -62,7 +62,7 @@ def annotation(number: int, image: int, category: int, box: list, segmentation, 
 
 
 def coco_values() -> dict:
-    """Polygons, a compressed and an uncompressed run-length code, a crowd, an image without objects, a grey one."""
+    """Polygons, a compressed and an uncompressed run-length code, a crowd, an image without objects, a gray one."""
     mask = disc(40, 60, 20, 30, 8)
     images = [
         {"id": 10, "file_name": "a.png", "height": 40, "width": 60},
@@ -81,7 +81,7 @@ def coco_values() -> dict:
 
 
 def write_set(root: Path, values: dict, split: str = "train", seed: int = 0) -> Path:
-    """annotations/instances_SPLIT.json and SPLIT/ below a root; b.jpg is grey."""
+    """annotations/instances_SPLIT.json and SPLIT/ below a root; b.jpg is gray."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / split).mkdir(exist_ok=True)
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(values))
@@ -96,7 +96,7 @@ SIZE = (40, 32)  # width, height
 
 
 def label_bytes(values, format: str = "PNG", mode: str | None = None) -> bytes:
-    """A label file of (H, W) values, 8-bit or 16-bit grey."""
+    """A label file of (H, W) values, 8-bit or 16-bit gray."""
     buffer = io.BytesIO()
     image = Image.fromarray(np.asarray(values))
     (image if mode is None else image.convert(mode)).save(buffer, format)

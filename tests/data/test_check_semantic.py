@@ -42,7 +42,7 @@ def test_all_faults_at_once(tmp_path, capsys, workers):
         ("warning", "missing"),
         ("error", "unreadable"),
         ("error", "size"),
-        ("error", "colours"),
+        ("error", "colors"),
         ("error", "values"),
         ("warning", "ignored"),
         ("error", "duplicate"),
@@ -51,7 +51,7 @@ def test_all_faults_at_once(tmp_path, capsys, workers):
     assert "4.jpg: no " in items["error", "missing"][0] and "extra.png" in items["warning", "missing"][0]
     assert len(items["error", "unreadable"]) == 2 and "5.png: empty file" in items["error", "unreadable"][0]
     assert "0.png: labels of 20 x 32 pixels for an image of 40 x 32" in items["error", "size"][0]
-    assert "1.png: a label file in RGB" in items["error", "colours"][0]
+    assert "1.png: a label file in RGB" in items["error", "colors"][0]
     assert "3.png: 77 (640 pixels)" in items["error", "values"][0]
     assert items["warning", "ignored"][0].endswith("2.png")
 

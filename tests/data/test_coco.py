@@ -64,8 +64,8 @@ def test_everything_that_coco_has(root):
     polygon = np.zeros((40, 60), dtype=np.uint8)
     polygon[3:23, 2:12] = 1
     assert (target["masks"][1].numpy() == polygon).all()
-    grey, objects = source.load(1)
-    assert grey.mode == "RGB" and to_target(objects)["labels"].tolist() == [1]  # without the crowd
+    gray, objects = source.load(1)
+    assert gray.mode == "RGB" and to_target(objects)["labels"].tolist() == [1]  # without the crowd
     assert objects.annotations[1]["iscrowd"] == 1
     empty = to_target(source.load(2)[1])
     assert empty["boxes"].shape == (0, 4) and empty["masks"].shape == (0, 40, 40)
@@ -351,5 +351,5 @@ def test_real_sets():
     coco = open_coco(shared("data", "coco_mini", "coco_mini.tar"), "train")
     assert len(coco) == 100 and coco.counts[:, 1].sum() == 746 and len(to_learn(coco)) == 98
     assert len(coco.class_names) == 80 and max(coco.category_ids) == 90
-    grey = next(i for i in range(100) if coco.name(i).endswith("train/000000000086.jpg"))
-    assert coco.load(grey)[0].mode == "RGB"
+    gray = next(i for i in range(100) if coco.name(i).endswith("train/000000000086.jpg"))
+    assert coco.load(gray)[0].mode == "RGB"

@@ -44,9 +44,9 @@ def test_it_is_what_timm_decodes():
     assert (pixels(data) == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
 
 
-def test_grey_cmyk_and_one_bit():
-    grey = np.asarray(Image.fromarray(reference()).convert("L"))
-    assert (pixels(encoded(Image.fromarray(grey), "PNG")) == grey[..., None]).all()
+def test_gray_cmyk_and_one_bit():
+    gray = np.asarray(Image.fromarray(reference()).convert("L"))
+    assert (pixels(encoded(Image.fromarray(gray), "PNG")) == gray[..., None]).all()
     cmyk = encoded(Image.fromarray(reference()).convert("CMYK"), "JPEG", quality=95)
     assert Image.open(io.BytesIO(cmyk)).mode == "CMYK"
     assert np.abs(pixels(cmyk).astype(int) - reference()).mean() < 5
@@ -55,7 +55,7 @@ def test_grey_cmyk_and_one_bit():
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_16_bit_grey_keeps_its_greys(format):
+def test_16_bit_gray_keeps_its_grays(format):
     ramp = np.linspace(0, 65535, 40 * 32).astype(np.uint16).reshape(32, 40)
     expected = (ramp >> 8).astype(int)[..., None]
     assert np.abs(pixels(encoded(Image.fromarray(ramp), format)).astype(int) - expected).max() <= 1
@@ -87,14 +87,14 @@ def test_palette_and_transparency():
     shown = pixels(encoded(Image.fromarray(by_alpha), "PNG"))
     assert (shown[:10] == 255).all() and (shown[20:] == reference()[20:]).all()
     assert np.abs(shown[10:20] - (reference()[10:20] * 0.502 + 255 * 0.498)).max() <= 1
-    grey_alpha = Image.fromarray(by_alpha).convert("LA")
-    assert (pixels(encoded(grey_alpha, "PNG"))[:10] == 255).all()
+    gray_alpha = Image.fromarray(by_alpha).convert("LA")
+    assert (pixels(encoded(gray_alpha, "PNG"))[:10] == 255).all()
     assert (pixels(encoded(Image.fromarray(reference()).convert("RGB"), "PNG", transparency=(1, 2, 3))) >= 0).all()
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_the_first_frame_of_an_animation(format):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green")]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 3
@@ -102,7 +102,7 @@ def test_the_first_frame_of_an_animation(format):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "grey JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "gray JPEG", "PNG", "TIFF"])
 def test_turned_by_exif(kind, orientation):
     upright = reference()
     # what a camera stores: the inverse of what the orientation asks for
@@ -119,7 +119,7 @@ def test_turned_by_exif(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(turn(upright)))
-    if kind == "grey JPEG":
+    if kind == "gray JPEG":
         stored, upright = stored.convert("L"), np.asarray(Image.fromarray(upright).convert("L"))[..., None]
     options = {"quality": 95} if "JPEG" in kind else {}
     shown = pixels(encoded(stored, kind.split()[-1], exif=exif, **options))

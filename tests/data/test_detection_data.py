@@ -25,7 +25,7 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def painted(height=300, width=420):
-    """Three rectangles, each in a colour of its own, with box and mask; (image, target)."""
+    """Three rectangles, each in a color of its own, with box and mask; (image, target)."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     annotations = []
     for channel, (x, y, w, h) in enumerate([(20, 30, 80, 60), (200, 100, 150, 90), (380, 250, 40, 50)]):
@@ -37,7 +37,7 @@ def painted(height=300, width=420):
 
 @pytest.mark.parametrize("augmentation", ["multiscale", "single", "native"])
 def test_image_box_and_mask_stay_together(augmentation):
-    """The pixels of an object are known by their colour: its mask covers them, its box encloses them."""
+    """The pixels of an object are known by their color: its mask covers them, its box encloses them."""
     image, target = painted()
     transform = train_transform(
         DetectionPreprocessing((240, 400), **PLAIN),
@@ -67,7 +67,7 @@ def test_image_box_and_mask_stay_together(augmentation):
         assert sizes == {(240, 336) if augmentation == "single" else (300, 420)} and numbers == {3}
 
 
-def test_evaluation_resizes_and_standardises():
+def test_evaluation_resizes_and_standardizes():
     pixels = eval_transform(DetectionPreprocessing((100, 150), (0.5,) * 3, (0.25,) * 3))(Image.new("RGB", (80, 40)))
     assert pixels.shape == (3, 75, 150) and pixels.unique().tolist() == [-2.0]
 

@@ -94,7 +94,7 @@ def test_dataset_gives_the_same_with_and_without_cache_one_by_one_or_in_batches(
         drawn[6]
 
 
-def test_standardised_images():
+def test_standardized_images():
     image = to_tensor(make_scene(0).image)
     assert image.shape == (3, 64, 64) and image.dtype == torch.float32
     torch.testing.assert_close(image.mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0)

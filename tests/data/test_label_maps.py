@@ -114,8 +114,8 @@ def test_camvid_as_it_is():
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-@pytest.mark.parametrize("labelled", ["stored", "upright"])
-def test_images_turned_by_exif(tmp_path, orientation, labelled):
+@pytest.mark.parametrize("labeled", ["stored", "upright"])
+def test_images_turned_by_exif(tmp_path, orientation, labeled):
     """The size of the labels tells how they see the image; where both sizes are theirs, upright."""
     root = write_pairs(tmp_path, {"training": 1})
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8))
@@ -124,10 +124,10 @@ def test_images_turned_by_exif(tmp_path, orientation, labelled):
     picture.save(root / "images" / "training" / "0.png", exif=exif)
     (root / "images" / "training" / "0.jpg").unlink()
     upright = np.rot90(np.asarray(picture), 2 if orientation == 3 else -1)
-    size = SIZE if labelled == "stored" else upright.shape[1::-1]
+    size = SIZE if labeled == "stored" else upright.shape[1::-1]
     (root / "annotations" / "training" / "0.png").write_bytes(label_bytes(blocks(0, size=size)))
     image, labels = find_pairs(root, "training").source(RULE, NAMES).load(0)
-    stored = labelled == "stored" and orientation == 6
+    stored = labeled == "stored" and orientation == 6
     assert np.array_equal(np.asarray(image), np.asarray(picture) if stored else upright)
     assert labels.shape == (image.height, image.width)
     (check,), _ = open_checks([str(root)], Options())
@@ -180,7 +180,7 @@ def test_kinds_of_label_files():
 
 
 def test_label_files_that_are_refused():
-    with pytest.raises(DataError, match=r"c\.png: a label file in RGB, .* convert each colour"):
+    with pytest.raises(DataError, match=r"c\.png: a label file in RGB, .* convert each color"):
         decode_labels(image_bytes(1, format="PNG"), "c.png")
     with pytest.raises(DataError, match="channels are all the same: save one"):
         decode_labels(label_bytes(blocks(0), mode="RGB"), "c.png")

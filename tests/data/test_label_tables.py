@@ -1,4 +1,4 @@
-"""Label maps by colour and by an explicit mapping of values, and each fault named before a run."""
+"""Label maps by color and by an explicit mapping of values, and each fault named before a run."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ PALETTE = np.array([(0, 0, 0), *COLORS.values()], dtype=np.uint8)
 
 
 def write_colors(root, mode="RGB", counts=None):
-    """ADE20K's layout with a colour for each class; value 0 of `blocks` is ignored, 1 to 3 are the classes."""
+    """ADE20K's layout with a color for each class; value 0 of `blocks` is ignored, 1 to 3 are the classes."""
     counts = counts or {"training": 4, "validation": 2}
     write_pairs(root, counts, names=None)
     for path in root.glob("annotations/*/*.png"):
@@ -85,7 +85,7 @@ def test_colors_without_an_entry(tmp_path, capsys):
     (root / "colors.csv").write_text(TABLES["colors.csv"].replace("0,0,142,car\n", ""))
     with pytest.raises(
         DataError,
-        match=r"4 label files have colours without an entry that are no class; colors.csv has \(70, 130, 180\).*\(0, "
+        match=r"4 label files have colors without an entry that are no class; colors.csv has \(70, 130, 180\).*\(0, "
         r"0, 142\): 25 %.*Add them to colors.csv, as a class or as ignore.*0.png: \(0, 0, 142\) \(320",
     ):
         run(root, colors="colors.csv")
@@ -116,7 +116,7 @@ def test_masks_of_another_size_and_colors_without_a_table(tmp_path):
     ("text", "words"),
     [
         ("1,2,3,a\n1,2,3,b\n", r"\(1, 2, 3\) is there twice, with different classes"),
-        ("1,2,3,a\n1,2,300,b\n", r"line 2 '1, 2, 300, b' is no colour and class; wanted red,green,blue,name"),
+        ("1,2,3,a\n1,2,300,b\n", r"line 2 '1, 2, 300, b' is no color and class; wanted red,green,blue,name"),
         ("1,2,3,ignore\n", "no class in it"),
         ("", "no class in it"),
         ("".join(f"{n},0,{m},c{n}_{m}\n" for n in range(16) for m in range(16)), "num_classes=256: 1 to 255"),

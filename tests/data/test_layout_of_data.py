@@ -1,4 +1,4 @@
-"""Training and `check-data` recognise a dataset by the same rules, and say what else is there."""
+"""Training and `check-data` recognize a dataset by the same rules, and say what else is there."""
 
 import pytest
 from datasets_on_disk import coco_values, write_folder, write_pairs, write_set, write_tar

@@ -48,7 +48,7 @@ def test_exports_with_splits(tmp_path, export, kind, capsys):
     assert data.source("train").load(0)[0].size == (WIDTH, HEIGHT)
     code, report, findings = check_data(capsys, root)
     assert code == 0 and {one["images"] for one in report["sets"]} == {4, 2}
-    assert {kind for _, kind in findings} <= {"no objects", "unlabelled"}
+    assert {kind for _, kind in findings} <= {"no objects", "unlabeled"}
 
 
 @pytest.mark.parametrize("export", WHOLE_EXPORTS)

@@ -1,4 +1,4 @@
-"""Augmentation of segmentation: image and labels stay together, sizes, crops, padding, colours."""
+"""Augmentation of segmentation: image and labels stay together, sizes, crops, padding, colors."""
 
 import random
 
@@ -64,7 +64,7 @@ def test_no_class_fills_a_crop_where_another_crop_can_be_found():
     assert crop_box(torch.full((20, 30), 255, dtype=torch.uint8), (40, 25), 0.75)[2:] == (20, 25)
 
 
-def test_colours_change_within_bounds_and_all_four_ways():
+def test_colors_change_within_bounds_and_all_four_ways():
     random.seed(0)
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
     outcomes = [photometric_distortion(image) for _ in range(60)]
@@ -72,9 +72,9 @@ def test_colours_change_within_bounds_and_all_four_ways():
     assert any(torch.equal(one, image) for one in outcomes)
     means = torch.stack([one.mean() for one in outcomes])
     assert means.min() < 0.4 and means.max() > 0.6
-    grey = torch.full((3, 4, 4), 0.5)
-    changed = torch.stack([photometric_distortion(grey).mean((1, 2)) for _ in range(60)])
-    assert (changed.std(1) < 1e-5).all()  # grey has no hue and no saturation to change
+    gray = torch.full((3, 4, 4), 0.5)
+    changed = torch.stack([photometric_distortion(gray).mean((1, 2)) for _ in range(60)])
+    assert (changed.std(1) < 1e-5).all()  # gray has no hue and no saturation to change
     assert changed.max() <= min(1, (0.5 + 32 / 255) * 1.5) + 1e-6 and changed.min() >= (0.5 - 32 / 255) * 0.5 - 1e-6
 
 

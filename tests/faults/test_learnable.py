@@ -143,7 +143,7 @@ UNUSABLE = {
     "unknown image": {"image_id": 77},
     "unknown category": {"category_id": 5},
     "box without area": {"bbox": [4, 4, 0, 0]},
-    "normalised": {"bbox": [0.1, 0.1, 0.3, 0.4], "segmentation": [[0.1, 0.1, 0.4, 0.1, 0.4, 0.5]]},
+    "normalized": {"bbox": [0.1, 0.1, 0.3, 0.4], "segmentation": [[0.1, 0.1, 0.4, 0.1, 0.4, 0.5]]},
     "box outside": {"bbox": [400, 4, 20, 20]},
     "segmentation": {"segmentation": [[4, 4], [9, 4], [9, 9]]},
     "keys": {"bbox": "box"},
@@ -164,9 +164,9 @@ def test_annotations_that_are_all_unusable(fit, check, tmp_path, reason, kind):
 
 
 ODD = {
-    "normalised polygons": (
+    "normalized polygons": (
         lambda one: one.update(segmentation=[[0.1, 0.1, 0.4, 0.1, 0.4, 0.5]]),
-        REASONS["normalised"].words,
+        REASONS["normalized"].words,
     ),
     "a number beyond every float": (
         lambda one: one.update(segmentation=[[10**400, 1, 2, 3, 4, 5]]),

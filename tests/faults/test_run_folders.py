@@ -311,7 +311,7 @@ def test_a_checkpoint_without_what_a_run_is_resumed_from(run_command, fit, train
 OPTIONS = {
     "class_names: 1 names for num_classes=3": {"class_names": ["cat"]},
     "class_names='cat': should be a valid": {"class_names": "cat"},
-    "data_config.mean='grey'": {"data_config": {"mean": "grey"}},
+    "data_config.mean='gray'": {"data_config": {"mean": "gray"}},
     "data_config.std[1]=0": {"data_config": {"std": [0.1, 0, 0.1]}},
     "data_config.input_size": {"data_config": {"input_size": [3, -1, 32]}},
 }

@@ -17,7 +17,7 @@ def test_window_attention_equals_the_loops(size, window, grad):
     assert_same(actual.detach(), operators.window_attention(x, module.state_dict(), 2, window).detach())
 
 
-def test_a_window_never_reads_its_neighbour():
+def test_a_window_never_reads_its_neighbor():
     module = randomized(WindowAttention(6, 2, (3, 3)))
     x = grid(1, 6, 9, 6)
     y = x.clone()

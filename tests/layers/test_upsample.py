@@ -73,7 +73,7 @@ def test_align_corners_is_false():
 
 
 @pytest.mark.parametrize("size", [(6, 9), (7, 8)], ids=str)
-def test_a_window_never_reads_its_neighbour(size):
+def test_a_window_never_reads_its_neighbor(size):
     x = grid(1, *size, 2)
     y = x.clone()
     y[:, 3:6, 3:6] += 1

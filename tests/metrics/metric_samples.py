@@ -36,7 +36,7 @@ def classified(logits, labels, batch: int = 16):
 
 
 def segmented(*pairs, classes: int = 4):
-    """The report of pairs of predicted and labelled pixels."""
+    """The report of pairs of predicted and labeled pixels."""
     metric = SegmentationMetrics(classes)
     for predicted, labels in pairs:
         metric.update(predicted, labels)

@@ -153,7 +153,7 @@ def test_labels_that_are_none_are_left_out():
     labels[::10] = -1
     labels[1] = 7
     report = classified(logits, labels)
-    assert report.num_unlabelled == 5
+    assert report.num_unlabeled == 5
     assert report.num_samples == 35
 
 

@@ -151,10 +151,10 @@ def test_confusion_figure_of_any_number_of_classes(classes, rows):
     figure = confusion_figure(confusion, names(classes))
     drawn = figure.axes[0].images[0].get_array()
     assert drawn.shape == (rows, rows)
-    # every sample is in the figure: rows that have any sum to 1 (the colour is the square root)
+    # every sample is in the figure: rows that have any sum to 1 (the color is the square root)
     sums = (np.asarray(drawn) ** 2).sum(1)
     assert sums.max() > 0.99 and np.allclose(sums[sums > 0], 1)
-    assert len(figure.axes) == (3 if classes > 20 else 1)  # the matrix, the most confused pairs, the colour bar
+    assert len(figure.axes) == (3 if classes > 20 else 1)  # the matrix, the most confused pairs, the color bar
 
 
 def test_reliability_figure_draws_the_accuracy_of_each_bin():

@@ -187,7 +187,7 @@ def test_pasted_masks():
 def test_padding_and_numbers_of_the_authors():
     batch = pad_images([torch.ones(3, 33, 20), torch.ones(3, 10, 65)])
     assert batch.tensors.shape == (2, 3, 64, 96) and batch.image_sizes == [(33, 20), (10, 65)]
-    assert batch.tensors.sum() == 3 * (33 * 20 + 10 * 65)  # zeros else, neither resized nor normalised
+    assert batch.tensors.sum() == 3 * (33 * 20 + 10 * 65)  # zeros else, neither resized nor normalized
     model = MaskRCNN(timm.create_model("resnet10t"), 3)
     rpn, heads = model.rpn, model.roi_heads
     assert (rpn._pre_nms_top_n, rpn._post_nms_top_n) == (

@@ -66,8 +66,8 @@ def test_patches_of_14_pixels_keep_their_place():
     net.strides, net.made_from = (16,), [0]
 
     def ramp(x, **kwargs):
-        centres = (torch.arange(x.shape[-1] // 14) + 0.5) * 14
-        return [centres.expand(1, 32, x.shape[-2] // 14, -1)]
+        centers = (torch.arange(x.shape[-1] // 14) + 0.5) * 14
+        return [centers.expand(1, 32, x.shape[-2] // 14, -1)]
 
     net.backbone.forward_intermediates = ramp
     (level,) = net(torch.zeros(1, 3, 96, 800))

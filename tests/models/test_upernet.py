@@ -3,6 +3,7 @@ import re
 import pytest
 import timm
 import torch
+from open_mmlab import as_open_mmlab
 from torch import nn
 from torch.nn import functional as F
 
@@ -168,7 +169,7 @@ def test_official_names_load():
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "segmentor."])
 def test_names_of_wrappers(prefix):
     source = upernet(1)
-    for names in (source.state_dict(), as_mmseg(source)):
+    for names in (source.state_dict(), as_mmseg(source), as_open_mmlab(as_mmseg(source), "")):
         model = upernet(2)
         vitgraft.load_official(model, {"state_dict": {prefix + name: value for name, value in names.items()}})
         assert same(source, model)

@@ -48,12 +48,12 @@ def test_results_of_the_dense_tasks(tmp_path):
 
 
 def test_modes():
-    grey = PIXELS[..., 0]
-    for image in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None], Image.fromarray(grey)):
-        assert np.array_equal(np.asarray(read_image(image)), np.stack([grey] * 3, -1))
+    gray = PIXELS[..., 0]
+    for image in (gray, gray[..., None], torch.from_numpy(gray), torch.from_numpy(gray)[None], Image.fromarray(gray)):
+        assert np.array_equal(np.asarray(read_image(image)), np.stack([gray] * 3, -1))
     clear = np.concatenate([PIXELS, np.zeros_like(PIXELS[..., :1])], -1)
     assert (np.asarray(read_image(clear)) == 255).all()  # laid on white
-    assert np.asarray(read_image(grey > 100)).max() == 255
+    assert np.asarray(read_image(gray > 100)).max() == 255
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_two_processes_count_each_image_once(run, tmp_path):
 
 
 class Colors(nn.Module):
-    """Three classes: which color is strongest, in a 5 x 5 neighbourhood; no score for black."""
+    """Three classes: which color is strongest, in a 5 x 5 neighborhood; no score for black."""
 
     def __init__(self):
         super().__init__()

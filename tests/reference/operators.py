@@ -224,7 +224,7 @@ def interpolate_at(x, y, x_, rows, cols):
 
 
 def window_bilinear(x, window_size, factor=2):
-    """Phi of equation 2: to `factor` times the size, pixel centres at half (align_corners False), window by window."""
+    """Phi of equation 2: to `factor` times the size, pixel centers at half (align_corners False), window by window."""
     B, H, W, C = x.shape
     h, w = min(H, window_size[0]), min(W, window_size[1])
     f = factor

@@ -74,7 +74,7 @@ def full_attention(attn: FullAttention, x: torch.Tensor) -> torch.Tensor:
 
 
 def windowed_attention(attn: WindowedAttention, x: torch.Tensor) -> torch.Tensor:
-    """Neighbourhoods by F.unfold, windows outside the map masked."""
+    """Neighborhoods by F.unfold, windows outside the map masked."""
     B, _, C = x.shape
     (H, W), M, G, heads = attn.size, attn.side, attn.global_tokens, attn.num_heads
     rows, columns = -(-H // M), -(-W // M)

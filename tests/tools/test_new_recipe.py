@@ -92,7 +92,7 @@ def init(run_command, tmp_path):
 
 
 BINARY = {0: "background", 255: "object"}
-GREYS = {0: "value_0", 80: "value_80", 160: "value_160"}
+GRAYS = {0: "value_0", 80: "value_80", 160: "value_160"}
 LAYOUTS = {
     "class folders": (class_folders, "Classification", {}),
     "class folders without splits": (lambda r: class_folders(r, [""]), "Classification", {"val_fraction": 0.2}),
@@ -103,8 +103,8 @@ LAYOUTS = {
     "masks": (masks, "Segmentation", {"reduce_zero_label": False, "num_classes": 3}),
     "masks with names": (named, "Segmentation", {"reduce_zero_label": True}),
     "masks of 0 and 255": (lambda r: masks(r, (0, 255)), "Segmentation", {"label_values": BINARY}),
-    "masks of some greys": (lambda r: masks(r, (0, 80, 160)), "Segmentation", {"label_values": GREYS}),
-    "masks in colours": (colored, "Segmentation", {"colors": "colors.csv"}),
+    "masks of some grays": (lambda r: masks(r, (0, 80, 160)), "Segmentation", {"label_values": GRAYS}),
+    "masks in colors": (colored, "Segmentation", {"colors": "colors.csv"}),
     "masks without splits": (
         lambda r: masks(r, splits=[""], folders=("imgs", "masks")), "Segmentation", {"val_fraction": 0.2}
     ),
@@ -207,7 +207,7 @@ AMBIGUOUS = {
     "some masks": (some_polygons, "--task detection"),
     "folders and a table": (folders_and_table, "data.format"),
     "images and masks, or classes": (photos_and_truth, "--task segmentation --data.train=[photos,truth]"),
-    "colours": (lambda r: colored(r, None), "--data.colors FILE"),
+    "colors": (lambda r: colored(r, None), "--data.colors FILE"),
     "nothing": (lambda r: r.mkdir() or r, "no class folders"),
 }
 

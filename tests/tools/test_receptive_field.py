@@ -30,7 +30,7 @@ def test_windows_reach_their_window_full_attention_and_grafts_the_whole_image():
     full, windows = _vit(), vitgraft.graft(_vit(), blocks=(), **WINDOW)
     grafted = vitgraft.graft(_vit(), **WINDOW)
     field = field_of(windows, windows.blocks[1], _images())
-    # the centre token (4, 4) of 8 x 8 lies in the window of tokens 4 and 5, pixels 16 to 23
+    # the center token (4, 4) of 8 x 8 lies in the window of tokens 4 and 5, pixels 16 to 23
     assert field[16:24, 16:24].min() > 0
     field[16:24, 16:24] = 0
     assert field.max() == 0
@@ -51,7 +51,7 @@ def test_convolution_reaches_its_kernel_and_the_largest_value_is_one():
     field = field_of(net, net.last, torch.randn(3, 3, 12, 10))
     assert field.shape == (12, 10) and field.max() == 1
     inside = torch.zeros(12, 10, dtype=torch.bool)
-    inside[4:9, 3:8] = True  # 5 x 5 about the centre (6, 5)
+    inside[4:9, 3:8] = True  # 5 x 5 about the center (6, 5)
     assert (field[inside] > 0).all() and (field[~inside] == 0).all()
     weights = net.conv.weight.sum(0).abs().sum(0)  # the gradient of the summed channels is the kernel
     torch.testing.assert_close(field[inside].reshape(5, 5), (weights / weights.max()).detach())

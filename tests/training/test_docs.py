@@ -1,4 +1,4 @@
-"""The YAML of docs/training.md: the command line's parser takes every trainer section, and the recipe."""
+"""The YAML of docs/training.md and docs/coming_from_*.md: the command line's parser takes it."""
 
 import json
 import re
@@ -27,7 +27,7 @@ class _Parsed(lightning_cli.VitgraftCLI):
 
 
 def _parse(recipe: dict):
-    errors = lightning_cli.recipe_errors(recipe, lightning_cli.TOP, {"data": lightning_cli.DATA})
+    errors = lightning_cli.recipe_errors(recipe, lightning_cli.TOP, {"data": lightning_cli.DATA}, lightning_cli.PARTS)
     if errors:
         raise RecipeError(errors)
     recipe = lightning_cli.with_class_paths(recipe, {"data": lightning_cli.DATA})
@@ -56,6 +56,16 @@ def test_an_unknown_strategy_is_refused():
     )
     with pytest.raises(RecipeError, match=r"trainer\.strategy="):
         _parse(recipe)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("coming_from_*.md")), ids=lambda page: page.stem)
+def test_recipes_of_who_comes_from_elsewhere(page):
+    """A block is a whole recipe, or goes over the one that the comment before it names."""
+    text = page.read_text()
+    found = re.findall(r"^<!-- (?:whole recipe|over (\S+)) -->\n```yaml\n(.*?)^```$", text, re.S | re.M)
+    assert len(found) == text.count("```yaml") > 0
+    for below, block in found:
+        _parse(merge(read_recipe(ROOT / below), load_yaml(block)) if below else load_yaml(block))
 
 
 def test_the_recipe_of_the_page(tmp_path):

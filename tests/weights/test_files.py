@@ -52,7 +52,7 @@ def test_the_previous_one_is_kept(path):
 
 
 @pytest.mark.parametrize("harm", ["empty", "cut", "flip", "gone"])
-def test_damage_is_recognised_and_the_previous_one_used(path, harm, capsys):
+def test_damage_is_recognized_and_the_previous_one_used(path, harm, capsys):
     saved_twice(path)
     data = bytearray(path.read_bytes())
     if harm == "gone":
@@ -75,17 +75,17 @@ def test_every_bit_and_length_counts_or_changes_nothing(path):
     written = torch.arange(3.0)
     files.write({"x": written}, path)
     whole = path.read_bytes()
-    recognised = 0
+    recognized = 0
     for at in range(0, len(whole), 3):
         for bit in (1, 16):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
             try:
                 found = files.read_checkpoint(path)
             except CheckpointError:
-                recognised += 1
+                recognized += 1
             else:
                 assert list(found) == ["x"] and torch.equal(found["x"], written), f"byte {at} of {len(whole)}"
-    assert recognised > len(whole) // 3
+    assert recognized > len(whole) // 3
     for length in range(0, len(whole), 13):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError):

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from conftest import shared
+from open_mmlab import as_open_mmlab
 from safetensors.torch import save_file
 from torch import nn
 
@@ -338,19 +339,6 @@ def renamed(state, *pairs):
     return state
 
 
-def as_mmdet(state):
-    """Names of mmdetection's own Swin."""
-    return renamed(
-        state,
-        (r"^layers\.", "stages."),
-        (r"\.attn\.", ".attn.w_msa."),
-        (r"\.mlp\.fc1", ".ffn.layers.0.0"),
-        (r"\.mlp\.fc2", ".ffn.layers.1"),
-        (r"^patch_embed\.proj", "patch_embed.projection"),
-        (r"^", "backbone."),
-    )
-
-
 def as_transformers(state):
     return renamed(
         state,
@@ -374,7 +362,6 @@ def as_adapter(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (as_mmdet, "own names of mmdetection or mmsegmentation.*The Swin authors' file"),
         (as_transformers, "Hugging Face transformers.*timm's names"),
         (as_adapter, "PEFT adapter.*merge_and_unload"),
         (lambda state: cswin().state_dict(), "a CSWin"),
@@ -383,7 +370,7 @@ def as_adapter(state):
         (lambda state: {"rpn.head.conv.weight": torch.zeros(1), "roi_heads.x": torch.zeros(1)}, "a detector"),
         (lambda state: {"state": {0: {"exp_avg": torch.zeros(1)}}, "param_groups": []}, "state of an optimizer"),
     ],
-    ids=["mmdetection", "transformers", "peft", "cswin", "pvt", "resnet", "detector", "optimizer"],
+    ids=["transformers", "peft", "cswin", "pvt", "resnet", "detector", "optimizer"],
 )
 def test_a_file_of_something_else_is_an_error_also_when_not_strict(change, message, strict):
     model = swin(2)
@@ -407,6 +394,37 @@ def test_not_strict_lists_the_rest():
     state = remove("norm.weight")({**as_authors(swin(1)), "alien": torch.zeros(1)})
     report = load_official(swin(2), state, strict=False)
     assert (report.missing, report.unexpected) == (["norm.weight"], ["alien"])
+
+
+NORMS = {f"backbone.norm{i}.{name}": torch.rand(16 * (i + 1)) for i in (0, 1) for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("around", [{}, {"neck.convs.0.weight": torch.zeros(1), **NORMS}])
+def test_a_swin_of_mmdetection(around):
+    source, model = swin(1, num_classes=0), DenseFeatures(swin(2), (0, 1))
+    nn.init.normal_(source.layers[1].downsample.norm.weight)
+    weights = as_open_mmlab(as_authors(source))
+    report = load_official(model, {"meta": {}, "state_dict": {**weights, **around}})
+    assert not report.unexpected and len(report.missing) == (0 if around else 4)
+    whole = DenseFeatures(source, (0, 1))
+    whole.load_state_dict({name.removeprefix("backbone."): v for name, v in around.items()}, strict=False)
+    images = torch.rand(1, 3, 32, 32)
+    for ours, theirs in zip(model(images), whole(images), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_patch_merging_of_mmdetection():
+    """Its own formula (mmdet/models/layers/transformer/utils.py PatchMerging), with its weights, is ours."""
+    merging = swin(1).layers[1].downsample
+    nn.init.normal_(merging.norm.weight)
+    weights = as_open_mmlab({f"layers.0.downsample.{k}": v for k, v in merging.state_dict().items()}, "")
+    norm, bias, reduction = (
+        weights[f"stages.0.downsample.{k}"] for k in ("norm.weight", "norm.bias", "reduction.weight")
+    )
+    x = torch.rand(2, 4, 6, 16)
+    unfolded = nn.functional.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)
+    theirs = nn.functional.layer_norm(unfolded, norm.shape, norm, bias) @ reduction.T
+    torch.testing.assert_close(merging(x).flatten(1, 2), theirs)
 
 
 def test_bad_files(tmp_path):

@@ -33,7 +33,7 @@ READING = {
     "class_names": "of labels that are numbers, as [cat,dog]",
     "train_images": "COCO: the folder of the training images",
     "val_images": "COCO: the folder of the validation images",
-    "colors": "masks: table of colours and their classes, red,green,blue,name",
+    "colors": "masks: table of colors and their classes, red,green,blue,name",
     "label_values": "masks: values and their classes, as '{0: background, 255: object}'",
     "reduce_zero_label": "masks: whether 0 is ignored and 1 to C are the classes",
     "num_classes": "masks: how many classes",
@@ -57,7 +57,7 @@ def _add_init(commands) -> None:
             "vitgraft init DIR",
             "vitgraft init photos.tar --output photos.yaml",
             "vitgraft init DIR --task detection                       boxes, though there are masks",
-            "vitgraft init DIR --data.colors colors.csv               masks in colours",
+            "vitgraft init DIR --data.colors colors.csv               masks in colors",
             "vitgraft init DIR --device cuda --memory 24              for another machine, with a GPU of 24 GB",
         ],
     )
@@ -85,7 +85,7 @@ def _add_check_data(commands) -> None:
         "imbalance and images that are twice in a dataset (warnings). A PATH is whatever data.root takes: a folder or\n"
         "tar of class folders, shards, or a folder with splits such as train and val, which are compared.\n"
         "In ADE20K's layout (images/SPLIT, annotations/SPLIT) also the label maps: missing ones, other sizes,\n"
-        "colours instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json),\n"
+        "colors instead of indices, values that are no class. In COCO's layout (annotations/instances_SPLIT.json),\n"
         "Pascal VOC's and YOLO's also the objects: missing keys, ids twice, unknown categories, impossible boxes and\n"
         "masks. Of a table of files and labels: rows without a file, images in several rows.",
         [
@@ -137,7 +137,7 @@ def _add_check_data(commands) -> None:
     labels.add_argument("--num-classes", type=positive, metavar="C", help="default: those named in classes.txt")
     labels.add_argument("--image-suffix", default="", metavar="TEXT", help="of image names, before the ending")
     labels.add_argument("--label-suffix", default="", metavar="TEXT", help="of label names, before the ending")
-    labels.add_argument("--colors", metavar="FILE", help="table of colours and their classes: red,green,blue,name")
+    labels.add_argument("--colors", metavar="FILE", help="table of colors and their classes: red,green,blue,name")
     labels.add_argument(
         "--label-values", type=_label_values, metavar="VALUES", help="values and their classes: 0=background,255=object"
     )
@@ -165,7 +165,7 @@ def _add_convert(commands) -> None:
         "what should be kept, or taken to other tools. Sizes that XML lacks are those of the images.",
         [
             "vitgraft convert VOCdevkit/VOC2007 OUT --to coco",
-            "vitgraft convert labelled.tar OUT --to coco --val-fraction 0.1 --link",
+            "vitgraft convert labeled.tar OUT --to coco --val-fraction 0.1 --link",
         ],
     )
     add = parser.add_argument

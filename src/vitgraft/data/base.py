@@ -369,7 +369,7 @@ class DataModule(pl.LightningDataModule):
         return len(self.source("train"))
 
     def steps_per_epoch(self, world_size: int | None = None, accumulate: int = 1) -> int:
-        """Optimiser steps of an epoch, with gradients of `accumulate` batches in each; the last may have fewer."""
+        """Optimizer steps of an epoch, with gradients of `accumulate` batches in each; the last may have fewer."""
         return -(-len(self.train_order(world_size)) // accumulate)
 
     def val_dataloader(self) -> Loader:

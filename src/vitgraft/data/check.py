@@ -42,7 +42,7 @@ __all__ = ["ImageCheck", "check", "open_checks"]
 
 
 class ImageCheck(Check):
-    """Labelled images.
+    """Labeled images.
 
     Args:
         source: The images.

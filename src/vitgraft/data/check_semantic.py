@@ -1,7 +1,7 @@
 """`vitgraft check-data` for semantic segmentation: every pair of image and label file.
 
 Errors: images without labels, files that can't be read (a run leaves them out), labels of another size than their
-image, with colours instead of indices, with values that are no class, splits with ignored pixels only, images that are
+image, with colors instead of indices, with values that are no class, splits with ignored pixels only, images that are
 in two splits. Warnings: label files without an image or with ignored pixels only, classes without a pixel in a split.
 """
 
@@ -79,7 +79,7 @@ class PairCheck(Check):
         except (ImageError, DataError) as error:
             examined = self.examine(index)
             if isinstance(error, DataError):
-                return examined._replace(errors=examined.errors | {"colours": str(error)})
+                return examined._replace(errors=examined.errors | {"colors": str(error)})
             both = [examined.errors["unreadable"]] if "unreadable" in examined.errors else []
             return examined._replace(errors=examined.errors | {"unreadable": "; ".join([*both, str(error)])})
         examined = self.examine(index, values.shape)

@@ -1,4 +1,4 @@
-"""`ImageData`: labelled images, from a path to the batches that a trainer takes. Needs the `train` extra."""
+"""`ImageData`: labeled images, from a path to the batches that a trainer takes. Needs the `train` extra."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPEATS = 3
 
 
 class ImageData(DataModule):
-    """Labelled images for training and evaluation.
+    """Labeled images for training and evaluation.
 
     Args:
         root: Folder with the splits, tar, shard pattern or URL; what lies there is inferred.

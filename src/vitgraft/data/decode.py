@@ -4,9 +4,9 @@ What is done with images that are not plain RGB:
 
 | image | becomes |
 |---|---|
-| grey, palette, CMYK, YCbCr, 1-bit | RGB, by Pillow's conversion |
+| gray, palette, CMYK, YCbCr, 1-bit | RGB, by Pillow's conversion |
 | transparent (alpha channel, or palette with transparent entries) | laid on white |
-| 16-bit grey | its upper 8 bits (Pillow's conversion would clip all above 255 to white) |
+| 16-bit gray | its upper 8 bits (Pillow's conversion would clip all above 255 to white) |
 | 16-bit RGB | 8-bit, by Pillow's decoder |
 | animated (GIF, WebP, APNG) | its first frame |
 | turned by its EXIF entry | upright |
@@ -109,7 +109,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        # Pillow before 10 and its PNG reader call 16-bit grey "I"
+        # Pillow before 10 and its PNG reader call 16-bit gray "I"
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
     if image.mode == "P" or image.mode in _PLAIN:
         return image.convert("RGB")

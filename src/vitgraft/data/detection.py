@@ -39,7 +39,7 @@ class DetectionBatch(NamedTuple):
     """What a loader yields.
 
     Attributes:
-        images: B times float32 (3, H, W), standardised; each has its own size.
+        images: B times float32 (3, H, W), standardized; each has its own size.
         targets: Of each image. In training `boxes` float32 (N, 4), x0, y0, x1, y1 in pixels of the image, `labels`
             int64 (N,), 1 to C, `masks` uint8 (N, H, W) where there are masks. In evaluation `image_id`, `orig_size`
             (height, width) of the file and `objects` (`Objects`), its annotations.

@@ -238,7 +238,7 @@ def box_errors(box: list[float], size: tuple[int, int]) -> Iterator[tuple[str, s
     else:
         if w < 1 or h < 1:
             is_part = max(box) <= 1 and min(x, y) >= 0 and x + w <= 1.01 and y + h <= 1.01
-            yield "normalised" if is_part else "small box", f"{box}"
+            yield "normalized" if is_part else "small box", f"{box}"
         shown = f"{box} in {size[1]} x {size[0]}"
         if not (x < size[1] and y < size[0] and x + w > 0 and y + h > 0):
             yield "box outside", shown
@@ -266,7 +266,7 @@ def segmentation_errors(
         xs, ys = ([n for polygon in segmentation for n in polygon[start::2]] for start in (0, 1))
         around = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
         if min(*xs, *ys) >= 0 and max(*xs, *ys) <= 1 < max(box[2:]):
-            yield "normalised", f"polygons inside one pixel, around {[round(n, 2) for n in around]}, of the box {box}"
+            yield "normalized", f"polygons inside one pixel, around {[round(n, 2) for n in around]}, of the box {box}"
             return
         # of other polygons some pixel is inside for sure, and none has to be drawn
         is_doubtful = min(around[2:]) < 2 or not (

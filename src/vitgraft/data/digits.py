@@ -1,7 +1,7 @@
 """Scenes of real handwritten digits of very different sizes: the dataset that is always there.
 
 One large digit and a few small ones lie far apart on a textured canvas. The digits are scikit-learn's 1797 scans (8 x 8
-pixels, 16 grey levels, `sklearn.datasets.load_digits`); nothing is downloaded. One generator serves three tasks:
+pixels, 16 gray levels, `sklearn.datasets.load_digits`); nothing is downloaded. One generator serves three tasks:
 
 - classification: small digits of one class lie on the left, of another class on the right, and the large digit between
   them decides which side counts: 0 the left, 1 the right. The label is the class of that side, so it needs a shape that
@@ -35,7 +35,7 @@ COPIES = 4  # small digits on each side
 # smallest and largest side of the large digit and of the small ones, of a canvas of 64 pixels
 LARGE, SMALL = (26, 32), (11, 14)
 SPLITS = ("train", "test")
-# A pixel belongs to a digit where at least this fraction of its colour is ink; below it the stroke can't be seen.
+# A pixel belongs to a digit where at least this fraction of its color is ink; below it the stroke can't be seen.
 INK_THRESHOLD = 0.35
 
 
@@ -90,9 +90,9 @@ def digit_instances(split: str) -> tuple[np.ndarray, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _resize_matrix(source: int, target: int) -> np.ndarray:
-    """Bilinear interpolation along one axis, half-pixel centres, as a matrix (target, source)."""
-    centres = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
-    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(source))).astype(np.float32)
+    """Bilinear interpolation along one axis, half-pixel centers, as a matrix (target, source)."""
+    centers = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(source))).astype(np.float32)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A canvas (size, size, 3) in 0 to 1: clouds at three scales, a grating, grain, in two colours of one family."""
+    """A canvas (size, size, 3) in 0 to 1: clouds at three scales, a grating, grain, in two colors of one family."""
     pattern = np.zeros((size, size), dtype=np.float32)
     for cells, weight in ((3, 0.5), (8, 0.35), (size // 2, 0.3)):
         pattern += weight * _resize(rng.standard_normal((cells, cells), dtype=np.float32), size, size)
@@ -169,9 +169,9 @@ def make_scene(index: int, seed: int = 0, split: str = "train", size: int = 64) 
     for digit, (x, y, width, height) in zip(digits, places, strict=True):
         scan = int(rng.choice(instances[digit]))
         ink = _resize(scans[scan], height, width)[..., None] * np.float32(rng.uniform(0.8, 1.0))  # (h, w, 1)
-        colour = rng.uniform(0.8, 1.0, 3).astype(np.float32)
+        color = rng.uniform(0.8, 1.0, 3).astype(np.float32)
         window = canvas[y : y + height, x : x + width]
-        window += ink * (colour - window)
+        window += ink * (color - window)
         mask = np.zeros((size, size), dtype=bool)
         mask[y : y + height, x : x + width] = ink[..., 0] >= INK_THRESHOLD
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -190,9 +190,9 @@ def make_scene(index: int, seed: int = 0, split: str = "train", size: int = 64) 
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (..., H, W, 3) to float32 (..., 3, H, W), standardised: the input of the demo's classifiers.
+    """uint8 (..., H, W, 3) to float32 (..., 3, H, W), standardized: the input of the demo's classifiers.
 
-    Each channel of an image has mean 0, the image as a whole standard deviation 1, so that the canvas's colour and
+    Each channel of an image has mean 0, the image as a whole standard deviation 1, so that the canvas's color and
     contrast, which do not bear on the label, need not be unlearned first.
     """
     tensor = torch.from_numpy(image).movedim(-1, -3).float()
@@ -201,7 +201,7 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 class DigitScenes(Source, Dataset):
-    """The scenes 0 to `length` - 1 of a split as (image, label): standardised float32 (3, H, W), and an int.
+    """The scenes 0 to `length` - 1 of a split as (image, label): standardized float32 (3, H, W), and an int.
 
     `scene(index)` is a whole scene; the sources of the dense tasks are subclasses that define `load`.
 

@@ -143,7 +143,7 @@ FILE_ERRORS = {
     "missing": ("image files are missing", False),
     "unreadable": ("files can't be read", False),
     "size": ("files have another size than their annotations", False),
-    "colours": ("label files hold no class indices", True),
+    "colors": ("label files hold no class indices", True),
 }
 MOST_GONE = 0.5  # fraction of a dataset that may be missing or unreadable
 GONE = {
@@ -282,7 +282,7 @@ class Options:
         min_side: Objects: images with a smaller side are not trained on, pixels.
         file_column: Tables: the column of the files; None finds it.
         label_column: Tables: the column of the labels; None finds it.
-        colors: Label maps: file with the class of each colour.
+        colors: Label maps: file with the class of each color.
         label_values: Label maps: value -> class.
     """
 
@@ -307,7 +307,7 @@ class Options:
 
 
 def unusual_about(image, size: tuple[int, int] | None = None) -> str:
-    """What is not plain about a file, 8-bit RGB or grey, one frame, upright, and what is made of it.
+    """What is not plain about a file, 8-bit RGB or gray, one frame, upright, and what is made of it.
 
     Args:
         image: Pillow's, not decoded.
@@ -317,12 +317,12 @@ def unusual_about(image, size: tuple[int, int] | None = None) -> str:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         parts.append("transparent (laid on white)")
     elif image.mode.startswith("I;16") or image.mode == "I":
-        parts.append(f"16-bit grey{_range_of(image)}")
+        parts.append(f"16-bit gray{_range_of(image)}")
     elif image.mode not in ("RGB", "L", "1"):
         meaning = {"P": "palette", "CMYK": "CMYK"}
         parts.append(meaning.get(image.mode, f"mode {image.mode}"))
     elif image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile):
-        parts.append("16-bit colours (their upper 8 bits)")
+        parts.append("16-bit colors (their upper 8 bits)")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         parts.append("animated (the first frame is taken)")
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
@@ -342,7 +342,7 @@ def upright_size(image) -> tuple[int, int]:
 
 
 def _range_of(image) -> str:
-    """What is made of the values of 16-bit grey; where the upper 8 bits are nearly empty, how to go on."""
+    """What is made of the values of 16-bit gray; where the upper 8 bits are nearly empty, how to go on."""
     try:
         bits = int(image.getextrema()[1]).bit_length()
     except Exception:  # a damaged file is an error of its own

@@ -1,4 +1,4 @@
-"""Labelled images as a dataset of batches: decoded, augmented, unreadable ones named."""
+"""Labeled images as a dataset of batches: decoded, augmented, unreadable ones named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitgraft.errors import ImageError
 
 
 class ImageDataset(Samples):
-    """Labelled images as a dataset.
+    """Labeled images as a dataset.
 
     Args:
         source: Where the images are.

@@ -10,8 +10,8 @@ their folders but for the ending; `image_suffix` and `label_suffix` stand betwee
 (Cityscapes: `_leftImg8bit`, `_gtFine_labelTrainIds`). Class names are given, or are read from `classes.txt` (line k
 names class k) or ADE20K's `objectInfo150.txt`.
 
-A label file is an image with a whole number for each pixel: 8-bit or 16-bit grey, or a palette image, whose indices
-count (the colours only show them). Or an image with a colour for each class, by a table of colours (`label_table.py`).
+A label file is an image with a whole number for each pixel: 8-bit or 16-bit gray, or a palette image, whose indices
+count (the colors only show them). Or an image with a color for each class, by a table of colors (`label_table.py`).
 The tasks see classes 0 to C - 1 and 255 for pixels that are ignored.
 """
 
@@ -169,16 +169,16 @@ def decode_labels(data: bytes, name: str) -> np.ndarray:
 
     Raises:
         ImageError: The file is empty, broken, cut short or too large: it can't be read.
-        DataError: It is no label file: colours instead of indices, or JPEG, which changes values.
+        DataError: It is no label file: colors instead of indices, or JPEG, which changes values.
     """
     image = open_image(data, name)
     if image.mode not in _INDEX_MODES:
-        grey = image.mode in ("RGB", "RGBA", "LA") and _is_grey(image, name)
+        gray = image.mode in ("RGB", "RGBA", "LA") and _is_gray(image, name)
         hint = (
-            "its colour channels are all the same: save one of them"
-            if grey
-            else "set data.colors to a table with the class of each colour, or convert each colour to the number of "
-            "its class and save one channel (PNG, 8-bit grey or palette)"
+            "its color channels are all the same: save one of them"
+            if gray
+            else "set data.colors to a table with the class of each color, or convert each color to the number of "
+            "its class and save one channel (PNG, 8-bit gray or palette)"
         )
         raise DataError(f"{name}: a label file in {image.mode}, not one class index for each pixel; {hint}")
     return read_pixels(image, name).astype(np.int32)
@@ -205,7 +205,7 @@ def read_pixels(image: Image.Image, name: str, mode: str | None = None) -> np.nd
         raise ImageError(name, str(error) or type(error).__name__) from error
 
 
-def _is_grey(image, name: str) -> bool:
+def _is_gray(image, name: str) -> bool:
     try:
         pixels = np.asarray(image.convert("RGB"))
     except Exception as error:
@@ -348,7 +348,7 @@ class SemanticSource(Source):
 
         Raises:
             ImageError: One of its two files can't be read.
-            DataError: The labels have colours, or another size than the image.
+            DataError: The labels have colors, or another size than the image.
         """
         name, data = self.labels.name(index), self.images.read(index)
         values = self.rule.decode(self.labels.read(index), name)
@@ -485,7 +485,7 @@ def _by_stem(files: Files, folder: str, suffix: str) -> dict[str, str]:
     for name in files.images(folder):
         stem = os.path.splitext(name)[0]
         if not stem.endswith(suffix):
-            continue  # such as Cityscapes' colour images beside the labels
+            continue  # such as Cityscapes' color images beside the labels
         stem = stem[: len(stem) - len(suffix)]
         if stem in names:
             raise DataError(f"{files.root}/{folder}: {names[stem]} and {name} are of one name; remove one")

@@ -1,7 +1,7 @@
-"""The classes of label maps by a table: of colours (`data.colors`) or of values (`data.label_values`).
+"""The classes of label maps by a table: of colors (`data.colors`) or of values (`data.label_values`).
 
-A table of colours is a CSV with red, green, blue and the name of the class, in this order or with the name first, or
-with a colour such as #ff8000; or CVAT's labelmap.txt. Classes are numbered as they come. Several colours may be of one
+A table of colors is a CSV with red, green, blue and the name of the class, in this order or with the name first, or
+with a color such as #ff8000; or CVAT's labelmap.txt. Classes are numbered as they come. Several colors may be of one
 class; pixels of the class named `ignore` are ignored.
 """
 
@@ -78,9 +78,9 @@ class TableRule(LabelRule):
 
 @dataclass(frozen=True)
 class ColorRule(TableRule):
-    """The meaning of colours; the keys of the table are 65536 red + 256 green + blue."""
+    """The meaning of colors; the keys of the table are 65536 red + 256 green + blue."""
 
-    noun: ClassVar[str] = "colours without an entry"
+    noun: ClassVar[str] = "colors without an entry"
 
     def _read(self, data: bytes, name: str) -> np.ndarray:
         rgb = read_pixels(open_image(data, name), name, "RGB").astype(np.int32)
@@ -94,7 +94,7 @@ def _rule_of_table(entries: list[tuple[int, str]], kind: type[TableRule], where:
     """The rule of a table.
 
     Args:
-        entries: Values or colours, and names of classes.
+        entries: Values or colors, and names of classes.
         kind: `TableRule` or `ColorRule`.
         where: The table in messages.
 
@@ -127,14 +127,14 @@ def rule_of_values(values: Mapping[int, str]) -> TableRule:
 
 
 def read_colors(path: str, files: Files | None = None) -> TableRule:
-    """The rule of a table of colours.
+    """The rule of a table of colors.
 
     Args:
         path: Of the table, or its path below the root of a dataset.
         files: The dataset.
 
     Raises:
-        DataError: No such file, or lines that are no colour and name; the first is named.
+        DataError: No such file, or lines that are no color and name; the first is named.
     """
     data = Path(path).read_bytes() if Path(path).is_file() else None
     if data is None and files is not None:
@@ -160,7 +160,7 @@ def read_colors(path: str, files: Files | None = None) -> TableRule:
         entry = _entry([cell.strip() for cell in row])
         if entry is None and number > 1:
             raise DataError(
-                f"{path}: line {number} {', '.join(row)!r} is no colour and class; wanted red,green,blue,name (0 to "
+                f"{path}: line {number} {', '.join(row)!r} is no color and class; wanted red,green,blue,name (0 to "
                 "255) or #ff8000,name"
             )
         entries += [] if entry is None else [entry]
@@ -168,12 +168,12 @@ def read_colors(path: str, files: Files | None = None) -> TableRule:
 
 
 def paths_of_colors(path: str | None, files: Files) -> list[str]:
-    """What a table of colours may be called below the root of a dataset."""
+    """What a table of colors may be called below the root of a dataset."""
     return [] if path is None else [path, os.path.relpath(path, files.root)]
 
 
 def _entry(row: list[str]) -> tuple[int, str] | None:
-    """Colour and class of a row; None where it has none."""
+    """Color and class of a row; None where it has none."""
     if len(row) == 2:
         for color, name in (row, row[::-1]):
             if _HEX.fullmatch(color) and name:

@@ -71,7 +71,7 @@ _TRIED = 4  # label files whose names are compared with those of all images
 
 
 def layouts_of(path: str | Path | Files, cache_dir: str | Path | None = None) -> dict[str, str]:
-    """The layouts that are recognised, the one that decides first, each with what it is recognised by.
+    """The layouts that are recognized, the one that decides first, each with what it is recognized by.
 
     Args:
         path: Folder, tar, json, or anything else.
@@ -275,7 +275,7 @@ class ObjectSplit(NamedTuple):
     """A split with a file of annotations for each image.
 
     Attributes:
-        where: What it is recognised by, below the root.
+        where: What it is recognized by, below the root.
         pairs: Image and annotations of it, paths below the root; None where there is none.
     """
 

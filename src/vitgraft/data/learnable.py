@@ -73,7 +73,7 @@ REASONS = {
         "have a box whose width or height is not above 0",
         "write bbox as x, y, width, height, not as two corners; remove what is no object",
     ),
-    "normalised": Reason(
+    "normalized": Reason(
         "error",
         True,
         "have coordinates from 0 to 1, as if divided by the image's sides",

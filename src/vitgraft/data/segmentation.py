@@ -67,7 +67,7 @@ class SegmentationData(DataModule):
 
     The values of some label files are counted before a run: values that are not possible are an error that names file
     and value. While it runs, files that can't be read are left out and named; label files of another size than their
-    image, with colours, or with impossible values end it: `vitgraft check-data` finds all of them beforehand.
+    image, with colors, or with impossible values end it: `vitgraft check-data` finds all of them beforehand.
 
     Args:
         root: Folder or tar in ADE20K's layout, or the folder that pairs are named from. None: digit scenes.
@@ -77,7 +77,7 @@ class SegmentationData(DataModule):
         reduce_zero_label: Whether the value 0 of label files is no class and ignored, and 1 to C are the classes. Must
             be set where there is a `root`: it cannot be inferred from the files alone.
         ignore_index: Value of label files that is ignored; None: there is none.
-        colors: Table of the colours of label files and their classes, a path here or below `root`: CSV with red, green,
+        colors: Table of the colors of label files and their classes, a path here or below `root`: CSV with red, green,
             blue, name, or CVAT's labelmap.txt. Takes the place of `reduce_zero_label` and `class_names`.
         label_values: Value of label files -> name of its class, such as {0: background, 255: object}; the name ignore
             is no class. Likewise.
@@ -93,7 +93,7 @@ class SegmentationData(DataModule):
         long_side: Unless the longer side would have more than this.
         antialias: Whether shrinking averages pixels.
         scale: Smallest and largest factor on the evaluation's size.
-        cat_max_ratio: Largest fraction of the labelled pixels of a crop that one class may have; 1: any crop will do.
+        cat_max_ratio: Largest fraction of the labeled pixels of a crop that one class may have; 1: any crop will do.
         hflip: Probability of a horizontal flip.
         photometric: Whether brightness, contrast, saturation and hue are varied.
         scenes: Digit scenes to train on.

@@ -1,11 +1,11 @@
 """From an image and its labels to the input of a segmentation model: the augmentation of mmsegmentation for ADE20K.
 
 Training: resize to fit (2048, 512) times a random ratio, a random crop in which no class has more than 75 % of the
-labelled pixels, flip, photometric distortion, standardise, pad. Evaluation: resize to fit (2048, 512), standardise;
+labeled pixels, flip, photometric distortion, standardize, pad. Evaluation: resize to fit (2048, 512), standardize;
 labels stay as they are.
 
-Differences from mmsegmentation's `PhotoMetricDistortion`: saturation is blended with grey as torchvision does it, not
-multiplied in HSV; colours are clipped once at the end, not after each step. Images are resized with antialiasing where
+Differences from mmsegmentation's `PhotoMetricDistortion`: saturation is blended with gray as torchvision does it, not
+multiplied in HSV; colors are clipped once at the end, not after each step. Images are resized with antialiasing where
 `antialias` is set; OpenCV, which the authors used, has none.
 
 Everything is drawn from Python's global generator.
@@ -70,7 +70,7 @@ class SegmentationPreprocessing:
         return fit_size(height, width, self.short_side, self.long_side, ratio)
 
     def standardize(self, image: Tensor) -> Tensor:
-        """(..., 3, H, W) of 0 to 1, standardised."""
+        """(..., 3, H, W) of 0 to 1, standardized."""
         mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (self.mean, self.std))
         return (image - mean) / std
 
@@ -81,7 +81,7 @@ class SegmentationAugmentation:
 
     Args:
         scale: Smallest and largest factor on the evaluation's size.
-        cat_max_ratio: Largest fraction of the labelled pixels of a crop that one class may have, as far as ten tries
+        cat_max_ratio: Largest fraction of the labeled pixels of a crop that one class may have, as far as ten tries
             can find one; 1: any crop will do.
         hflip: Probability of a horizontal flip.
         photometric: Whether brightness, contrast, saturation and hue are varied.
@@ -102,7 +102,7 @@ def crop_box(labels: Tensor, size: tuple[int, int], cat_max_ratio: float) -> tup
     Args:
         labels: (H, W), 255 where ignored.
         size: (Height, width); less where the image is smaller.
-        cat_max_ratio: Largest fraction of the labelled pixels that one class may have; 1: any.
+        cat_max_ratio: Largest fraction of the labeled pixels that one class may have; 1: any.
     """
     height, width = min(size[0], labels.shape[0]), min(size[1], labels.shape[1])
     for _ in range(CROP_TRIES if cat_max_ratio < 1 else 1):
@@ -148,7 +148,7 @@ def to_tensors(image: Image.Image, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def resize_image(pixels: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
-    """uint8 (3, H, W) resized, bilinear with half-pixel centres."""
+    """uint8 (3, H, W) resized, bilinear with half-pixel centers."""
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     return V.resize(pixels, list(size), antialias=antialias)
@@ -185,7 +185,7 @@ class TrainTransform:
         pixels = pixels.float() / 255
         if varied.photometric:
             pixels = photometric_distortion(pixels)
-        # zeros after standardising, as mmsegmentation pads: the mean colour
+        # zeros after standardizing, as mmsegmentation pads: the mean color
         right, below = given.input_size[1] - width, given.input_size[0] - height
         pixels = F.pad(given.standardize(pixels), (0, right, 0, below))
         return pixels.contiguous(), F.pad(classes, (0, right, 0, below), value=IGNORE).long()

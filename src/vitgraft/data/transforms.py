@@ -78,7 +78,7 @@ class Preprocessing:
         interpolation: Of the resize in evaluation.
         mean: Per channel, 0 to 1.
         std: Per channel, 0 to 1.
-        crop_pct: Fraction of the resized image's side that the centre crop keeps.
+        crop_pct: Fraction of the resized image's side that the center crop keeps.
         crop_mode: "center", "squash" or "border".
     """
 

@@ -145,7 +145,7 @@ class Voc:
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
-        unlabelled = [str(image) for image, label in pairs if not label]
+        unlabeled = [str(image) for image, label in pairs if not label]
         return Entries(
             lists,
             [
@@ -172,9 +172,9 @@ class Voc:
                 ),
                 (
                     "warning",
-                    "unlabelled",
+                    "unlabeled",
                     "images of the list have no XML: taken as images without objects",
-                    unlabelled,
+                    unlabeled,
                 ),
             ],
         )

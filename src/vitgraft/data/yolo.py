@@ -1,6 +1,6 @@
 """YOLO's text files, one for each image, as the entries of a COCO json.
 
-A line is the number of a class and x, y of the centre, width and height of its box; or, of a mask, the points x, y of a
+A line is the number of a class and x, y of the center, width and height of its box; or, of a mask, the points x, y of a
 polygon, at least three. All are fractions of the image's width and height. Category ids are YOLO's numbers, from 0.
 """
 

@@ -393,7 +393,7 @@ class TrainReport:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a normalisation layer: torch's, or what is named so; timm's fused ones hold an activation, while
+    """Whether it is a normalization layer: torch's, or what is named so; timm's fused ones hold an activation, while
     blocks with that word in their names hold layers with parameters."""
     if isinstance(module, _NORMS):
         return True
@@ -409,7 +409,7 @@ def train_grafts_only(model: nn.Module, *, norms: bool = False, head: bool = Tru
 
     Args:
         model: A grafted model.
-        norms: Whether the backbone's normalisation layers train too.
+        norms: Whether the backbone's normalization layers train too.
         head: Whether the classifier trains too, which a new set of classes needs: what timm's `get_classifier` gives,
             or the child `classifier`, `heads` or `head` of models of transformers and torchvision. Layers that you put
             around the model are frozen with the rest; thaw them afterwards.

@@ -81,7 +81,7 @@ class Downsample(nn.Module):
     def forward(
         self, x: torch.Tensor, x0: torch.Tensor | None = None, size: tuple[int, int] | None = None
     ) -> torch.Tensor:
-        """Next finer level (B, H, W, C) -> (B, ceil(H / f), ceil(W / f), C), or (B, *size, C) without a factor.
+        """Next finer level (B, H, W, C) -> (B, ceil(H / f), ceil(W / f), C), or of the `size` without a factor.
 
         Args:
             x: Next finer level.

@@ -189,7 +189,7 @@ class GrafT(nn.Module):
         self.init_weights()
 
     def init_weights(self, *_args, **_kwargs) -> None:
-        """Initial values. timm calls this after a model's own initialisation has run over every linear layer."""
+        """Initial values. timm calls this after a model's own initialization has run over every linear layer."""
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()

@@ -1,7 +1,7 @@
-"""Sizes of a graft's levels: how many there are, how large they are, by what factor neighbours differ.
+"""Sizes of a graft's levels: how many there are, how large they are, by what factor neighbors differ.
 
 All sizes are (height, width) in tokens, levels are listed finest first and without the block's own grid. The option
-`level_sizes` is "halve" (the paper: half of the next finer size, rounded up), a whole factor between neighbours (also
+`level_sizes` is "halve" (the paper: half of the next finer size, rounded up), a whole factor between neighbors (also
 rounded up), or the sizes themselves, each an integer for the longer side or (height, width).
 """
 

@@ -37,7 +37,7 @@ def _matrix(size: tuple[int, int], factor: int, device: torch.device) -> torch.T
 
 
 def window_bilinear_upsample(x: torch.Tensor, window_size: tuple[int, int], factor: int = 2) -> torch.Tensor:
-    """W-Bilinear, Phi of equation 2: each window is enlarged by itself and never reads its neighbour.
+    """W-Bilinear, Phi of equation 2: each window is enlarged by itself and never reads its neighbor.
 
     (B, H, W, C) -> (B, fH, fW, C). Windows start at the top left; those cut off by the bottom or right border end
     there.

@@ -149,7 +149,7 @@ def _gather_bias(table: torch.Tensor, table_window: Size, window: Size) -> torch
 def _shift_mask(device: torch.device, window: Size, shift: Size, windows: Size, dtype: torch.dtype) -> torch.Tensor:
     regions = []
     for number, side, shifted in zip(windows, window, shift, strict=True):
-        # only the last window of an axis holds tokens that the shift has made neighbours: its last `shifted` ones came
+        # only the last window of an axis holds tokens that the shift has made neighbors: its last `shifted` ones came
         # from the other end of the map
         last = torch.arange(number, device=device) == number - 1
         wrapped = torch.arange(side, device=device) >= side - shifted

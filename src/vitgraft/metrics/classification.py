@@ -42,7 +42,7 @@ class ClassificationReport(CountReport):
         bin_hits: int64 (bins,), the correct ones among them.
         bin_confidences: float64 (bins,), sum of their confidences.
         num_nonfinite: Samples whose logits are not finite: counted as wrong, left out of loss and calibration.
-        num_unlabelled: Samples without a label, or with one that the model has no class for: not counted at all.
+        num_unlabeled: Samples without a label, or with one that the model has no class for: not counted at all.
     """
 
     num_samples: int
@@ -55,7 +55,7 @@ class ClassificationReport(CountReport):
     bin_hits: np.ndarray
     bin_confidences: np.ndarray
     num_nonfinite: int = 0
-    num_unlabelled: int = 0
+    num_unlabeled: int = 0
 
     kind = "evaluation"
     labels: ClassVar = {
@@ -67,10 +67,10 @@ class ClassificationReport(CountReport):
         "ece": "expected calibration error (15 bins)",
         "mean_confidence": "mean confidence",
         "num_nonfinite": "samples without finite logits, counted as wrong",
-        "num_unlabelled": "samples without a label, left out",
+        "num_unlabeled": "samples without a label, left out",
         "num_unreadable": "unreadable images, left out",
     }
-    hidden_at_zero = frozenset({"num_nonfinite", "num_unlabelled", "num_unreadable"})
+    hidden_at_zero = frozenset({"num_nonfinite", "num_unlabeled", "num_unreadable"})
     count_column = "samples"
     weakest_by = "accuracy"
     headings: ClassVar = {
@@ -92,7 +92,7 @@ class ClassificationReport(CountReport):
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean over the samples of |accuracy - mean confidence| of their bin."""
+        """Expected calibration error: mean distance between accuracy and mean confidence of a sample's bin."""
         return fraction(np.abs(self.bin_hits - self.bin_confidences).sum(), self.bin_counts.sum())
 
     @property
@@ -140,7 +140,7 @@ class ClassificationMetrics(ReportingMetric):
         self.counts_pairs = num_classes <= MAX_CONFUSION_CLASSES
         sizes = {"class_counts": num_classes, "class_hits": num_classes, "class_hits5": num_classes}
         sizes |= {"bin_counts": BINS, "bin_hits": BINS, "bin_confidences": BINS}
-        sizes |= {"loss_sum": 1, "nonfinite": 1, "unlabelled": 1}
+        sizes |= {"loss_sum": 1, "nonfinite": 1, "unlabeled": 1}
         if self.counts_pairs:
             sizes["pairs"] = num_classes * num_classes
         for name, size in sizes.items():
@@ -161,9 +161,9 @@ class ClassificationMetrics(ReportingMetric):
                 f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: "
                 f"expected (B, {self.num_classes}) and (B,)"
             )
-        labelled = (labels >= 0) & (labels < self.num_classes)
-        self.unlabelled += (~labelled).sum()
-        logits, labels = logits[labelled].float(), labels[labelled]
+        labeled = (labels >= 0) & (labels < self.num_classes)
+        self.unlabeled += (~labeled).sum()
+        logits, labels = logits[labeled].float(), labels[labeled]
         if not len(labels):
             return
         finite = logits.logsumexp(1).isfinite()  # -inf may mask a class
@@ -208,5 +208,5 @@ class ClassificationMetrics(ReportingMetric):
             bin_hits=counts["bin_hits"],
             bin_confidences=counts["bin_confidences"] * CONFIDENCE_UNIT,
             num_nonfinite=nonfinite,
-            num_unlabelled=int(counts["unlabelled"][0]),
+            num_unlabeled=int(counts["unlabeled"][0]),
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["confusion_figure", "figure_class", "precision_recall_figure", "reliability_figure", "save_figure"]
 
 ANNOTATED = 20  # up to so many classes each cell has its number
-NAMED = 60  # up to so many each row has its name; beyond, neighbouring classes share a row
+NAMED = 60  # up to so many each row has its name; beyond, neighboring classes share a row
 GROUPS = 100
 LONGEST_NAME = 22
 
@@ -32,8 +32,8 @@ def confusion_figure(
 ) -> "Figure":
     """Confusion matrix, each row divided by its number of samples.
 
-    With up to 20 classes every cell has its percentage, with up to 60 every row its name. Of more classes, neighbours
-    are summed to at most 100 rows (class lists are mostly sorted so that neighbours are alike: ImageNet's follows
+    With up to 20 classes every cell has its percentage, with up to 60 every row its name. Of more classes, neighbors
+    are summed to at most 100 rows (class lists are mostly sorted so that neighbors are alike: ImageNet's follows
     WordNet), and the pairs that are confused most often stand beside the matrix by name.
 
     Args:
@@ -73,7 +73,7 @@ def confusion_figure(
         bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
         bar.set_label("fraction of the true class")
     accuracy = np.trace(confusion) / max(1, confusion.sum())
-    note = f", {size} neighbouring classes a row" if size > 1 else ""
+    note = f", {size} neighboring classes a row" if size > 1 else ""
     text = f"{confusion.sum():,} {noun}, {classes} classes, {accuracy:.1%} correct{note}"
     figure.suptitle(f"{title}: {text}" if title else text, fontsize=11)
     return figure

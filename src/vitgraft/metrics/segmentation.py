@@ -24,7 +24,7 @@ NO_CLASS = -1
 class SegmentationReport(CountReport):
     """What was measured on a dataset. Fractions are 0 to 1; counts are of pixels but for `num_images`.
 
-    A class without one labelled pixel in the dataset is *absent*: it is left out of the means, also where it was
+    A class without one labeled pixel in the dataset is *absent*: it is left out of the means, also where it was
     predicted (mmsegmentation would count it as 0 there). All 150 classes of ADE20K are in its validation set.
 
     Attributes:
@@ -44,7 +44,7 @@ class SegmentationReport(CountReport):
         "miou": "mean IoU",
         "pixel_accuracy": "pixel accuracy",
         "mean_class_accuracy": "mean class accuracy",
-        "num_pixels": "labelled pixels",
+        "num_pixels": "labeled pixels",
         "num_ignored": "ignored pixels, left out",
         "num_absent": "classes absent from the dataset, left out",
         "num_nonfinite": "pixels without finite scores, counted as wrong",
@@ -63,7 +63,7 @@ class SegmentationReport(CountReport):
 
     @property
     def class_counts(self) -> np.ndarray:
-        """int64 (C,): labelled pixels of each class."""
+        """int64 (C,): labeled pixels of each class."""
         return self.confusion.sum(1)
 
     @property
@@ -84,22 +84,22 @@ class SegmentationReport(CountReport):
 
     @property
     def pixel_accuracy(self) -> float:
-        """Fraction of the labelled pixels that is correct."""
+        """Fraction of the labeled pixels that is correct."""
         return fraction(self.class_hits.sum(), self.num_pixels)
 
     @property
     def num_pixels(self) -> int:
-        """Labelled pixels."""
+        """Labeled pixels."""
         return int(self.confusion.sum())
 
     @property
     def num_absent(self) -> int:
-        """Classes without a labelled pixel."""
+        """Classes without a labeled pixel."""
         return int((self.class_counts == 0).sum())
 
     @property
     def num_nonfinite(self) -> int:
-        """Labelled pixels whose scores are not finite."""
+        """Labeled pixels whose scores are not finite."""
         return int(self.confusion[:, -1].sum())
 
     def class_columns(self) -> dict[str, np.ndarray | None]:
@@ -118,7 +118,7 @@ class SegmentationReport(CountReport):
 
 
 class SegmentationMetrics(ReportingMetric):
-    """Counts predicted against labelled pixels; a torchmetrics metric: processes are added up where it is computed.
+    """Counts predicted against labeled pixels; a torchmetrics metric: processes are added up where it is computed.
 
     torchmetrics' own confusion matrix and Jaccard index give the same counts (the tests compare them), but under
     deterministic algorithms they allocate pixels x C x C numbers for each image (48 GB at 512 x 512 and 150 classes).

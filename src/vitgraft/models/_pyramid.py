@@ -263,7 +263,7 @@ def embedding(*shape: int, device=None, dtype=None) -> nn.Parameter:
 
 
 def init_weights(module: nn.Module) -> None:
-    """DeiT's initialisation, which all these models' authors use; convolutions keep PyTorch's."""
+    """DeiT's initialization, which all these models' authors use; convolutions keep PyTorch's."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -30,7 +30,7 @@ Targets = list[dict[str, torch.Tensor]]
 
 
 class Anchors(nn.Module):
-    """Anchors of one size per level, centred on every cell's top left corner; mmdet's AnchorGenerator.
+    """Anchors of one size per level, centerd on every cell's top left corner; mmdet's AnchorGenerator.
 
     torchvision rounds their sides, and takes image size // map size for the stride, which is 61 and not 64 on the
     coarsest map of an 800 pixel side.
@@ -239,7 +239,7 @@ class RoIHeads(tv_roi_heads.RoIHeads):
 def paste_masks(
     probs: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> torch.Tensor:
-    """Masks of boxes in an image: each pixel reads the box's probabilities at its centre, bilinearly.
+    """Masks of boxes in an image: each pixel reads the box's probabilities at its center, bilinearly.
 
     mmdet's _do_paste_mask; torchvision's own rounds the boxes to whole pixels first.
 

@@ -297,7 +297,7 @@ def pyramid(
         norm: A new LayerNorm on each stage's map, as in Swin's detectors; a plain ViT's pyramid always has its own.
 
     Returns:
-        A module: images (B, in_chans, H, W) -> list of maps (B, C_i, ceil(H / stride), ceil(W / stride)), finest first;
+        A module, images (B, in_chans, H, W) -> list of maps (B, C_i, ceil(H / stride), ceil(W / stride)), finest first;
         `feature_info.channels()` and `feature_info.reduction()` are known before the first image.
 
     Raises:

@@ -44,7 +44,7 @@ def grafted(
         return add_grafts(timm.create_model(backbone, **options), graft)
 
     if kwargs.get("pretrained_cfg") is None:
-        # the backbone's sizes and normalisation, but not its weights, which lack the grafts
+        # the backbone's sizes and normalization, but not its weights, which lack the grafts
         found = timm.get_pretrained_cfg(backbone)
         own = found.to_dict() if found is not None else {}
         weights = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "tag", "architecture")

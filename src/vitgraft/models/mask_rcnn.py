@@ -189,15 +189,15 @@ class MaskRCNN(nn.Module):
         """Losses in training mode, else detections.
 
         Args:
-            images: (3, H, W) each, normalised; they are padded with zeros, neither resized nor normalised here.
+            images: (3, H, W) each, normalized; they are padded with zeros, neither resized nor normalized here.
             targets: In training, for each image `boxes` (N, 4) x0 y0 x1 y1 in pixels, `labels` (N,) from 1 up, and
                 `masks` (N, H, W) if there is a mask head. N may be 0.
             sizes: In evaluation, (height, width) of the files the images were resized from: boxes and masks come in
                 their pixels. None: in the images' own.
 
         Returns:
-            Training: the losses by their names (`loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`,
-            `loss_box_reg`, `loss_mask`), to be added up. Evaluation: for each image `boxes` (N, 4), `scores` (N,)
+            In training the losses by their names (`loss_objectness`, `loss_rpn_box_reg`, `loss_classifier`,
+            `loss_box_reg`, `loss_mask`), to be added up. In evaluation for each image `boxes` (N, 4), `scores` (N,)
             falling, `labels` (N,) and `masks` (N, height, width) bool.
 
         Raises:

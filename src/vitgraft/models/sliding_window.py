@@ -34,7 +34,7 @@ def infer(
 
     Args:
         model: In evaluation mode: images (B, 3, H, W) of any size -> logits (B, K, H, W).
-        image: (B, 3, H, W), normalised; one image, or several of one size.
+        image: (B, 3, H, W), normalized; one image, or several of one size.
         window: Side of the windows in pixels of the scaled image; None: the whole image at once.
         stride: From one window to the next; None: two thirds of a window, as the authors' configurations have it.
         scales: Factors on the image's sides; probabilities are averaged.
@@ -137,7 +137,7 @@ def infer_rows(model: nn.Module, image: Tensor, window: int, stride: int | None 
 
     Args:
         model: In evaluation mode: images (B, 3, H, W) of any size -> logits (B, K, H, W).
-        image: (B, 3, H, W), normalised.
+        image: (B, 3, H, W), normalized.
         window: Side of the windows in pixels.
         stride: From one window to the next; None: two thirds of a window.
 

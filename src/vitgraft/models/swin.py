@@ -74,7 +74,7 @@ def _check_decided(options: dict[str, Any]) -> None:
         if options.get(name, value) not in (None, value):
             raise ValueError(
                 f"{name}={options[name]!r}: this Swin takes every input size with a fixed window, so only {value!r} "
-                "works. timm's own models (swin_*) have the other behaviour."
+                "works. timm's own models (swin_*) have the other behavior."
             )
 
 

@@ -106,7 +106,7 @@ class Predictor:
         Args:
             images: A path of an image file, a PIL image, an array (H, W, 3) or a tensor (3, H, W), both of uint8 or of
                 floats of 0 to 1, not normalized; or a list of them, or a batch (B, H, W, 3) or (B, 3, H, W). Images may
-                have any size. Grey and transparent ones are made RGB.
+                have any size. Gray and transparent ones are made RGB.
             batch_size: Images at a time, where the model takes several.
 
         Returns:

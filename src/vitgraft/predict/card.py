@@ -148,7 +148,7 @@ def model_card(
         f"`predict` returns {RESULTS[task]}.\n",
         f"- Classes ({len(class_names)}): {shown}{more}",
         f"- Data: {markdown_text(data.get('name', 'not recorded'))}{f' ({images} images)' if images else ''}",
-        f"- Licence: {details.get('license') or 'none was given at the export; ask whoever trained the model'}",
+        f"- License: {details.get('license') or 'none was given at the export; ask whoever trained the model'}",
     ]
     if metrics:
         lines += ["\n## Metrics\n", "| metric | value |", "|---|---|"]

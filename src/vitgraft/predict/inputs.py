@@ -77,7 +77,7 @@ def _from_array(pixels: np.ndarray, name: str, given: Any, form: str) -> Image.I
     """(H, W) or (H, W, channels) to RGB."""
     kind, shape = type(given).__name__, tuple(given.shape)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)) or 0 in pixels.shape:
-        raise ImageError(name, f"a {kind} of shape {shape}: give {form}, or (H, W) for grey")
+        raise ImageError(name, f"a {kind} of shape {shape}: give {form}, or (H, W) for gray")
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
     elif np.issubdtype(pixels.dtype, np.floating):

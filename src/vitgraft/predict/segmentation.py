@@ -170,7 +170,7 @@ class Segmenter(Predictor):
         return ", ".join(f"{name} {pixels / counts.total():.1%}" for name, pixels in counts.most_common(self.top))
 
     def draw(self, folder: Path, stem: str, one: Prediction) -> dict[str, str]:
-        """Writes labels/STEM.png, 8-bit grey, the class of each pixel, and overlays/STEM.jpg, for people.
+        """Writes labels/STEM.png, 8-bit gray, the class of each pixel, and overlays/STEM.jpg, for people.
 
         With classes.txt the folder can be read as label files again.
         """

@@ -385,6 +385,6 @@ class Task(pl.LightningModule):
             numbers = report.numbers()
             for name, number in self.LOGGED.items():
                 if numbers.get(number) is not None:  # a detector without masks has no numbers of them
-                    # the same on all processes already; synchronising it again keeps Lightning from warning
+                    # the same on all processes already; synchronizing it again keeps Lightning from warning
                     shown = f"{stage}/{name}" + ("_ema" if weights == "ema" else "")
                     self.log(shown, float(numbers[number]), prog_bar=shown == f"{stage}/{self.MAIN}", sync_dist=True)

@@ -75,7 +75,7 @@ def make_optimizer(
     decay_vectors: bool = False,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """timm's optimiser `opt` over the parameters that train, PyTorch's own in their fused form.
+    """timm's optimizer `opt` over the parameters that train, PyTorch's own in their fused form.
 
     Vectors and what the model's own `no_weight_decay()` names do not decay, nor what matches a pattern.
 
@@ -84,7 +84,7 @@ def make_optimizer(
         layer_decay: Factor from one layer to the one before it; None for one rate. A graft belongs to its block.
         decay_vectors: Vectors decay as well, unless they are named (mmcv's optimizer constructor, with which the Swin
             authors train detectors and segmenters).
-        options: Of the optimiser (betas, eps, momentum ...).
+        options: Of the optimizer (betas, eps, momentum ...).
 
     Raises:
         ValueError: `decay_vectors` together with `layer_decay`.

@@ -26,7 +26,7 @@ IGNORE = 255
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy, averaged over *all* pixels, ignored ones among them, as mmsegmentation 0.11 of the authors does.
 
-    So an image without a labelled pixel has the loss 0, and one that is labelled in part counts by that part.
+    So an image without a labeled pixel has the loss 0, and one that is labeled in part counts by that part.
 
     Args:
         logits: (B, K, H, W).
@@ -124,7 +124,7 @@ class Segmentation(Task):
         return loss
 
     def make_metric(self) -> SegmentationMetrics:
-        """The matrix of labelled and predicted classes."""
+        """The matrix of labeled and predicted classes."""
         return SegmentationMetrics(self.hparams.num_classes)
 
     def evaluate(self, model: nn.Module, metric: SegmentationMetrics, batch: Sequence[Any]) -> None:

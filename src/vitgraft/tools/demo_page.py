@@ -229,7 +229,7 @@ Chance is {1 / len(test.class_names):.0%}; naming a candidate without knowing th
 <p class="note">Norm over the channels of each token. The first graft of the trained model: the block's tokens are
 pooled to coarser levels, attended there (globally on the coarsest), and brought back.</p>
 <h2>What a token of block {block} sees</h2>{fields}
-<p class="note">Effective receptive field: gradient of the centre token after block {block} with respect to the image,
+<p class="note">Effective receptive field: gradient of the center token after block {block} with respect to the image,
 mean over {len(images)} test scenes. Covered: fraction of the pixels with more than 0.1 % of the largest gradient
 ({", ".join(f"{kind} {area:.0%}" for kind, area in areas.items())}).</p>
 <h2>How this was made</h2>

@@ -71,7 +71,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int]) -> ModelI
 
 
 def print_terminal(title: str, info: ModelInfo, console) -> None:
-    """Prints the result of `describe_model` as a tree; neighbouring blocks with equal grafts have one branch."""
+    """Prints the result of `describe_model` as a tree; neighboring blocks with equal grafts have one branch."""
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -105,7 +105,7 @@ def _groups(infos: list[GraftInfo]) -> list[list[GraftInfo]]:
     def key(numbered: tuple[int, GraftInfo]) -> tuple:
         number, graft = numbered
         parent, _, index = graft.block.rpartition(".")
-        offset = int(index) - number if index.isdigit() else graft.block  # the same as long as blocks are neighbours
+        offset = int(index) - number if index.isdigit() else graft.block  # the same as long as blocks are neighbors
         return parent, offset, graft.feat_size, graft.dim, graft.left, graft.levels
 
     return [[graft for _, graft in group] for _, group in itertools.groupby(enumerate(infos), key)]

@@ -30,7 +30,7 @@ from vitgraft.training.check_recipe import recipe_errors
 __all__ = ["TASKS", "Dataset", "inspect"]
 
 TASKS = ("classification", "detection", "instances", "segmentation")
-# tables of the colours of label maps that are taken where they lie beside them
+# tables of the colors of label maps that are taken where they lie beside them
 COLOR_TABLES = ("colors.csv", "colours.csv", "class_dict.csv", "labelmap.txt")
 SMALL = 1000  # images; of fewer, a tenth would be too few to measure by
 LOOKED_AT = 64  # label maps whose values are counted
@@ -45,7 +45,7 @@ class Dataset:
     Attributes:
         task: One of `TASKS`: boxes are "detection", boxes with masks "instances".
         options: Of the data module: name -> value and why it has it; `root` is the first.
-        layout: What it was recognised by.
+        layout: What it was recognized by.
         train: Number of training images.
         val: Number of validation images.
         class_names: Of the labels, in their order.
@@ -129,7 +129,7 @@ def _task_of(root: str, layouts: Mapping[str, str]) -> str:
 
 
 def _check_no_masks(root: str) -> None:
-    """Refuses two folders with files of the same names and sizes, of which one has grey or palette images alone.
+    """Refuses two folders with files of the same names and sizes, of which one has gray or palette images alone.
 
     Raises:
         DataError: They may be two classes, or images and their masks.
@@ -216,11 +216,11 @@ def _objects_of(source: Any) -> dict[str, Any]:
 
 
 def _label_rule(root: str, given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """What the values of label maps mean, as far as it is not set: by classes.txt, by a table of colours, or by a count
+    """What the values of label maps mean, as far as it is not set: by classes.txt, by a table of colors, or by a count
     of the values in some of them.
 
     Raises:
-        DataError: Colours without a table.
+        DataError: Colors without a table.
     """
     files = Files(root, given.get("cache_dir"))
     if any(given.get(name) is not None for name in ("colors", "label_values", "reduce_zero_label")):
@@ -228,13 +228,13 @@ def _label_rule(root: str, given: Mapping[str, Any]) -> dict[str, tuple[Any, str
     check = _some_labels(files, given)
     listed = {*files.listed(), *(f"{folder}/{name}" for folder in files.folders() for name in files.listed(folder))}
     table = next((name for name in sorted(listed) if os.path.basename(name) in COLOR_TABLES), None)
-    colours = [one.errors["colours"] for one in check.examined.values() if "colours" in one.errors]
+    colors = [one.errors["colors"] for one in check.examined.values() if "colors" in one.errors]
     palette = any(one.palette for one in check.examined.values())
-    if table and (colours or palette):
-        return {"colors": (table, "the masks are in colours; this table names their classes")}
-    if colours:
+    if table and (colors or palette):
+        return {"colors": (table, "the masks are in colors; this table names their classes")}
+    if colors:
         raise DataError(
-            f"{colours[0].partition(';')[0]}: name the table of the colours, --data.colors FILE, with a line "
+            f"{colors[0].partition(';')[0]}: name the table of the colors, --data.colors FILE, with a line "
             "red,green,blue,name for each class"
         )
     values = [one.values for one in check.examined.values() if one.values is not None]

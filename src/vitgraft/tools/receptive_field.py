@@ -11,7 +11,7 @@ __all__ = ["effective_receptive_fields", "erf_area"]
 def effective_receptive_fields(
     model: nn.Module, modules: Sequence[nn.Module], images: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Mean size of the gradient of the centre token of each module's output with respect to the input.
+    """Mean size of the gradient of the center token of each module's output with respect to the input.
 
     Args:
         model: Runs on `images`, once.
@@ -33,8 +33,8 @@ def effective_receptive_fields(
         images = images.detach().clone().requires_grad_()
         with torch.enable_grad():
             model(images)
-            centres = [_centre(module, outputs.get(module)) for module in modules]
-            fields = [torch.autograd.grad(centre.sum(), images, retain_graph=True)[0] for centre in centres]
+            centers = [_center(module, outputs.get(module)) for module in modules]
+            fields = [torch.autograd.grad(center.sum(), images, retain_graph=True)[0] for center in centers]
     finally:
         for handle in handles:
             handle.remove()
@@ -43,8 +43,8 @@ def effective_receptive_fields(
     return [field / field.max().clamp_min(torch.finfo(field.dtype).tiny) for field in fields]
 
 
-def _centre(module: nn.Module, out: torch.Tensor | None) -> torch.Tensor:
-    """The centre token (B, C) of a module's output."""
+def _center(module: nn.Module, out: torch.Tensor | None) -> torch.Tensor:
+    """The center token (B, C) of a module's output."""
     if out is None:
         raise ValueError(f"{type(module).__name__} did not run when the model did: give a module of this model")
     if out.dim() == 3:

@@ -1,4 +1,4 @@
-"""How models are trained from recipes: the command line, optimisation, and exact resume.
+"""How models are trained from recipes: the command line, optimization, and exact resume.
 
 Needs the `train` extra; `import vitgraft` never comes here.
 """

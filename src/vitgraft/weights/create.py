@@ -27,7 +27,7 @@ OPTION_ERRORS = (TypeError, AssertionError, ValueError, ArithmeticError, LookupE
 
 
 def create(spec: ModelSpec | str, device: str | None = None, **kwargs: Any) -> nn.Module:
-    """The model of a spec, freshly initialised, in train mode as timm returns it.
+    """The model of a spec, freshly initialized, in train mode as timm returns it.
 
     Args:
         spec: What to create; text is parsed first.

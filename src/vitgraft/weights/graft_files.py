@@ -38,7 +38,7 @@ def save_grafts(model: nn.Module, folder: str | Path, *, head: bool = False, nor
         model: Grafted, or with a grafted backbone inside (a detector, a segmenter): of that the backbone's are saved.
         folder: Made where it is missing; an adapter in it is replaced.
         head: Whether the classifier goes with them, as `train_grafts_only(head=True)` trains it.
-        norms: Whether the backbone's normalisation layers go with them, as `train_grafts_only(norms=True)` trains them.
+        norms: Whether the backbone's normalization layers go with them, as `train_grafts_only(norms=True)` trains them.
 
     Returns:
         The folder.
@@ -162,7 +162,7 @@ def _backbone_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> dict[str
 
 
 def _digest(value: Tensor) -> str:
-    """Of values in float32, so that a backbone in half precision is recognised as long as it is exact."""
+    """Of values in float32, so that a backbone in half precision is recognized as long as it is exact."""
     values = value.detach().to("cpu", torch.float32).contiguous().numpy()
     return hashlib.sha256(values.tobytes()).hexdigest()[:12]
 

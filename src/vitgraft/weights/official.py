@@ -1,8 +1,9 @@
 """Checkpoints as the authors of the backbones published them, loaded into this package's models and timm's.
 
-`load_official` chooses a dictionary of the file (`_choose_weights`), takes off a prefix that all names share
-(`_strip_prefix`), gives the backbone's tensors the model's names (`_rename`), leaves out what need not be loaded
-(`_skip`) and resizes tables (`_fit_shapes`). The model changes only when all of that fits.
+`load_official` chooses a dictionary of the file (`_choose_weights`), gives a Swin of mmdetection or mmsegmentation its
+authors' names (`_from_open_mmlab`), takes off a prefix that all names share (`_strip_prefix`), gives the backbone's
+tensors the model's names (`_rename`), leaves out what need not be loaded (`_skip`) and resizes tables (`_fit_shapes`).
+The model changes only when all of that fits.
 """
 
 import re
@@ -33,6 +34,14 @@ NORM = re.compile(r"norm(\d+)\.(.+)")  # of DenseFeatures and the authors' backb
 HEADS = ("head.", "head_dist.", "fc.", "classifier.")
 # What features_only cuts off behind the stages
 BEHIND = re.compile(r"(norm|fc_norm|norm_head|head\w*|conv_head|bn2|final_\w+|attn_pool|pre_logits)\.")
+# What mmdetection 3 (mmdet/models/backbones/swin.py, swin_converter) and mmsegmentation 1 make of the authors' names
+OPEN_MMLAB = (
+    (r"(^|backbone\.)stages\.", r"\1layers."),
+    (r"\.attn\.w_msa\.", ".attn."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"patch_embed\.projection\.", "patch_embed.proj."),
+)
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # timm's features_only: the first two flatten the model that they keep a part of, the last holds it
 FLATTENED = (FeatureDictNet, FeatureHookNet)
@@ -47,6 +56,8 @@ def load_official(
     new_classifier: bool = False,
 ) -> LoadReport:
     """Loads a checkpoint of a backbone's authors, grafted models, DenseFeatures and UperNet included.
+
+    Swin is read under the names of mmdetection and mmsegmentation too, whose patch merging orders its inputs otherwise.
 
     Args:
         model: Not changed unless everything fits. UperNet takes mmsegmentation's names, or a backbone's weights alone.
@@ -71,7 +82,7 @@ def load_official(
     if any(value.is_meta for value in own.values()):
         raise CheckpointError("the model is on the meta device and has no memory to load into: model.to_empty() first")
     report = LoadReport()
-    weights = _choose_weights(content, wrapper, report)
+    weights = _from_open_mmlab(_choose_weights(content, wrapper, report))
     source = _strip_prefix(weights, own)
     if hasattr(model, "heads"):  # a backbone with more around it
         return _load_whole(model, own, source, strict, new_classifier, report)
@@ -262,6 +273,21 @@ def _choose_weights(content: Any, wrapper: str | None, report: LoadReport) -> Te
     report.passed_over = [key for key in found if key != report.wrapper]
     report.skipped += [f"{name}: not a tensor" for name, v in weights.items() if not isinstance(v, torch.Tensor)]
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+
+
+def _from_open_mmlab(weights: TensorDict) -> TensorDict:
+    """A Swin of mmdetection or mmsegmentation as its authors' checkpoints have it; others stay as they are."""
+    if not any(".attn.w_msa." in name for name in weights):
+        return weights
+    renamed = {}
+    for name, value in weights.items():
+        for theirs, authors in OPEN_MMLAB:
+            name = re.sub(theirs, authors, name)
+        if ".downsample." in name:
+            # theirs: the four pixels of a channel side by side, row by row; the authors': pixel by pixel, by columns
+            value = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
+        renamed[name] = value
+    return renamed
 
 
 def _best_prefix(source: TensorDict, own: TensorDict) -> tuple[str, int]:

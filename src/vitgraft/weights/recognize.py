@@ -22,11 +22,6 @@ FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "a PEFT adapter, which is not merged",
         "Load it onto its base model with PEFT and save the state_dict of merge_and_unload()",
     ),
-    (
-        (r"\.attn\.w_msa\.",),
-        "a Swin under the own names of mmdetection or mmsegmentation",
-        "The Swin authors' file that it was converted from would fit",
-    ),
     ((r"\bencoder\.layers?\.\d+\..*attention\.",), "a model of Hugging Face transformers", _TIMM),
     ((r"^features\.\d+\.\d+\.attn\.",), "a Swin of torchvision", _TIMM),
     ((r"^stage1_conv_embed\.",), "a CSWin", ""),

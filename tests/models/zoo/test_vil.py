@@ -61,8 +61,8 @@ def test_small_maps_are_full_attention(size):
     full = attention(FullAttention, size=size, global_tokens=1)
     side = 4 * 3 - 1
     table = windowed.local_relative_position_bias_table.view(side, side, -1)
-    (H, W), centre = size, 2 * 3 - 1
-    table = table[centre - H + 1 : centre + H, centre - W + 1 : centre + W].flatten(0, 1)
+    (H, W), center = size, 2 * 3 - 1
+    table = table[center - H + 1 : center + H, center - W + 1 : center + W].flatten(0, 1)
     full.load_state_dict(
         {
             "local_relative_position_bias_table": table,
@@ -89,5 +89,5 @@ def test_gradients_reach_every_table():
     attn(torch.randn(1, 82, 8, dtype=torch.float64)).square().sum().backward()
     for name, p in attn.named_parameters():
         assert p.grad.abs().sum() > 0, name
-    # the whole table: queries and keys of neighbouring windows are at most 5 apart in each direction
+    # the whole table: queries and keys of neighboring windows are at most 5 apart in each direction
     assert (attn.local_relative_position_bias_table.grad.abs().sum(1) > 0).all()

@@ -115,7 +115,7 @@ def hash_of(parts: Iterable[bytes]) -> str:
 
 
 class ImageSource(Source):
-    """Labelled image files.
+    """Labeled image files.
 
     Attributes:
         labels: int64 (N,), -1 where an image has no label.

@@ -10,7 +10,7 @@ from vitgraft.randomness import derive
 
 
 class GeneratedSource(ImageSource):
-    """Blurred coloured squares as JPEG; image i is a function of (seed, i), its label is i modulo `num_classes`.
+    """Blurred colored squares as JPEG; image i is a function of (seed, i), its label is i modulo `num_classes`.
 
     Args:
         length: Number of images.
@@ -31,9 +31,9 @@ class GeneratedSource(ImageSource):
 
     def read(self, index: int) -> bytes:
         rng = np.random.default_rng(derive(self.seed, "generated", index))
-        # a class has a mean colour, so that there is something to learn
-        colour = np.random.default_rng(derive(0, "colour", int(self.labels[index]))).integers(64, 192, 3)
-        small = np.clip(colour + rng.integers(-64, 64, (4, 4, 3)), 0, 255).astype(np.uint8)
+        # a class has a mean color, so that there is something to learn
+        color = np.random.default_rng(derive(0, "colour", int(self.labels[index]))).integers(64, 192, 3)
+        small = np.clip(color + rng.integers(-64, 64, (4, 4, 3)), 0, 255).astype(np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(small).resize(self.size[::-1], Image.Resampling.BICUBIC).save(buffer, "JPEG")
         return buffer.getvalue()

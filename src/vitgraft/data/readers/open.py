@@ -32,7 +32,7 @@ def open_source(
     file_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageSource:
-    """Opens a dataset of labelled images; its format is inferred from what lies there.
+    """Opens a dataset of labeled images; its format is inferred from what lies there.
 
     Looked for, in this order: `hf:NAME` (Hugging Face); a brace pattern, URL or list of shards; ROOT/SPLIT,
     ROOT/SPLIT.tar, ROOT/SPLIT.tar.gz and the like, ROOT/SPLIT-000000.tar ... (shards); ROOT itself where no split is

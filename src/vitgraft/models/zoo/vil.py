@@ -10,7 +10,7 @@ checkpoints load unchanged. What is decided here rather than there:
 
 - The authors store the projections of the stages with windows under two names (`query`, `query_global`, ...), and run
   that of keys and values twice; here it has one name and runs once.
-- Windows outside the map are not computed and masked, but left out: windows with the same neighbours are one batch.
+- Windows outside the map are not computed and masked, but left out: windows with the same neighbors are one batch.
 - As there, the image size is fixed at construction, because tables depend on it; `set_input_size` resizes them.
 """
 

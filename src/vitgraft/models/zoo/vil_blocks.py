@@ -135,7 +135,7 @@ class FullAttention(_Attention):
 
 
 class WindowedAttention(_Attention):
-    """Attention of windows to their 3 x 3 neighbourhood and the global tokens ("sliding chunks").
+    """Attention of windows to their 3 x 3 neighborhood and the global tokens ("sliding chunks").
 
     Args:
         size: (H, W) of the map; any, the last windows may be smaller.
@@ -223,7 +223,7 @@ class _Line(NamedTuple):
     Attributes:
         starts, key_starts: First query and first key of each window.
         queries, keys: How many there are of them.
-        key_slice: The keys among those of the full neighbourhood.
+        key_slice: The keys among those of the full neighborhood.
     """
 
     starts: list[int]
