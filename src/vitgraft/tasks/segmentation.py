@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from annotated_types import MinLen
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.segmentation import SegmentationMetrics, predicted_classes
@@ -15,24 +14,13 @@ from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks.base import Task
+from vitgraft.tasks.losses import ClassWeights, cross_entropy
 from vitgraft.weights.create import build_backbone
 
-__all__ = ["IGNORE", "Segmentation", "pixel_loss"]
+__all__ = ["IGNORE", "Segmentation"]
 
 IGNORE = 255
 """Label of pixels that belong to no class."""
-
-
-def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, averaged over *all* pixels, ignored ones among them, as mmsegmentation 0.11 of the authors does.
-
-    So an image without a labelled pixel has the loss 0, and one that is labelled in part counts by that part.
-
-    Args:
-        logits: (B, K, H, W).
-        labels: int64 (B, H, W), 255 where ignored.
-    """
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
 
 
 class Segmentation(Task):
@@ -45,6 +33,8 @@ class Segmentation(Task):
         model: Name of a timm model (vitgraft's are among them) that becomes the backbone, or a module: images
             (B, 3, H, W) -> logits (B, K, H, W), and in training perhaps a tuple of those and of an auxiliary head's.
         num_classes: None takes those of the data.
+        class_weights: A weight for each class, on the loss of its pixels, which stays a mean over all pixels;
+            "balanced": pixels / (classes x pixels of the class) of the training set. None: all are alike.
         head_channels: Width of UperNet's head.
         aux_channels: Width of the auxiliary FCN head on the map of stride 16; None: no such head.
         aux_weight: Of its loss.
@@ -68,6 +58,7 @@ class Segmentation(Task):
         self,
         model: Model,
         num_classes: Count | None = None,
+        class_weights: ClassWeights | None = None,
         head_channels: Count = 512,
         aux_channels: Count | None = 256,
         aux_weight: NonNegative = 0.4,
@@ -109,15 +100,23 @@ class Segmentation(Task):
             )
         super().setup(stage)
 
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K, H, W) and labels (B, H, W), averaged over *all* pixels, ignored ones among them, as
+        mmsegmentation 0.11 of the authors does.
+
+        So an image without a labelled pixel has the loss 0, and one that is labelled in part counts by that part.
+        """
+        return cross_entropy(logits, labels, self.class_weights, ignore_index=IGNORE)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Loss of one batch (images (B, 3, H, W), labels (B, H, W), ...)."""
         images, labels = batch[0], batch[1]
         self.before_step(batch_idx)
         outputs = self(images)
         if isinstance(outputs, Tensor):
-            loss = pixel_loss(outputs, labels)
+            loss = self.loss(outputs, labels)
         else:
-            main, aux = (pixel_loss(logits, labels) for logits in outputs)
+            main, aux = (self.loss(logits, labels) for logits in outputs)
             loss = main + self.hparams.aux_weight * aux
             self.log_dict({"train/loss_main": main, "train/loss_aux": aux}, batch_size=len(images))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
