@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from torchvision.ops import sigmoid_focal_loss
 
 from vitgraft.errors import RecipeError
 
@@ -12,7 +13,7 @@ from small_tasks import make, trainer
 from vitgraft.data.classification import ImageData
 from vitgraft.data.segmentation import SegmentationData
 from vitgraft.tasks.classification import Classification
-from vitgraft.tasks.losses import balanced_weights, cross_entropy
+from vitgraft.tasks.losses import balanced_weights, cross_entropy, dice_loss, focal_loss
 from vitgraft.tasks.segmentation import Segmentation
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -44,6 +45,76 @@ def test_weighted_cross_entropy_by_its_formula():
     each = [cross_entropy(pixels[b, :, y, x][None], map_of[b, y, x][None], WEIGHTS)
             for b in range(2) for y in range(3) for x in range(5) if map_of[b, y, x] != 255]  # fmt: skip
     torch.testing.assert_close(cross_entropy(pixels, map_of, WEIGHTS, ignore_index=255), sum(each) / 30)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_of_two_classes_is_torchvisions(gamma):
+    logits, labels = torch.randn(7, 2), torch.randint(2, (7,))
+    weight = torch.tensor([0.75, 0.25])  # 1 - alpha, alpha
+    expected = sigmoid_focal_loss(logits[:, 1] - logits[:, 0], labels.float(), 0.25, gamma, "mean")
+    torch.testing.assert_close(focal_loss(logits, labels, weight, gamma), expected)
+    if gamma == 0:
+        torch.testing.assert_close(focal_loss(logits, labels, weight, 0.0), cross_entropy(logits, labels, weight))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_loss_of_pixels_and_certain_ones(gamma):
+    logits, labels = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True), torch.randint(4, (2, 3, 5))
+    labels[0, 0] = 255
+    probability = logits.detach().softmax(1)
+    each = [
+        -WEIGHTS[labels[b, y, x]] * (1 - p) ** gamma * p.log()
+        for b in range(2) for y in range(3) for x in range(5)
+        if labels[b, y, x] != 255 for p in [probability[b, labels[b, y, x], y, x]]
+    ]  # fmt: skip
+    torch.testing.assert_close(
+        focal_loss(logits, labels, WEIGHTS, gamma, 255).double(), sum(each) / 30, rtol=1e-5, atol=1e-7
+    )
+    certain = torch.tensor([[60.0, 0.0], [0.0, 60.0]], requires_grad=True)
+    focal_loss(certain, torch.tensor([0, 0]), gamma=gamma).backward()
+    focal_loss(logits, torch.full_like(labels, 255), gamma=gamma, ignore_index=255).backward()
+    assert certain.grad.isfinite().all() and not logits.grad.any()
+
+
+def test_dice_loss_is_that_of_segmentation_models_pytorch():
+    """Which divides by the number of all classes, here by that of the classes in the batch."""
+    losses = pytest.importorskip("segmentation_models_pytorch.losses")
+    logits, labels = torch.randn(2, 5, 6, 7, requires_grad=True), torch.randint(4, (2, 6, 7))
+    labels[1, :3] = 255
+    theirs = losses.DiceLoss("multiclass", ignore_index=255)
+    ours, expected = dice_loss(logits, labels, 255), theirs(logits, labels) * 5 / 4
+    torch.testing.assert_close(ours, expected)
+    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+    perfect = 50.0 * torch.nn.functional.one_hot(labels.where(labels != 255, 0), 5).movedim(-1, 1)
+    assert dice_loss(perfect, labels, 255).item() == pytest.approx(0, abs=1e-6)
+    dice_loss(logits, torch.full_like(labels, 255), 255).backward()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("loss", ["focal", "dice", "cross_entropy+dice", "focal+dice"])
+def test_losses_of_a_segmenter(loss):
+    weights = {} if loss == "dice" else {"class_weights": [0.5, 2.0, 1.0, 1.0]}
+    task = Segmentation(torch.nn.Conv2d(3, 4, 1), num_classes=4, loss=loss, focal_gamma=1.0, **weights)
+    task.class_weights = torch.tensor(weights["class_weights"]) if weights else None
+    logits, labels = torch.randn(2, 4, 3, 5), torch.randint(4, (2, 3, 5))
+    parts = {
+        "cross_entropy": cross_entropy(logits, labels, task.class_weights),
+        "focal": focal_loss(logits, labels, task.class_weights, 1.0),
+        "dice": dice_loss(logits, labels),
+    }
+    torch.testing.assert_close(task.loss(logits, labels), sum(parts[name] for name in loss.split("+")))
+
+
+def test_a_few_steps_by_focal_loss_fit_a_batch():
+    from vitgraft.data.loader import Batch
+
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 4, 4), torch.randint(5, (8,))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    task = Classification(model, 5, loss="focal", lr=0.05, weight_decay=0.0)
+    trainer(max_steps=60).fit(task, [Batch(images, labels, torch.arange(8), [])])
+    assert (model(images).argmax(1) == labels).all()
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -117,6 +188,27 @@ def test_balanced_weights_of_pixels(capsys):
         (["--model.class_weights", "[1, -2, 1]"], "model.class_weights"),
         (["--model.class_weights", "balanced", "--model.loss", "bce"], "class_weights: not with loss='bce'"),
         (["--model.class_weights", "balanced", "--data.sampler", "balanced"], "data.sampler=balanced"),
+        (["--model.loss", "dice"], "model.loss='dice'"),
+        (
+            ["--model.loss", "focal", "--model.mixup", "0.5", "--model.smoothing", "0.1"],
+            "mixup=0.5: not with loss='focal'",
+        ),
+        (
+            [
+                "--model",
+                "Segmentation",
+                "--data",
+                "SegmentationData",
+                "--model.loss",
+                "dice",
+                "--data.reduce_zero_label",
+                "true",
+                "--model.class_weights",
+                "balanced",
+            ],
+            "class_weights: not with loss='dice'",
+        ),
+        (["--model", "Detection", "--model.loss", "focal"], "model.loss: Detection has no such"),
         (["--data.sampler", "even"], "data.sampler='even'"),
         (["--model", "Detection", "--model.class_weights", "balanced"], "model.class_weights: Detection has no such"),
     ],

@@ -12,7 +12,7 @@ from vitgraft.errors import RecipeError
 from vitgraft.metrics.classification import ClassificationMetrics
 from vitgraft.options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks.base import Task
-from vitgraft.tasks.losses import ClassWeights, cross_entropy
+from vitgraft.tasks.losses import ClassWeights, cross_entropy, focal_loss
 from vitgraft.weights.create import build_model
 
 __all__ = ["Classification"]
@@ -26,8 +26,10 @@ class Classification(Task):
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
         num_classes: None takes those of the data.
-        loss: "cross_entropy", or "bce" (binary for each class, as in DeiT III).
-        class_weights: A weight for each class, on its part of the cross-entropy, which stays a mean over the images;
+        loss: "cross_entropy", "focal" (less weight for what is learned already), or "bce" (binary for each class, as in
+            DeiT III).
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+        class_weights: A weight for each class, on its part of the loss, which stays a mean over the images;
             "balanced": images / (classes x images of the class) of the training set. None: all are alike.
         smoothing: Fraction of the target that is spread over all classes.
         bce_target_thresh: Targets above it become 1 (loss "bce").
@@ -48,7 +50,8 @@ class Classification(Task):
         self,
         model: Model,
         num_classes: Count | None = None,
-        loss: Literal["cross_entropy", "bce"] = "cross_entropy",
+        loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy",
+        focal_gamma: NonNegative = 2.0,
         class_weights: ClassWeights | None = None,
         smoothing: BelowOne = 0.0,
         bce_target_thresh: Fraction | None = None,
@@ -64,8 +67,11 @@ class Classification(Task):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
-        """As `Task.conflicts`; not every loss knows weights."""
+        """As `Task.conflicts`; not every loss takes weights, or targets of several classes."""
         found = super().conflicts(values)
+        if values.get("loss") == "focal":
+            soft = [name for name in ("mixup", "cutmix", "smoothing") if (values.get(name) or 0) > 0]
+            found += [f"{name}={values[name]}: not with loss='focal', which takes one class an image" for name in soft]
         if values.get("class_weights") is not None and values.get("loss") == "bce":
             found.append("class_weights: not with loss='bce', in which each class has a loss of its own; leave one out")
         return found
@@ -97,6 +103,8 @@ class Classification(Task):
         """Of logits (B, K) and labels (B,) or, mixed, probabilities (B, K), which are smoothed already."""
         if self.hparams.loss == "bce":
             return self.bce(logits, targets)
+        if self.hparams.loss == "focal":
+            return focal_loss(logits, targets, self.class_weights, self.hparams.focal_gamma)
         return cross_entropy(logits, targets, self.class_weights, 0.0 if self.mix else self.hparams.smoothing)
 
     def setup(self, stage: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from annotated_types import MinLen
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +16,10 @@ from torch.nn import functional as F
 from vitgraft.errors import RecipeError
 from vitgraft.options import Limits, NonNegative
 
-__all__ = ["ClassWeights", "balanced_weights", "class_weights_of", "cross_entropy", "describe_weights"]
+__all__ = [
+    "ClassWeights", "balanced_weights", "class_weights_of", "cross_entropy", "describe_weights", "dice_loss",
+    "focal_loss",
+]  # fmt: skip
 
 ClassWeights = Literal["balanced"] | Annotated[list[NonNegative], Limits("one or more", (MinLen(1),))]
 """The option `class_weights`: "balanced", or a weight for each class."""
@@ -36,6 +40,52 @@ def cross_entropy(
     """
     options = {"weight": weight, "label_smoothing": smoothing, "ignore_index": ignore_index, "reduction": "sum"}
     return F.cross_entropy(logits.float(), targets, **options) / (logits.numel() / logits.shape[1])
+
+
+def focal_loss(
+    logits: Tensor, labels: Tensor, weight: Tensor | None = None, gamma: float = 2.0, ignore_index: int = -100
+) -> Tensor:
+    """-(1 - p)^gamma log p of the label's probability p (Lin et al. 2017, equation 4; with weights 5), averaged over all
+    images or pixels, ignored ones among them. The paper has sigmoids, here it is a softmax over the classes.
+
+    Args:
+        logits: (N, K, ...).
+        labels: (N, ...).
+        weight: Of each class, (K,): the paper's alpha.
+        gamma: How much less weight what is learned already has; 0 is the cross-entropy.
+        ignore_index: Label of what adds nothing to the sum.
+    """
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
+    # of an ignored pixel 0, where a power below 1 has no gradient
+    missing = (1 - torch.exp(-losses)).clamp_min(torch.finfo(losses.dtype).eps)
+    losses = missing**gamma * losses
+    if weight is not None:
+        losses = losses * weight[labels.where(labels != ignore_index, 0)]
+    return losses.mean()
+
+
+def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """1 - Dice coefficient 2 sum(p t) / (sum(p) + sum(t)) of probabilities p and one-hot labels t (Milletari et al.
+    2016, without their squares), over all pixels of the batch, averaged over the classes that have pixels in it.
+
+    As `DiceLoss` of segmentation-models-pytorch, which divides by the number of all classes.
+
+    Args:
+        logits: (N, K, ...).
+        labels: (N, ...).
+        ignore_index: Label of pixels that are left out.
+    """
+    counted = labels != ignore_index
+    labels, ones = labels.where(counted, 0), counted.float()
+    probabilities = logits.float().softmax(1) * ones.unsqueeze(1)
+    of_label = probabilities.gather(1, labels.unsqueeze(1)).flatten()  # no one-hot tensor, of 8 bytes for each logit
+    zeros = of_label.new_zeros(logits.shape[1])
+    overlap = zeros.scatter_add(0, labels.flatten(), of_label)
+    pixels = zeros.scatter_add(0, labels.flatten(), ones.flatten())
+    there = pixels > 0
+    predicted = probabilities.transpose(0, 1).flatten(1).sum(1)
+    losses = 1 - 2 * overlap / (predicted + pixels).where(there, 1)
+    return losses.where(there, 0).sum() / there.sum().clamp_min(1)
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:
