@@ -68,6 +68,48 @@ def test_shards_are_shuffled_and_few_are_in_use_at_a_time():
     assert sorted(order.order(0)) == list(range(39)) and order.order(0).tolist() != order.order(1).tolist()
 
 
+LABELS = np.array([0] * 40 + [1] * 3 + [2] * 20 + [-1] * 5 + [4] * 2)
+
+
+def balanced(**options):
+    return TrainOrder(**{"length": len(LABELS), "seed": 3, "batch_size": 4, "labels": LABELS, **options})
+
+
+def test_a_balanced_order_draws_every_class_equally_often():
+    drawn = [draw for batch in epoch_of(balanced(batch_size=70), 1) for draw in batch]
+    counts = {label: sum(LABELS[draw.index] == label for draw in drawn) for label in (0, 1, 2, 4)}
+    assert sorted(counts.values()) == [17, 17, 18, 18] and sum(counts.values()) == 70
+    assert all(len({LABELS[d.index] for d in drawn[at : at + 4]}) == 4 for at in range(0, 68, 4)), "one of each"
+    of_one = {label: [d.index for d in drawn if LABELS[d.index] == label] for label in counts}
+    assert len(set(of_one[0])) == counts[0], "of a frequent class, none twice"
+    assert {of_one[1].count(index) for index in (40, 41, 42)} <= {5, 6}, "of a rare class, all of them as often"
+    assert len(set(drawn)) == len(drawn), "what comes again is augmented differently"
+    assert sorted(d.repeat for d in drawn if d.index == 68) == list(range(sum(d.index == 68 for d in drawn)))
+
+
+def test_a_balanced_order_never_changes():
+    """A resumed run goes on with it."""
+    assert balanced().order(0)[:8].tolist() == balanced().order(0)[:8].tolist()
+    assert balanced().order(0).tolist() != balanced().order(1).tolist()
+    assert balanced().order(0).tolist() != balanced(seed=4).order(0).tolist()
+    small = TrainOrder(8, 0, 4, labels=np.array([0, 0, 0, 0, 0, 1, 1, 2]))
+    assert small.order(1).tolist() == [1, 6, 7, 3, 5, 7, 6, 7]
+    whole = epoch_of(balanced(), 5)
+    assert epoch_of(balanced(), 5, 7) == whole[7:]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_processes_share_the_batches_of_a_balanced_order(repeats):
+    labels = np.repeat(np.arange(3), (500, 60, 40))
+    options = {"length": 600, "labels": labels, "repeats": repeats}
+    alone = epoch_of(balanced(**options, batch_size=12), 1)
+    parts = [epoch_of(balanced(**options, batch_size=3, world_size=4, rank=rank), 1) for rank in range(4)]
+    for number, batch in enumerate(alone):
+        assert sorted(batch) == sorted(itertools.chain(*(part[number] for part in parts)))
+    drawn = list(itertools.chain(*alone))
+    assert len(set(drawn)) == len(drawn)
+
+
 def groups_of(drawn):
     """Runs of samples out of two shards each."""
     groups, seen = [[]], set()
@@ -88,6 +130,7 @@ def groups_of(drawn):
         ({"length": 5, "batch_size": 0}, "batch_size=0"),
         ({"length": 5, "batch_size": 1, "rank": 1}, "rank=1"),
         ({"length": 5, "batch_size": 1, "blocks": [3]}, "blocks: they hold 3"),
+        ({"length": 2, "batch_size": 1, "blocks": [2], "labels": np.zeros(2)}, "labels: "),
     ],
 )
 def test_wrong_numbers(arguments, message):

@@ -33,6 +33,17 @@ def test_digit_scenes_are_the_default():
     assert larger.source("train").load(0)[0].size == (128, 128)
 
 
+def test_pixels_of_the_classes_are_counted_in_the_training_part(tmp_path):
+    data = SegmentationData(root=str(write_pairs(tmp_path / "set")), **FILES)
+    source = data.source("train")
+    labels = np.concatenate([source.load(index)[1].reshape(-1) for index in range(len(source))])
+    assert (labels == 255).any()
+    counts = data.class_counts()
+    assert counts.tolist() == [(labels == number).sum() for number in range(len(data.class_names))]
+    (tmp_path / "set" / source.labels.name(0).split("set/")[1]).write_bytes(b"no label file")
+    assert 0 < data.class_counts().sum() < counts.sum()
+
+
 def test_files_in_a_folder_and_a_tar_give_the_same(tmp_path):
     root = write_pairs(tmp_path / "set")
     packed = write_tar(tmp_path / "set.tar", root)

@@ -86,17 +86,18 @@ def test_training_loss_is_cross_entropy_with_smoothing(smoothing, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "loss"),
+    ("options", "timms"),
     [
-        ({}, torch.nn.CrossEntropyLoss),
-        ({"smoothing": 0.1}, LabelSmoothingCrossEntropy),
-        ({"smoothing": 0.1, "mixup": 0.8}, SoftTargetCrossEntropy),
-        ({"loss": "bce", "cutmix": 1.0}, BinaryCrossEntropy),
+        ({}, torch.nn.CrossEntropyLoss()),
+        ({"smoothing": 0.1}, LabelSmoothingCrossEntropy(0.1)),
+        ({"smoothing": 0.1, "mixup": 0.8}, SoftTargetCrossEntropy()),
+        ({"loss": "bce", "cutmix": 1.0}, BinaryCrossEntropy(0.0)),
     ],
 )
-def test_losses(options, loss):
-    task = _built(**options)
-    assert type(task.loss) is loss
+def test_losses(options, timms):
+    task, logits, targets = _built(**options), torch.randn(6, 5), torch.randint(5, (6,))
+    targets = torch.rand(6, 5) if task.mix else targets
+    torch.testing.assert_close(task.loss(logits, targets), timms(logits, targets))
     assert torch.isfinite(torch.tensor(_fit(task, max_steps=2).trainer.callback_metrics["train/loss"]))
 
 

@@ -15,7 +15,7 @@ from small_tasks import trainer
 from vitgraft.data.loader import Batch
 from vitgraft.data.segmentation import SegmentationData
 from vitgraft.metrics.segmentation import SegmentationMetrics
-from vitgraft.tasks.segmentation import Segmentation, pixel_loss
+from vitgraft.tasks.segmentation import Segmentation
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.check_recipe import recipe_errors
 from vitgraft.weights.files import read_run
@@ -37,6 +37,7 @@ def scenes(**options):
 
 
 def test_loss_is_the_mean_over_all_pixels():
+    pixel_loss = Segmentation(nn.Conv2d(3, 3, 1), num_classes=3).loss
     logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
     labels[0, :2] = 255
     probability = logits.softmax(1)

@@ -64,6 +64,8 @@ class DataModule(pl.LightningDataModule):
     }
     # how often a sample is drawn in a row
     repeats = 1
+    # whether every class is drawn equally often
+    is_balanced = False
 
     def __init__(
         self,
@@ -360,13 +362,26 @@ class DataModule(pl.LightningDataModule):
         """
         mine, rank = self._process()
         rank = rank if world_size is None else 0
-        blocks = getattr(self.source("train"), "blocks", None)
-        length = self.num_training_samples()
-        return TrainOrder(length, self.seed, self.batch_size, world_size or mine, rank, self.repeats, blocks)
+        source = self.source("train")
+        blocks, labels = getattr(source, "blocks", None), source.labels if self.is_balanced else None
+        if blocks is not None and labels is not None:
+            raise DataError("data.sampler=balanced: shards are read in their order; unpack them, or give null")
+        length, processes = self.num_training_samples(), world_size or mine
+        return TrainOrder(
+            length, self.seed, self.batch_size, processes, rank, self.repeats, blocks=blocks, labels=labels
+        )
 
     def num_training_samples(self) -> int:
         """Samples of an epoch."""
         return len(self.source("train"))
+
+    def class_counts(self) -> np.ndarray:
+        """How often each class is in the training set, int64 (classes,): images, or pixels of label maps.
+
+        Raises:
+            NotImplementedError: They are not counted in data of this kind.
+        """
+        raise NotImplementedError
 
     def steps_per_epoch(self, world_size: int | None = None, accumulate: int = 1) -> int:
         """Optimizer steps of an epoch, with gradients of `accumulate` batches in each; the last may have fewer."""

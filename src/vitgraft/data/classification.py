@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
+import numpy as np
 from pydantic import Field
 
 from vitgraft.data.base import DataModule
@@ -56,6 +57,8 @@ class ImageData(DataModule):
         remode: "pixel", "rand" or "const": what is put into erased regions.
         recount: Most regions that are erased.
         repeated_aug: DeiT's repeated augmentation, three draws of a sample in a row.
+        sampler: "balanced" draws every class equally often in an epoch of as many images, those of a rare class several
+            times; None draws every image once.
         cache: Keep decoded images in memory; for small datasets of small images.
         cache_gb: Limit of downloaded shards in `cache_dir`.
         common: Options of every data module.
@@ -69,6 +72,7 @@ class ImageData(DataModule):
         **get_type_hints(Augmentation, include_extras=True),
         "input_size": Sizes,
         "format": Literal[FORMATS],
+        "sampler": Literal["balanced"],
         "crop_pct": Annotated[float, Field(gt=0, le=1)],
         "cache_gb": Positive,
     }
@@ -99,6 +103,7 @@ class ImageData(DataModule):
         remode: str = "pixel",
         recount: int = 1,
         repeated_aug: bool = False,
+        sampler: str | None = None,
         cache: bool = False,
         cache_gb: float = 64.0,
         **common,
@@ -114,6 +119,7 @@ class ImageData(DataModule):
         self.model_options |= {"interpolation": interpolation, "crop_pct": crop_pct}
         self.augmentation = Augmentation(**{field.name: given[field.name] for field in fields(Augmentation)})
         self.repeats = REPEATS if repeated_aug else 1
+        self.is_balanced = sampler == "balanced"
         self.cache, self.cache_gb = cache, cache_gb
 
     def smoke(self, num_classes: int | None = None) -> None:
@@ -210,6 +216,10 @@ class ImageData(DataModule):
                     self.source(split)
                 except DataError:
                     continue  # what is needed is asked for in `setup`, and fails there
+
+    def class_counts(self) -> np.ndarray:
+        source = self.source("train")
+        return np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
 
     def samples(self, split: str, train: bool) -> ImageDataset:
         if train:

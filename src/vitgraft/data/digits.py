@@ -271,3 +271,7 @@ class DigitScenePixels(DigitScenes):
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
         scene = self.scene(index)
         return Image.fromarray(scene.image), scene.semantic_mask % np.uint8(min(len(self.class_names), 255))
+
+    def load_labels(self, index: int) -> np.ndarray:
+        """The labels of a scene, uint8 (H, W)."""
+        return self.load(index)[1]

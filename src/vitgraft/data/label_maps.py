@@ -343,6 +343,16 @@ class SemanticSource(Source):
         image, values = self.load_values(index)
         return image, self.rule.apply(values, self.labels.name(index))
 
+    def load_labels(self, index: int) -> np.ndarray:
+        """The labels of an image alone, without reading it.
+
+        Raises:
+            ImageError: Their file can't be read.
+            DataError: They have colours, or values that are no class.
+        """
+        name = self.labels.name(index)
+        return self.rule.apply(self.rule.decode(self.labels.read(index), name), name)
+
     def load_values(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """An RGB image and the values of its label file, int32 (H, W), as of the rule's `decode`.
 

@@ -38,6 +38,10 @@ class TrainOrder:
     process takes every `world_size`-th: with the same total batch, 1 process and 8 train on the same batches. What is
     left at the end and fills no batch is not drawn in this epoch.
 
+    A balanced order, of `labels`, has as many draws, and all classes equally often: in rounds, each with one draw of
+    every class, by chance which first. The draws of a class go through its samples, shuffled, and again where they are
+    few; each time a sample comes again in an epoch, its draw has another `repeat`, and so another augmentation.
+
     Repeated augmentation is DeiT's: every sample `repeats` times in a row, so that the draws fall to different
     processes, and no more than floor(length / 256) * 256 draws an epoch in all (`length` in a dataset of under 256).
 
@@ -51,6 +55,7 @@ class TrainOrder:
         blocks: Sizes of the shards that hold the samples, in order; their sum is `length`. Shards are then shuffled,
             and samples among `blocks_at_once` successive ones, so that few shards are in use at a time.
         blocks_at_once: How many shards are shuffled together.
+        labels: Of each sample, for a balanced order; those with a label below 0 are not drawn. Not with `blocks`.
 
     Raises:
         ValueError: Numbers that make no batch.
@@ -66,6 +71,7 @@ class TrainOrder:
         repeats: int = 1,
         blocks: Sequence[int] | None = None,
         blocks_at_once: int = 8,
+        labels: np.ndarray | None = None,
     ):
         for name, value in (("batch_size", batch_size), ("world_size", world_size), ("repeats", repeats)):
             if value < 1:
@@ -74,6 +80,8 @@ class TrainOrder:
             raise ValueError(f"rank={rank}: 0 to {world_size - 1} for world_size={world_size}")
         if blocks is not None and sum(blocks) != length:
             raise ValueError(f"blocks: they hold {sum(blocks)} samples together, the dataset holds {length}")
+        if blocks is not None and labels is not None:
+            raise ValueError("labels: a balanced order reads all shards at once; not with blocks")
         drawn = length if repeats == 1 else (length // REPEATS_ROUND * REPEATS_ROUND or length)
         self.num_batches = drawn // (batch_size * world_size)
         if self.num_batches == 0:
@@ -86,6 +94,9 @@ class TrainOrder:
         self.world_size, self.rank, self.repeats = world_size, rank, repeats
         self.blocks = None if blocks is None else np.asarray(blocks, dtype=np.int64)
         self.blocks_at_once = blocks_at_once
+        self.members = None
+        if labels is not None:
+            self.members = [np.flatnonzero(labels == label) for label in np.unique(labels[labels >= 0])]
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -97,10 +108,15 @@ class TrainOrder:
         self.epoch, self.start = epoch, start
 
     def order(self, epoch: int) -> np.ndarray:
-        """All samples in the order of an epoch, int64 (length,); the same in every process."""
+        """The samples in the order of an epoch, int64 (length,); the same in every process."""
         # RandomState's streams are frozen by numpy's compatibility policy, those of Generator are not
         seed = derive(self.seed, "order", epoch)
         rng = np.random.RandomState(np.array([seed >> 32, seed & 0xFFFFFFFF], dtype=np.uint32))
+        if self.members is not None:
+            rounds = -(-self.length // len(self.members))
+            draws = np.stack([_in_cycles(members, rounds, rng) for members in self.members], axis=1)
+            first = rng.random_sample(draws.shape).argsort(axis=1, kind="stable")
+            return np.take_along_axis(draws, first, axis=1).reshape(-1)[: self.length]
         if self.blocks is None:
             return rng.permutation(self.length)
         ends = np.cumsum(self.blocks)
@@ -110,17 +126,32 @@ class TrainOrder:
             [rng.permutation(np.concatenate([np.arange(ends[b] - self.blocks[b], ends[b]) for b in g])) for g in groups]
         )
 
-    def batch(self, epoch: int, number: int, order: np.ndarray) -> list[Draw]:
-        """Batch `number` of this process in an epoch whose `order(epoch)` is given."""
-        total = self.batch_size * self.world_size
-        places = range(number * total + self.rank, (number + 1) * total, self.world_size)
-        return [Draw(epoch, int(order[place // self.repeats]), place % self.repeats) for place in places]
-
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, start = self.epoch, self.start
+        epoch, total = self.epoch, self.batch_size * self.world_size
         order = self.order(epoch)
-        for number in range(start, self.num_batches):
-            yield self.batch(epoch, number, order)
+        before = None if self.members is None else _times_before(order)
+        for number in range(self.start, self.num_batches):
+            draws = []
+            for place in range(number * total + self.rank, (number + 1) * total, self.world_size):
+                at, repeat = divmod(place, self.repeats)
+                repeat += 0 if before is None else self.repeats * int(before[at])
+                draws.append(Draw(epoch, int(order[at]), repeat))
+            yield draws
+
+
+def _in_cycles(members: np.ndarray, count: int, rng: np.random.RandomState) -> np.ndarray:
+    """`count` of the members: all of them shuffled, and again in another order, int64 (count,)."""
+    cycles = -(-count // len(members))
+    return members[rng.random_sample((cycles, len(members))).argsort(axis=1, kind="stable").reshape(-1)[:count]]
+
+
+def _times_before(order: np.ndarray) -> np.ndarray:
+    """How often the sample of each place stands before it, int64 (length,)."""
+    by_sample = order.argsort(kind="stable")
+    _, starts, counts = np.unique(order[by_sample], return_index=True, return_counts=True)
+    before = np.empty_like(by_sample)
+    before[by_sample] = np.arange(len(order)) - np.repeat(starts, counts)
+    return before
 
 
 class EvalOrder:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
@@ -31,7 +32,7 @@ from vitgraft.data.segmentation_transforms import (
     SegmentationPreprocessing,
     TrainTransform,
 )
-from vitgraft.errors import DataError
+from vitgraft.errors import DataError, ImageError
 from vitgraft.options import Sizes
 
 __all__ = ["SegmentationData", "SegmentationSamples"]
@@ -311,6 +312,19 @@ class SegmentationData(DataModule):
 
     def passed_over(self) -> str:
         return passed_over(self.files, paths_of_colors(self.colors, self.files)) if self.root is not None else ""
+
+    def class_counts(self) -> np.ndarray:
+        source, classes = self.source("train"), len(self.class_names)
+
+        def count(index: int) -> np.ndarray:
+            try:
+                labels = source.load_labels(index)
+            except ImageError:  # named, and replaced by another, when it is trained on
+                return np.zeros(classes, dtype=np.int64)
+            return np.bincount(labels.reshape(-1), minlength=256)[:classes]
+
+        with ThreadPoolExecutor() as threads:
+            return sum(threads.map(count, range(len(source))))
 
     def samples(self, split: str, train: bool) -> SegmentationSamples:
         if train:

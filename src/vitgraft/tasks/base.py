@@ -26,6 +26,7 @@ from vitgraft.options import (
 from vitgraft.randomness import derive, seed_all
 from vitgraft.tasks._initial_weights import features_of, load_initial_weights, new_parts
 from vitgraft.tasks._sharding import shard
+from vitgraft.tasks.losses import class_weights_of, describe_weights
 from vitgraft.tasks.optim import Schedule, make_optimizer, scale_learning_rates
 from vitgraft.weights.create import data_config_of, is_graft_name
 from vitgraft.weights.official import check_names_and_shapes
@@ -138,6 +139,7 @@ class Task(pl.LightningModule):
             raise RecipeError([f"model.{error}" for error in errors])
         self.model: nn.Module | None = None
         self._schedule: Any = None
+        self.register_buffer("class_weights", None, persistent=False)  # float32 (num_classes,), known with the data
         self.averaged_model: nn.Module | None = None  # set by AveragedWeights, past nn.Module's list of children
         self.weights_suffix = ""  # "_ema" where `model` holds the averaged weights
         if ready:
@@ -260,7 +262,14 @@ class Task(pl.LightningModule):
             used = asdict(data.preprocessing)
             plain = {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
             h.data_config = {**plain, "input_size": [self.data_config["input_size"][0], *used["input_size"]]}
-        names = getattr(data, "class_names", None)
+        self._take_classes(getattr(data, "class_names", None))
+        if stage == "fit" and h.get("class_weights") is not None and h.num_classes:
+            h.class_weights, counts = class_weights_of(data, h.class_weights, h.num_classes)
+            print_once(describe_weights(h.class_weights, self.class_names, counts))
+            self.class_weights = torch.tensor(h.class_weights)
+
+    def _take_classes(self, names: Sequence[str] | None) -> None:
+        h = self.hparams
         if not names:
             return
         if h.num_classes is None:

@@ -1,17 +1,18 @@
 """Training a classifier: timm's models, mixup and losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from timm.data import Mixup
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.classification import ClassificationMetrics
 from vitgraft.options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
 from vitgraft.tasks.base import Task
+from vitgraft.tasks.losses import ClassWeights, cross_entropy, focal_loss
 from vitgraft.weights.create import build_model
 
 __all__ = ["Classification"]
@@ -25,7 +26,11 @@ class Classification(Task):
     Args:
         model: Name of a timm model (vitgraft's are among them), or a module: images (B, 3, H, W) -> logits.
         num_classes: None takes those of the data.
-        loss: "cross_entropy", or "bce" (binary for each class, as in DeiT III).
+        loss: "cross_entropy", "focal" (less weight for what is learned already), or "bce" (binary for each class, as in
+            DeiT III).
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+        class_weights: A weight for each class, on its part of the loss, which stays a mean over the images;
+            "balanced": images / (classes x images of the class) of the training set. None: all are alike.
         smoothing: Fraction of the target that is spread over all classes.
         bce_target_thresh: Targets above it become 1 (loss "bce").
         mixup: Alpha of mixup's Beta distribution; 0: off.
@@ -45,7 +50,9 @@ class Classification(Task):
         self,
         model: Model,
         num_classes: Count | None = None,
-        loss: Literal["cross_entropy", "bce"] = "cross_entropy",
+        loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy",
+        focal_gamma: NonNegative = 2.0,
+        class_weights: ClassWeights | None = None,
         smoothing: BelowOne = 0.0,
         bce_target_thresh: Fraction | None = None,
         mixup: NonNegative = 0.0,
@@ -58,13 +65,24 @@ class Classification(Task):
     ):
         super().__init__(model, num_classes, **kwargs)
 
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        """As `Task.conflicts`; not every loss takes weights, or targets of several classes."""
+        found = super().conflicts(values)
+        if values.get("loss") == "focal":
+            soft = [name for name in ("mixup", "cutmix", "smoothing") if (values.get(name) or 0) > 0]
+            found += [f"{name}={values[name]}: not with loss='focal', which takes one class an image" for name in soft]
+        if values.get("class_weights") is not None and values.get("loss") == "bce":
+            found.append("class_weights: not with loss='bce', in which each class has a loss of its own; leave one out")
+        return found
+
     def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
         """The named timm model, grafted."""
         h = self.hparams
         return build_model(h.model, h.num_classes, h.model_kwargs, h.graft, pretrained, device)
 
     def take(self, model: nn.Module) -> None:
-        """Takes the model, and makes the loss that belongs to the targets."""
+        """Takes the model, and makes what mixes its images."""
         super().take(model)
         h = self.hparams
         self.mix = None
@@ -79,12 +97,15 @@ class Classification(Task):
                 num_classes=h.num_classes,
             )
         if h.loss == "bce":
-            smoothing = 0.0 if self.mix else h.smoothing  # mixed targets are smoothed already
-            self.loss = BinaryCrossEntropy(smoothing, h.bce_target_thresh)
-        elif self.mix:
-            self.loss = SoftTargetCrossEntropy()
-        else:
-            self.loss = LabelSmoothingCrossEntropy(h.smoothing) if h.smoothing else nn.CrossEntropyLoss()
+            self.bce = BinaryCrossEntropy(0.0 if self.mix else h.smoothing, h.bce_target_thresh)
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Of logits (B, K) and labels (B,) or, mixed, probabilities (B, K), which are smoothed already."""
+        if self.hparams.loss == "bce":
+            return self.bce(logits, targets)
+        if self.hparams.loss == "focal":
+            return focal_loss(logits, targets, self.class_weights, self.hparams.focal_gamma)
+        return cross_entropy(logits, targets, self.class_weights, 0.0 if self.mix else self.hparams.smoothing)
 
     def setup(self, stage: str) -> None:
         """As `Task.setup`; mixup needs an even batch."""

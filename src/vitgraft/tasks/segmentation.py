@@ -1,12 +1,11 @@
 """Training a semantic segmenter: UperNet on any backbone, as the Swin authors do it on ADE20K."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import MinLen
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.segmentation import SegmentationMetrics, predicted_classes
@@ -15,24 +14,13 @@ from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
 from vitgraft.tasks.base import Task
+from vitgraft.tasks.losses import ClassWeights, cross_entropy, dice_loss, focal_loss
 from vitgraft.weights.create import build_backbone
 
-__all__ = ["IGNORE", "Segmentation", "pixel_loss"]
+__all__ = ["IGNORE", "Segmentation"]
 
 IGNORE = 255
 """Label of pixels that belong to no class."""
-
-
-def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, averaged over *all* pixels, ignored ones among them, as mmsegmentation 0.11 of the authors does.
-
-    So an image without a labeled pixel has the loss 0, and one that is labeled in part counts by that part.
-
-    Args:
-        logits: (B, K, H, W).
-        labels: int64 (B, H, W), 255 where ignored.
-    """
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / labels.numel()
 
 
 class Segmentation(Task):
@@ -45,6 +33,11 @@ class Segmentation(Task):
         model: Name of a timm model (vitgraft's are among them) that becomes the backbone, or a module: images
             (B, 3, H, W) -> logits (B, K, H, W), and in training perhaps a tuple of those and of an auxiliary head's.
         num_classes: None takes those of the data.
+        loss: "cross_entropy", "focal" (less weight for what is learned already), "dice" (the overlap with each class,
+            small ones as much as large ones), or a sum: "cross_entropy+dice", "focal+dice".
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+        class_weights: A weight for each class, on the loss of its pixels, which stays a mean over all pixels;
+            "balanced": pixels / (classes x pixels of the class) of the training set. None: all are alike.
         head_channels: Width of UperNet's head.
         aux_channels: Width of the auxiliary FCN head on the map of stride 16; None: no such head.
         aux_weight: Of its loss.
@@ -68,6 +61,9 @@ class Segmentation(Task):
         self,
         model: Model,
         num_classes: Count | None = None,
+        loss: Literal["cross_entropy", "focal", "dice", "cross_entropy+dice", "focal+dice"] = "cross_entropy",
+        focal_gamma: NonNegative = 2.0,
+        class_weights: ClassWeights | None = None,
         head_channels: Count = 512,
         aux_channels: Count | None = 256,
         aux_weight: NonNegative = 0.4,
@@ -88,6 +84,8 @@ class Segmentation(Task):
         found = window_errors(values.get("window"), values.get("stride"), values.get("scales", (1.0,)))
         if values.get("layer_decay") is not None:
             found.append("layer_decay: UperNet has no layers to count; give null")
+        if values.get("loss") == "dice" and values.get("class_weights") is not None:
+            found.append("class_weights: not with loss='dice', in which all classes weigh the same; leave one out")
         return super().conflicts(values) + found
 
     def build(self, pretrained: bool = False, device: str | None = None) -> nn.Module:
@@ -109,15 +107,28 @@ class Segmentation(Task):
             )
         super().setup(stage)
 
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, K, H, W) and labels (B, H, W). Cross-entropy and focal loss are averaged over *all* pixels,
+        ignored ones among them, as mmsegmentation 0.11 of the authors does.
+
+        So an image without a labelled pixel has the loss 0, and one that is labelled in part counts by that part.
+        """
+        parts = {
+            "cross_entropy": lambda: cross_entropy(logits, labels, self.class_weights, ignore_index=IGNORE),
+            "focal": lambda: focal_loss(logits, labels, self.class_weights, self.hparams.focal_gamma, IGNORE),
+            "dice": lambda: dice_loss(logits, labels, IGNORE),
+        }
+        return sum(parts[name]() for name in self.hparams.loss.split("+"))
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Loss of one batch (images (B, 3, H, W), labels (B, H, W), ...)."""
         images, labels = batch[0], batch[1]
         self.before_step(batch_idx)
         outputs = self(images)
         if isinstance(outputs, Tensor):
-            loss = pixel_loss(outputs, labels)
+            loss = self.loss(outputs, labels)
         else:
-            main, aux = (pixel_loss(logits, labels) for logits in outputs)
+            main, aux = (self.loss(logits, labels) for logits in outputs)
             loss = main + self.hparams.aux_weight * aux
             self.log_dict({"train/loss_main": main, "train/loss_aux": aux}, batch_size=len(images))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))

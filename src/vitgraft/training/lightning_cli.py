@@ -25,7 +25,7 @@ from vitgraft.weights.files import read_run, resolve_checkpoint
 
 try:
     import pytorch_lightning as pl
-    from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+    from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
@@ -81,6 +81,15 @@ SMOKE = {
 }
 
 
+class RunRecord(SaveConfigCallback):
+    """Keeps in the run's folder the configuration and, once it is known, what the task took from the data."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if weights := pl_module.hparams.get("class_weights"):
+            named = dict(zip(pl_module.class_names, weights, strict=True))
+            run_folder.add_to_record(trainer.default_root_dir, class_weights=named)
+
+
 class VitgraftCLI(LightningCLI):
     """LightningCLI with vitgraft's tasks and data, run folder and defaults.
 
@@ -100,6 +109,7 @@ class VitgraftCLI(LightningCLI):
             auto_configure_optimizers=False,
             # the hyper-parameters of a checkpoint are those of the class, readable without this command line
             load_from_checkpoint_support=False,
+            save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
             args=args,
         )
@@ -149,7 +159,9 @@ class VitgraftCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.is_smoke:
-            self.datamodule.smoke(self.model.hparams.get("num_classes"))
+            weights = self.model.hparams.get("class_weights")
+            given = len(weights) if isinstance(weights, list) else None
+            self.datamodule.smoke(self.model.hparams.get("num_classes") or given)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run by `main`, once all is built."""

@@ -1,6 +1,7 @@
 """The folder of a run: which run may use it, what is recorded, and where a run is resumed.
 
-run.json            the recipe as it was run, versions, commit, hardware, data; `begin` and `check_data` compare
+run.json            the recipe as it was run, versions, commit, hardware, data, class weights; `begin` and `check_data`
+                    compare
 .lock               while the run is running
 last.ckpt           and last-previous.ckpt, best.ckpt: see `Checkpoints`
 metrics.csv         what was logged; a resumed run appends
@@ -33,7 +34,17 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["LOCK", "RunLogger", "begin", "check_data", "flat", "locked", "nothing_half_written", "read_record"]
+__all__ = [
+    "LOCK",
+    "RunLogger",
+    "add_to_record",
+    "begin",
+    "check_data",
+    "flat",
+    "locked",
+    "nothing_half_written",
+    "read_record",
+]
 
 RECORD = "run.json"
 LOCK = ".lock"
@@ -268,6 +279,12 @@ def check_data(folder: str | Path, source: Callable[[str], Any], allow_changed: 
             rank_zero_only(warn)(listed)
     if then != now and not rank_zero_only.rank:
         _write_record(folder / RECORD, {**record, "data": now})
+
+
+def add_to_record(folder: str | Path, **values: Any) -> None:
+    """Adds sections to the record of the run in the folder, where there is one; the first process does."""
+    if not rank_zero_only.rank and (record := read_record(folder)):
+        _write_record(Path(folder) / RECORD, {**record, **values})
 
 
 def _changes(split: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
