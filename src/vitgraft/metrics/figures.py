@@ -1,7 +1,7 @@
 """Figures of an evaluation: confusion matrix, calibration, precision against recall."""
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_figure", "figure_class", "precision_recall_figure", "reliability_figure", "save_figure"]
+__all__ = ["confusion_figure", "figure_class", "png_of", "precision_recall_figure", "reliability_figure"]
 
 ANNOTATED = 20  # up to so many classes each cell has its number
 NAMED = 60  # up to so many each row has its name; beyond, neighboring classes share a row
@@ -22,9 +22,11 @@ GROUPS = 100
 LONGEST_NAME = 22
 
 
-def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> None:
-    """Writes a figure as PNG."""
-    figure.savefig(path, dpi=dpi, facecolor="white", bbox_inches="tight")
+def png_of(figure: "Figure", dpi: int = 110) -> bytes:
+    """A figure as the content of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi, facecolor="white", bbox_inches="tight")
+    return file.getvalue()
 
 
 def confusion_figure(

@@ -4,20 +4,29 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitgraft.atomic import atomic_write
+from vitgraft.html_page import escaped, inline_image, page, table
 from vitgraft.metrics.base import Report, most_confused, percent
-from vitgraft.metrics.figures import save_figure
+from vitgraft.metrics.figures import png_of
 from vitgraft.terminal import csv_cell, markdown_table, markdown_text, print_table, printable
 
-__all__ = ["print_report", "write_report"]
+__all__ = ["print_report", "report_page", "write_report"]
 
 SHOWN_CLASSES = 20  # more classes than these: the weakest 10 in the terminal
 SHOWN_NAMES = 20  # of absent classes
+SHOWN_UNREADABLE = 50  # on the page
 LEFT = ("", "class", "true class", "predicted as", "most confused with")  # headings of columns of text
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 1.5rem auto; padding: 0 1.2rem; color: #222;
+  overflow-wrap: anywhere }
+h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin-top: 2rem } img { max-width: 100%; height: auto }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd;
+  text-align: left } th { background: #f5f6f7 } .number { text-align: right }
+"""
 
 
 def write_report(
@@ -28,7 +37,7 @@ def write_report(
     metadata: dict[str, Any] | None = None,
     unreadable: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes metrics.json, classes.csv, classes.md, and the figures and further files of the task.
+    """Writes metrics.json, classes.csv, classes.md, report.html, and the figures and further files of the task.
 
     Of classification these are calibration.png and, where pairs of classes are counted, confusion.png; of segmentation
     confusion.png; of detection precision_recall.png and COCO's results, detections.*.json.
@@ -69,13 +78,52 @@ def write_report(
         "classes.md": _markdown(report, rows, numbers, title),
         **report.files(),
     }
+    figures = {name: png_of(figure) for name, figure in report.figures(class_names, title).items()}
+    texts["report.html"] = report_page(title, report, class_names, figures, unreadable)
     for name, text in texts.items():
         with atomic_write(folder / name) as file:
             file.write(text)
-    figures = report.figures(class_names, title)
-    for name, figure in figures.items():
-        save_figure(figure, folder / name)
+    for name, content in figures.items():
+        (folder / name).write_bytes(content)
     return [folder / name for name in (*texts, *figures)]
+
+
+def report_page(
+    title: str,
+    report: Report | None,
+    class_names: Sequence[str],
+    figures: Mapping[str, bytes],
+    unreadable: Sequence[str] = (),
+) -> str:
+    """One HTML file with everything inside: numbers, figures, classes.
+
+    Args:
+        title: Heading.
+        report: What was measured; None: nothing yet.
+        class_names: Of each class.
+        figures: Content of PNG files by their names.
+        unreadable: "name: reason" of the images that could not be counted.
+    """
+    parts = [f"<h1>{escaped(title or 'Evaluation')}</h1>\n"]
+    drawn = [f"<p>{inline_image(content, name)}</p>\n" for name, content in figures.items()]
+    if report is None:
+        return page(title, STYLE, "".join(parts + drawn))
+    numbers = {**report.numbers(), "num_unreadable": len(unreadable)}
+    rows = report.class_rows(class_names)
+    parts.append(_html_table(*report.summary(numbers)))
+    parts += [f"<p>{escaped(line)}</p>\n" for line in report.notes(numbers)]
+    parts += drawn
+    weakest = _weakest_first(report, [row for row in rows if row[report.count_column]])
+    parts += ["<h2>Classes, the weakest first</h2>\n", _html_table(*_class_table(report, weakest))]
+    parts += [f"<p>{escaped(line)}</p>\n" for line in _absent_note(report, rows, SHOWN_NAMES)]
+    if pairs := _confused_table(report, rows):
+        parts += ["<h2>Most confused pairs</h2>\n", _html_table(*pairs)]
+    if unreadable:
+        lines = "".join(f"<li>{escaped(one)}</li>\n" for one in unreadable[:SHOWN_UNREADABLE])
+        more = len(unreadable) - SHOWN_UNREADABLE
+        lines += f"<li>and {more} more (metrics.json)</li>\n" if more > 0 else ""
+        parts.append(f"<h2>Unreadable images, left out</h2>\n<ul>\n{lines}</ul>\n")
+    return page(title, STYLE, "".join(parts))
 
 
 def print_report(console: Any, report: Report, class_names: Sequence[str], title: str, unreadable: int = 0) -> None:
@@ -118,12 +166,22 @@ def _markdown(report: Report, rows: list[dict[str, Any]], numbers: dict[str, Any
     parts = [heading, _markdown_table(*report.summary(numbers)), *map(markdown_text, report.notes(numbers))]
     parts += ["## Classes, the weakest first", _markdown_table(*_class_table(report, _weakest_first(report, rows)))]
     parts += map(markdown_text, _absent_note(report, rows, len(rows)))
-    if report.confusion is not None:
-        pairs = most_confused(report.confusion[:, : report.num_classes], 25)
-        cells = [[rows[true]["name"], rows[predicted]["name"], f"{n:,}"] for true, predicted, n in pairs]
-        table = _markdown_table(["true class", "predicted as", report.count_column], cells)
-        parts += ["## Most confused pairs", table]
+    if pairs := _confused_table(report, rows):
+        parts += ["## Most confused pairs", _markdown_table(*pairs)]
     return "\n\n".join(parts) + "\n"
+
+
+def _confused_table(report: Report, rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
+    """Headings and rows of the pairs of classes that are confused most often; None where they are not counted."""
+    if report.confusion is None:
+        return None
+    pairs = most_confused(report.confusion[:, : report.num_classes], 25)
+    cells = [[rows[true]["name"], rows[predicted]["name"], f"{n:,}"] for true, predicted, n in pairs]
+    return ["true class", "predicted as", report.count_column], cells
+
+
+def _html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return table(headings, rows, _left(headings))
 
 
 def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

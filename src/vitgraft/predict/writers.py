@@ -1,9 +1,7 @@
 """Files of predictions: CSV and JSON of every task, and an HTML page of thumbnails of classified images."""
 
-import base64
 import contextlib
 import csv
-import html
 import io
 import json
 from collections import Counter
@@ -11,8 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from vitgraft.atomic import atomic_write
+from vitgraft.html_page import escaped, inline_image, page
 from vitgraft.predict.base import Prediction, Predictor
-from vitgraft.terminal import csv_cell, printable
+from vitgraft.terminal import csv_cell
 
 __all__ = ["WRITERS", "CsvWriter", "HtmlWriter", "JsonWriter", "Writer"]
 
@@ -127,10 +126,7 @@ form.addEventListener('submit', event => event.preventDefault());
 update(true);  // browsers keep what was chosen when a page is opened again
 """
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Predictions</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>
-<h1>Predictions</h1><p>{origin}</p><p>{notes}</p>
+BODY = """<h1>Predictions</h1><p>{origin}</p><p>{notes}</p>
 <form>
 <label>class <select name="class"><option value="">all</option>{options}</select></label>
 <label>confidence <input type="number" name="from" value="0" min="0" max="100" aria-label="lowest confidence in %">
@@ -142,8 +138,7 @@ to <input type="number" name="to" value="100" min="0" max="100" aria-label="high
 </form>
 <main>
 {cards}</main>
-{errors}<script>{script}</script></body></html>
-"""
+{errors}<script>{script}</script>"""
 
 
 class HtmlWriter(Writer):
@@ -165,7 +160,7 @@ class HtmlWriter(Writer):
 
     def add(self, one: Prediction) -> None:
         if one.error is not None:
-            self.errors.append(f"<tr><td>{_text(one.image)}</td><td>{_text(one.error)}</td></tr>\n")
+            self.errors.append(f"<tr><td>{escaped(one.image)}</td><td>{escaped(one.error)}</td></tr>\n")
             return
         self.total += 1
         if len(self.cards) >= self.most:
@@ -174,14 +169,14 @@ class HtmlWriter(Writer):
         index, name, confidence = best[0]
         self.counts[index, name] += 1
         rows = "".join(
-            f'<li style="--p:{100 * p:.1f}%"><span title="{_text(name)}">{_text(name)}</span>'
+            f'<li style="--p:{100 * p:.1f}%"><span title="{escaped(name)}">{escaped(name)}</span>'
             f"<span>{100 * p:.1f} %</span></li>"
             for _, name, p in best
         )
         self.cards.append(
-            f'<figure data-class="{index}" data-p="{confidence:.6f}" title="{_text(one.image)}">'
-            f"<div>{_inline(one, name)}</div><figcaption><b>{_text(name)}</b>"
-            f"<small>{_text(Path(one.image).name)}</small><ol>{rows}</ol></figcaption></figure>\n"
+            f'<figure data-class="{index}" data-p="{confidence:.6f}" title="{escaped(one.image)}">'
+            f"<div>{_inline(one, name)}</div><figcaption><b>{escaped(name)}</b>"
+            f"<small>{escaped(Path(one.image).name)}</small><ol>{rows}</ol></figcaption></figure>\n"
         )
 
     def end(self) -> None:
@@ -198,24 +193,18 @@ class HtmlWriter(Writer):
                 f'<h2 id="errors">Not predicted</h2>\n<table><tr><th>file</th><th>error</th></tr>\n{rows}</table>\n'
             )
         options = "".join(
-            f'<option value="{index}">{_text(name)} ({count})</option>'
+            f'<option value="{index}">{escaped(name)} ({count})</option>'
             for (index, name), count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0][1]))
         )
-        self.file.write(
-            PAGE.format(
-                style=STYLE,
-                script=SCRIPT,
-                origin=_text(metadata["model"]) + weights,
-                notes="; ".join(notes),
-                options=options,
-                cards="".join(self.cards),
-                errors=errors,
-            )
+        body = BODY.format(
+            script=SCRIPT,
+            origin=escaped(metadata["model"]) + weights,
+            notes="; ".join(notes),
+            options=options,
+            cards="".join(self.cards),
+            errors=errors,
         )
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+        self.file.write(page("Predictions", STYLE, body))
 
 
 def _inline(one: Prediction, name: str) -> str:
@@ -224,5 +213,4 @@ def _inline(one: Prediction, name: str) -> str:
         return ""
     file = io.BytesIO()
     one.kept.save(file, "JPEG", quality=78)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img loading="lazy" alt="{_text(name)}" src="data:image/jpeg;base64,{data}">'
+    return inline_image(file.getvalue(), name, "jpeg", 'loading="lazy" ')

@@ -1,9 +1,7 @@
 """The demo's report: one HTML file with everything inside, which opens from disk without server or network."""
 
-import base64
 import dataclasses
 import html
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from torch import nn
 
 from vitgraft.data.digits import DigitScenes
 from vitgraft.grafting import grafts
-from vitgraft.metrics.figures import figure_class
+from vitgraft.html_page import inline_image, page
+from vitgraft.metrics.figures import figure_class, png_of
 from vitgraft.tools.receptive_field import effective_receptive_fields, erf_area
 
 if TYPE_CHECKING:
@@ -82,10 +81,7 @@ def _figure(size: tuple[float, float], rows: int, columns: int) -> tuple["Figure
 
 
 def _image(figure: "Figure", alt: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", facecolor="white")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    return inline_image(png_of(figure, dpi=130), alt)
 
 
 def _show(axis: Any, image: Any, title: str, **options: Any) -> Any:
@@ -238,10 +234,5 @@ scenes, {options.test_scenes:,} test scenes of other digit scans. torch {machine
 vitgraft {machine["vitgraft"]}, {html.escape(str(machine["device_name"]))}, {machine["threads"]} threads. Speeds are of
 inference in batches of 64, measured in turns.</p>
 """
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>vitgraft demo</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
-<body>{body}</body></html>
-"""
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page("vitgraft demo", STYLE, body), encoding="utf-8")
     return path

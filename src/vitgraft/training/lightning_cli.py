@@ -38,6 +38,7 @@ from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.callbacks.guards import Guards, is_out_of_memory, lost_process
+from vitgraft.training.callbacks.run_report import RunReport
 from vitgraft.training.check_recipe import recipe_errors, resolve, with_class_paths
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 from vitgraft.untrusted import CLASSES, check_class_paths
@@ -143,7 +144,8 @@ class VitgraftCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             callbacks = [ChosenWeights(self._get(self.config, "weights"))]
-            callbacks += [] if self.is_smoke else [EvaluationFiles()]
+        if not self.is_smoke:
+            callbacks.append(RunReport() if self.subcommand == "fit" else EvaluationFiles())
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
