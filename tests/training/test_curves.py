@@ -38,7 +38,10 @@ def test_panels_of_losses_metrics_and_rate_over_epochs(curves):
     assert len(losses.lines) == 3 and len(rate.lines) == 1 and rate.get_xlabel() == "epoch"
     plain, averaged = metrics.lines
     assert list(plain.get_xdata()) == [1, 2] and list(averaged.get_ydata()) == [0.5, 0.75]
-    assert plain.get_color() == averaged.get_color() and (plain.get_linestyle(), averaged.get_linestyle()) == ("-", "--")
+    assert plain.get_color() == averaged.get_color() and (plain.get_linestyle(), averaged.get_linestyle()) == (
+        "-",
+        "--",
+    )
     figure.canvas.draw()  # `$run$` is no mathematics
 
 

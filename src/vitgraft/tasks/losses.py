@@ -45,8 +45,8 @@ def cross_entropy(
 def focal_loss(
     logits: Tensor, labels: Tensor, weight: Tensor | None = None, gamma: float = 2.0, ignore_index: int = -100
 ) -> Tensor:
-    """-(1 - p)^gamma log p of the label's probability p (Lin et al. 2017, equation 4; with weights 5), averaged over all
-    images or pixels, ignored ones among them. The paper has sigmoids, here it is a softmax over the classes.
+    """-(1 - p)^gamma log p of the label's probability p (Lin et al. 2017, equation 4; with weights 5), averaged over
+    all images or pixels, ignored ones among them. The paper has sigmoids, here it is a softmax over the classes.
 
     Args:
         logits: (N, K, ...).

@@ -1,7 +1,5 @@
 """The report of a run that trains: written, over the whole run, and never the end of a run."""
 
-import sys
-
 import pytest
 
 pytest.importorskip("pytorch_lightning")
