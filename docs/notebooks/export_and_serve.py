@@ -82,6 +82,7 @@ data:
 trainer:
   max_epochs: {EPOCHS}
   gradient_clip_val: 1.0
+  log_every_n_steps: 1
   enable_progress_bar: false
 """)
 run = OUT / "run"
