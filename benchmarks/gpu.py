@@ -271,6 +271,13 @@ def _profile(pair: str, scale: Scale, device: str) -> dict[str, Any]:
     return {"profiles": profiles}
 
 
+def _kernels(_scale: Scale, device: str) -> dict[str, Any]:
+    # imported here, since Triton's interpreter is chosen when Triton is imported
+    from benchmarks import kernels
+
+    return kernels.measure(device)
+
+
 def _plan() -> Iterator[tuple[str, Part]]:
     """Name of a file -> its part, the most wanted first."""
     both = ("float32", "bfloat16-weights")
@@ -287,6 +294,7 @@ def _plan() -> Iterator[tuple[str, Part]]:
     yield from parts("infer_{}", each(60, 80), _bench, batches=BATCHES, dtypes=both, memory=False)
     yield from parts("train_{}", each(25, 30), _bench, modes=("train",), dtypes=("float32", "bfloat16"))
     yield from parts("compiled_{}_bf16", each(60, 100), _bench, dtypes=("bfloat16-weights",), **compiled)
+    yield "kernels", Part(120, _kernels)
     graphs = {"compile_mode": "reduce-overhead", **compiled}
     yield from parts(
         "cuda_graphs_{}_bf16", each(90, 150), _bench, batches=(1, 8), dtypes=("bfloat16-weights",), **graphs
@@ -332,6 +340,8 @@ def run(command: Sequence[str], seconds: float) -> str:
     """
     path = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {"KINETO_LOG_LEVEL": "6", **os.environ, "PYTHONPATH": os.pathsep.join(path)}  # the profiler's own lines
+    if not torch.cuda.is_available():
+        env["TRITON_INTERPRET"] = "1"
     process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
     try:
         return "failed" if process.wait(seconds) else "done"
