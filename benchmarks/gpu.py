@@ -294,10 +294,10 @@ def _plan() -> Iterator[tuple[str, Part]]:
     yield from parts("infer_{}", each(60, 80), _bench, batches=BATCHES, dtypes=both, memory=False)
     yield from parts("train_{}", each(25, 30), _bench, modes=("train",), dtypes=("float32", "bfloat16"))
     yield from parts("compiled_{}_bf16", each(60, 100), _bench, dtypes=("bfloat16-weights",), **compiled)
-    yield "kernels", Part(120, _kernels)
+    yield "kernels", Part(80, _kernels)
     graphs = {"compile_mode": "reduce-overhead", **compiled}
     yield from parts(
-        "cuda_graphs_{}_bf16", each(90, 150), _bench, batches=(1, 8), dtypes=("bfloat16-weights",), **graphs
+        "cuda_graphs_{}_bf16", each(60, 90), _bench, batches=(1, 64), dtypes=("bfloat16-weights",), **graphs
     )
     options = {"fused_attn": "on", "memory": False, "rounds": 3}
     yield from parts("growth_{}", each(30, 40), _bench, batches=(8,), sizes=SIZES, dtypes=both, **options)
@@ -307,7 +307,7 @@ def _plan() -> Iterator[tuple[str, Part]]:
     yield from parts(
         "train_{}_compiled_bf16", each(90, 160), _bench, modes=("train",), dtypes=("bfloat16",), **compiled
     )
-    yield from parts("cuda_graphs_{}_fp32", each(90, 150), _bench, batches=(1, 8), dtypes=("float32",), **graphs)
+    yield from parts("cuda_graphs_{}_fp32", each(60, 90), _bench, batches=(1, 64), dtypes=("float32",), **graphs)
     options = {"compile_mode": "max-autotune-no-cudagraphs", **compiled}
     yield from parts("autotuned_{}_bf16", each(150, 240), _bench, dtypes=("bfloat16-weights",), **options)
 

@@ -143,7 +143,7 @@ def _upsample_add_norm(
     rows = tl.maximum(1 - tl.abs(row[:, None] - y[None, :]), 0.0)
     cols = tl.maximum(1 - tl.abs(col[:, None] - x[None, :]), 0.0)
     # for a factor of 2 the weights are sixteenths, which bfloat16 and TF32 have
-    up = tl.dot((rows * cols).to(kind), value.to(kind), input_precision="ieee")
+    up = tl.dot((rows * cols).to(kind), value.to(kind), input_precision="tf32x3")
 
     inside = (i < FACTOR * WH) & (top * FACTOR + i < H) & (left * FACTOR + j < W)
     mask = inside[:, None] & real[None, :]
@@ -291,7 +291,7 @@ def window_attention(
     N = window[0] * window[1]
     qkv = qkv.contiguous()
     out = qkv.new_empty(B, H, W, channels // 3)
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     _window_attention[(B * (H // window[0]) * (W // window[1]), num_heads)](
         qkv, qkv if bias is None else bias.contiguous(), out, H, W, D**-0.5,
         HEADS=num_heads, D=D, BLOCK_D=triton.next_power_of_2(max(D, 16)), WH=window[0], WW=window[1],
