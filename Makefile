@@ -39,6 +39,7 @@ docs: $(READY)
 	$(BIN)/python -m reproduction tables --format markdown --output docs/tables.md
 	$(BIN)/python -m reproduction figures tradeoff --out docs/pictures
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction zoo
+	$(BIN)/python -m benchmarks.speed --page
 
 site: $(READY)
 	$(BIN)/python -m sphinx -c docs -b html -E -W --keep-going -n -q . runs/site

@@ -271,11 +271,11 @@ def _profile(pair: str, scale: Scale, device: str) -> dict[str, Any]:
     return {"profiles": profiles}
 
 
-def _kernels(_scale: Scale, device: str) -> dict[str, Any]:
+def _kernel(name: str, _scale: Scale, device: str) -> dict[str, Any]:
     # imported here, since Triton's interpreter is chosen when Triton is imported
     from benchmarks import kernels
 
-    return kernels.measure(device)
+    return kernels.measure(device, [name])
 
 
 def _plan() -> Iterator[tuple[str, Part]]:
@@ -294,7 +294,9 @@ def _plan() -> Iterator[tuple[str, Part]]:
     yield from parts("infer_{}", each(60, 80), _bench, batches=BATCHES, dtypes=both, memory=False)
     yield from parts("train_{}", each(25, 30), _bench, modes=("train",), dtypes=("float32", "bfloat16"))
     yield from parts("compiled_{}_bf16", each(60, 100), _bench, dtypes=("bfloat16-weights",), **compiled)
-    yield "kernels", Part(80, _kernels)
+    # compiling them takes longer than running them
+    for name in ("norm_and_pool", "upsample_add_norm", "window_attention"):
+        yield f"kernel_{name}", Part(60, functools.partial(_kernel, name))
     graphs = {"compile_mode": "reduce-overhead", **compiled}
     yield from parts(
         "cuda_graphs_{}_bf16", each(60, 90), _bench, batches=(1, 64), dtypes=("bfloat16-weights",), **graphs

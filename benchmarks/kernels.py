@@ -11,7 +11,7 @@ B batch, H x W token grid, C channels, (h, w) coarser grid, f factor between the
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -480,18 +480,20 @@ def error_of(kernel: Kernel, case: Case) -> float:
     return torch.stack(errors).max().item()
 
 
-def check(device: torch.device) -> list[dict[str, Any]]:
-    """Every kernel beside its plain version, at odd shapes and in float32 and bfloat16.
+def check(device: torch.device, names: Iterable[str] = tuple(KERNELS)) -> list[dict[str, Any]]:
+    """Kernels beside their plain versions, at odd shapes and in float32 and bfloat16.
 
     Args:
         device: Of a GPU; a CPU in Triton's interpreter.
+        names: Of the kernels.
 
     Returns:
         JSON values: "kernel", "dtype", "shape", "error", "right".
     """
     torch.manual_seed(0)
     rows = []
-    for name, kernel in KERNELS.items():
+    for name in names:
+        kernel = KERNELS[name]
         for dtype, tolerance in TOLERANCES.items():
             for shape in kernel.shapes:
                 error = error_of(kernel, kernel.case(torch.empty(0, device=device, dtype=dtype), **shape))
@@ -501,8 +503,8 @@ def check(device: torch.device) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def time_kernels(batches: Sequence[int] = (64,)) -> list[dict[str, Any]]:
-    """Milliseconds of each kernel, of its plain version and of that version compiled, at the models' shapes on a GPU.
+def time_kernels(names: Iterable[str] = tuple(KERNELS), batches: Sequence[int] = (64,)) -> list[dict[str, Any]]:
+    """Milliseconds of kernels, of their plain versions and of those compiled, at the models' shapes on a GPU.
 
     "bytes" are those of all arguments and results: each has to be read or written at least once.
     """
@@ -510,7 +512,8 @@ def time_kernels(batches: Sequence[int] = (64,)) -> list[dict[str, Any]]:
 
     torch.manual_seed(0)
     rows = []
-    for name, kernel in KERNELS.items():
+    for name in names:
+        kernel = KERNELS[name]
         for model, shape in kernel.model_shapes.items():
             for dtype, tolerance in TOLERANCES.items():
                 for batch in batches:
@@ -576,12 +579,12 @@ def print_check(row: Mapping[str, Any]) -> None:
     )
 
 
-def measure(device: str) -> dict[str, Any]:
-    """Checks all kernels and, on a GPU, times them: "checks" and "timings"."""
-    checks = check(torch.device(device))
+def measure(device: str, names: Iterable[str] = tuple(KERNELS)) -> dict[str, Any]:
+    """Checks kernels and, on a GPU, times them: "checks" and "timings"."""
+    checks = check(torch.device(device), names)
     for row in checks:
         print_check(row)
-    return {"triton": triton.__version__, "checks": checks, "timings": time_kernels() if device == "cuda" else []}
+    return {"triton": triton.__version__, "checks": checks, "timings": time_kernels(names) if device == "cuda" else []}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,10 +14,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_page import make_section as gpu_section
 from vitgraft.terminal import markdown_table, write, write_json
 
 __all__ = ["PLAN", "make_page", "measure"]
@@ -102,8 +104,7 @@ commands, every round, and the machine's load; without `--page` it measures what
 A ratio is the speed of the model with grafts as a multiple of the plain model's: above 1 it is the faster one. Both
 run in one process and in turns, on one thread; a ratio is the median over at least nine rounds of the ratios of CPU
 time *within* a round. Of timm's two attention settings both were measured, for both models, and the faster one
-counts. The models with grafts do more: {macs}. "Memory kept": `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_`
-at 4000000000, so that neither model pays for pages that glibc has given back; "default" is without.
+counts. {macs}. "Memory kept": `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` at 4000000000, so that neither model pays for pages that glibc has given back; "default" is without.
 
 ## Inference
 
@@ -167,14 +168,7 @@ machine); SDPA in training (equal or slower on CPUs); pre-expanded shift masks; 
 
 ## On a GPU
 
-Nothing was measured on a GPU yet. `python -m benchmarks.gpu --output results/gpu` measures inference, training,
-compiled models, growth with resolution, memory and a profile by role of a kernel, in calls of at most ten minutes that
-continue where the last one ended. `python -m benchmarks.kernels` checks three Triton kernels (norm, GELU and pooling;
-upsampling, addition and norm2; attention in shifted windows) against plain PyTorch and times them. They are for
-inference, and no model uses them before such a profile shows that they pay; on a CPU their results are checked in
-Triton's interpreter (`TRITON_INTERPRET=1 python -m benchmarks.kernels --device cpu`: relative errors of at most 3e-7 in
-float32 and 7e-3 in bfloat16).
-"""
+{gpu}"""
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -200,6 +194,12 @@ class _Rows:
             if right and all(row[key] == value for key, value in wanted.items()):
                 return row
         return None
+
+    def inference(self, pair: str, grafted: bool) -> list[dict[str, Any]]:
+        """All rows of the model at 224 x 224."""
+        wanted = {"model": PAIRS[pair][grafted], "mode": "infer", "img_size": 224}
+        rows = [row for record in self.records.values() for row in record["results"]]
+        return [row for row in rows if wanted.items() <= row.items()]
 
     def ratio(self, name: str, pair: str, run: str = "eager", base: str | None = None, **wanted: Any) -> str:
         """Plain model's CPU time over the grafted one's: median and range of the rounds."""
@@ -345,28 +345,29 @@ def _dtype(dtype: str) -> str:
 def _machine(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Where it was measured, of every machine that the files name."""
     found = {}
-    for record in records.values():
+    for name, record in records.items():
         machine = record["machine"]
         key = machine["device_name"], machine["torch"], machine["timm"]
-        found.setdefault(key, []).append((record["date"][:10], machine["load_average"]))
+        found.setdefault(key, []).append((record["date"][:10], machine["load_average"], name))
     texts = []
     for (device, torch, timm), runs in found.items():
-        dates = sorted({date for date, _ in runs})
+        dates = sorted({date for date, _, _ in runs})
         span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-        loads = [load[0] if isinstance(load, list) else load for _, load in runs]
+        loads = [load[0] if isinstance(load, list) else load for _, load, _ in runs]
         load = f", load average {min(loads):.1f} to {max(loads):.1f} at the start of a run" if None not in loads else ""
-        texts.append(f"Measured on {device}, one thread, torch {torch}, timm {timm}, {span}{load}.")
-    return "\n".join(texts) or "Nothing has been measured yet."
+        names = ", ".join(f"`{name}`" for _, _, name in runs)
+        text = f"Measured on {device}, one thread, torch {torch}, timm {timm}, {span}{load}: {names}."
+        texts.append(textwrap.fill(text, 120, break_on_hyphens=False))
+    return "\n\n".join(texts) or "Nothing has been measured yet."
 
 
 def _macs(rows: _Rows) -> str:
     """MAC of the models with grafts as a multiple of the plain ones'."""
     texts = []
     for pair in PAIRS:
-        name = f"infer_{pair}_batch8" if f"infer_{pair}_batch8" in PLAN else f"infer_{pair}"
-        both = [rows.row(name, pair, grafted) for grafted in (True, False)]
-        if None not in both:
-            texts.append(f"{_short(pair)} {both[0]['macs_per_image'] / both[1]['macs_per_image']:.2f}")
+        both = [{row["macs_per_image"] for row in rows.inference(pair, grafted)} for grafted in (True, False)]
+        if all(both):
+            texts.append(f"{_short(pair)} {max(both[0]) / max(both[1]):.2f}")
     return f"MAC as a multiple of the plain model's are {', '.join(texts)}" if texts else "MAC were not counted"
 
 
@@ -386,6 +387,7 @@ def make_page(records: Mapping[str, Mapping[str, Any]]) -> str:
         growth=_growth(rows),
         memory=_memory(rows),
         peak=_peak(rows),
+        gpu=gpu_section(ROOT / "results" / "gpu"),
     )
 
 
