@@ -104,7 +104,9 @@ commands, every round, and the machine's load; without `--page` it measures what
 A ratio is the speed of the model with grafts as a multiple of the plain model's: above 1 it is the faster one. Both
 run in one process and in turns, on one thread; a ratio is the median over at least nine rounds of the ratios of CPU
 time *within* a round. Of timm's two attention settings both were measured, for both models, and the faster one
-counts. {macs}. "Memory kept": `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` at 4000000000, so that neither model pays for pages that glibc has given back; "default" is without.
+counts. {macs}. "Memory kept":
+`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` at 4000000000, so that neither model pays for pages that glibc has
+given back; "default" is without.
 
 ## Inference
 
@@ -197,7 +199,7 @@ class _Rows:
 
     def inference(self, pair: str, grafted: bool) -> list[dict[str, Any]]:
         """All rows of the model at 224 x 224."""
-        wanted = {"model": PAIRS[pair][grafted], "mode": "infer", "img_size": 224}
+        wanted = {"model": PAIRS[pair][grafted], "mode": "infer", "input_size": [3, 224, 224]}
         rows = [row for record in self.records.values() for row in record["results"]]
         return [row for row in rows if wanted.items() <= row.items()]
 
