@@ -55,6 +55,7 @@ DEFAULTS = {
     "nan_rank": 0,
     "max_skipped": 10,
     "max_unreadable": 100,
+    "freeze_epochs": 0,  # of a segmenter
 }
 
 
@@ -144,7 +145,8 @@ def segmentation(o):
         scenes=28, val_scenes=3, scene_size=64, crop_size=64, batch_size=2, eval_batch_size=1, workers=o["workers"],
         seed=5,
     )  # fmt: skip
-    return spoiled(Segmentation)(**DENSE, head_channels=16, aux_channels=8), data
+    frozen = {"freeze_backbone": o["freeze_epochs"] > 0, "freeze_epochs": o["freeze_epochs"]}
+    return spoiled(Segmentation)(**DENSE, **frozen, head_channels=16, aux_channels=8), data
 
 
 TASKS = {one.__name__: one for one in (classification, detection, segmentation)}

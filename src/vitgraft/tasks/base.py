@@ -42,6 +42,16 @@ __all__ = ["Task"]
 print_once = rank_zero_only(print)  # also before there is a trainer, which `Task.print` needs
 
 
+def freeze_backbone(model: nn.Module) -> str:
+    """Freezes all but what `get_classifier` gives; what trains, in words."""
+    heads = model.get_classifier()
+    model.requires_grad_(False)
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        head.requires_grad_(True)
+    trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"training {trains:,} of {sum(p.numel() for p in model.parameters()):,} parameters, all but the backbone"
+
+
 class Task(pl.LightningModule):
     """A model and how it is trained.
 
@@ -62,6 +72,9 @@ class Task(pl.LightningModule):
         model_kwargs: Options of timm.create_model: drop_path_rate, img_size, ...
         graft: Options of GraftConfig. A name that is not grafted already gets grafts by them; None: none.
         train_grafts_only: Freeze the backbone; grafts and head train.
+        freeze_backbone: Freeze the backbone and its grafts; the head (of a detector or segmenter: all that is not the
+            backbone) trains. Statistics of BatchNorm layers still move.
+        freeze_epochs: Epochs after which what one of the two has frozen trains too; 0: never.
         grad_checkpointing: Save memory by computing the blocks' inside twice.
         opt: timm's name of the optimizer.
         lr: Peak learning rate.
@@ -106,6 +119,8 @@ class Task(pl.LightningModule):
         model_kwargs: ModelOptions | None = None,
         graft: GraftOptions | None = None,
         train_grafts_only: bool = False,
+        freeze_backbone: bool = False,
+        freeze_epochs: WholeNumber = 0,
         grad_checkpointing: bool = False,
         opt: Optimizer = "adamw",
         lr: Positive = 1e-3,
@@ -140,6 +155,7 @@ class Task(pl.LightningModule):
         self.model: nn.Module | None = None
         self._schedule: Any = None
         self.register_buffer("class_weights", None, persistent=False)  # float32 (num_classes,), known with the data
+        self._frozen: list[nn.Parameter] = []  # until `freeze_epochs`
         self.averaged_model: nn.Module | None = None  # set by AveragedWeights, past nn.Module's list of children
         self.weights_suffix = ""  # "_ema" where `model` holds the averaged weights
         if ready:
@@ -165,6 +181,14 @@ class Task(pl.LightningModule):
         named_plain = isinstance(model, str) and not is_graft_name(model)
         if values.get("train_grafts_only") and named_plain and values.get("graft") is None:
             found.append(f"train_grafts_only: {model!r} has no grafts; give graft: {{}} for the defaults")
+        frozen = [name for name in ("train_grafts_only", "freeze_backbone") if values.get(name)]
+        if len(frozen) == 2:
+            found.append("freeze_backbone: not together with train_grafts_only, which trains the grafts")
+        if values.get("freeze_epochs") and not frozen:
+            found.append(
+                f"freeze_epochs={values['freeze_epochs']}: nothing is frozen; give freeze_backbone: true or "
+                "train_grafts_only: true too"
+            )
         return found
 
     @classmethod
@@ -214,8 +238,6 @@ class Task(pl.LightningModule):
             print_once(load_initial_weights(model, h.checkpoint_path))
         elif h.pretrained and features_of(model) is not None:
             print_once(f"initial weights of the backbone: timm's of {h.model}; {new_parts(model)}")
-        if h.train_grafts_only:
-            print_once(train_grafts_only(model))
         if h.grad_checkpointing:
             self.backbone_of(model).set_grad_checkpointing()
         self.take(model)
@@ -237,8 +259,21 @@ class Task(pl.LightningModule):
     def take(self, model: nn.Module) -> None:
         """Makes a model the task's own; tasks with losses by the options extend it."""
         self.model = model
+        self._freeze(model)
         # one each for the raw and the averaged weights
         self.metrics = nn.ModuleDict({weights: self.make_metric() for weights in ("raw", "ema")})
+
+    def _freeze(self, model: nn.Module) -> None:
+        h = self.hparams
+        if h.train_grafts_only:
+            print_once(train_grafts_only(model))
+        if h.freeze_backbone:
+            print_once(freeze_backbone(model))
+        if h.freeze_epochs:
+            # the optimizer and DistributedDataParallel take parameters that need gradients when they are made
+            self._frozen = [p for p in model.parameters() if not p.requires_grad]
+            model.requires_grad_(True)
+            print_once(f"from epoch {h.freeze_epochs} on all of it trains")
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -348,6 +383,12 @@ class Task(pl.LightningModule):
             **options,
             **(h.opt_kwargs or {}),
         )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drops the gradients of what is frozen in the first epochs, without which no optimizer changes it."""
+        if self.current_epoch < self.hparams.freeze_epochs:
+            for parameter in self._frozen:
+                parameter.grad = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stores the class that rebuilds the model from the checkpoint's hyper-parameters."""

@@ -16,6 +16,9 @@ options that most runs need (all of them: vitgraft {command} --help-all):
   --weights raw|ema             which weights of the checkpoint (validate, test)
   --trust                       the checkpoint or run folder may name classes that are not vitgraft's, and so run code
   --checkpoints.every_n_steps N save between the ends of epochs, too
+  --checkpoints.early_stopping N
+                                end the run after N validations that bring nothing better
+  --logger NAME                 beside metrics.csv: tensorboard, wandb, mlflow, or several: '[wandb,tensorboard]'
   --ema.decay D                 average the weights, e.g. 0.9998
   --smoke                       two steps on generated images, nothing written: does the recipe run here?
 """

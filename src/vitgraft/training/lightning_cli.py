@@ -6,7 +6,6 @@ merged values before jsonargparse, which stops at the first error, and a recipe 
 """
 
 import contextlib
-import importlib.util
 import json
 import logging
 import signal
@@ -32,7 +31,7 @@ except ImportError as error:
 
 from vitgraft.data.classification import ImageData
 from vitgraft.terminal import note, printable
-from vitgraft.training import run_folder
+from vitgraft.training import loggers, run_folder
 from vitgraft.training.callbacks.checkpoint import Checkpoints, Interrupted
 from vitgraft.training.callbacks.ema import AveragedWeights, ChosenWeights
 from vitgraft.training.callbacks.epoch_loss import EpochLoss
@@ -40,12 +39,14 @@ from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.callbacks.guards import Guards, is_out_of_memory, lost_process
 from vitgraft.training.callbacks.run_report import RunReport
 from vitgraft.training.check_recipe import recipe_errors, resolve, with_class_paths
+from vitgraft.training.loggers import LoggerName
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
 from vitgraft.untrusted import CLASSES, check_class_paths
 
 __all__ = ["main"]
 
 WEIGHTS = Literal["raw", "ema"] | None
+LOGGERS = LoggerName | list[LoggerName] | None
 # Sections of a recipe beside model, data and trainer: the callbacks of every run
 PARTS = {"checkpoints": Checkpoints, "ema": AveragedWeights, "guards": Guards}
 DATA = f"{ImageData.__module__}.{ImageData.__name__}"  # of a recipe that names neither data nor a task with its own
@@ -55,6 +56,7 @@ TOP = {
     "ckpt_path": str | None,
     "weights": WEIGHTS,
     "verbose": bool,
+    "logger": LOGGERS,
     "weights_only": Literal[True] | None,
 }
 
@@ -83,9 +85,12 @@ SMOKE = {
 
 
 class RunRecord(SaveConfigCallback):
-    """Keeps in the run's folder the configuration and, once it is known, what the task took from the data."""
+    """Keeps in the run's folder the configuration and, once they are known, what the task took from the data and the
+    names of the run at other services."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if ids := loggers.run_ids(trainer.loggers):
+            run_folder.add_to_record(trainer.default_root_dir, loggers=ids)
         if weights := pl_module.hparams.get("class_weights"):
             named = dict(zip(pl_module.class_names, weights, strict=True))
             run_folder.add_to_record(trainer.default_root_dir, class_weights=named)
@@ -121,6 +126,9 @@ class VitgraftCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--weights", type=WEIGHTS, default=None, help="Weights of the checkpoint: raw or ema.")
+        parser.add_argument(
+            "--logger", type=LOGGERS, default=None, help="Beside metrics.csv: tensorboard, wandb, mlflow."
+        )
         for name, part in PARTS.items():
             parser.add_lightning_class_args(part, name)
         parser.link_arguments("out", "trainer.default_root_dir")
@@ -137,7 +145,10 @@ class VitgraftCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
-            kwargs["logger"] = self._loggers() if self.subcommand == "fit" else False
+            is_fit = self.subcommand == "fit"
+            kwargs["logger"] = is_fit and loggers.make(self._get(self.config, "logger"), self._get(self.config, "out"))
+        if config.get("log_every_n_steps") is None:
+            kwargs["log_every_n_steps"] = 10
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
         callbacks = [EpochLoss()]
@@ -148,16 +159,6 @@ class VitgraftCLI(LightningCLI):
             callbacks.append(RunReport() if self.subcommand == "fit" else EvaluationFiles())
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
-
-    def _loggers(self) -> list[Any]:
-        """Metrics as CSV, and for tensorboard where it is installed, directly in the run's folder."""
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        out = self._get(self.config, "out")
-        found = [run_folder.RunLogger(out)]
-        if importlib.util.find_spec("tensorboard"):
-            found.append(TensorBoardLogger(save_dir=out, name="", version=""))
-        return found
 
     def after_instantiate_classes(self) -> None:
         if self.is_smoke:
@@ -362,10 +363,10 @@ def _print_summary(cli: VitgraftCLI) -> None:
     if cli.subcommand != "fit":
         print(f"{cli.subcommand}: {values}")
         return
-    print(f"fit: {trainer.current_epoch} epochs, {trainer.global_step} updates, {values}")
+    print(", ".join(filter(None, [f"fit: {trainer.current_epoch} epochs, {trainer.global_step} updates", values])))
     out = Path(cli._get(cli.config, "out"))
     if out.is_dir():
-        files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+        files = sorted(path.name + "/" * path.is_dir() for path in out.iterdir())
         note(f"written to {out}: {', '.join(name for name in files if name != run_folder.LOCK)}")
 
 

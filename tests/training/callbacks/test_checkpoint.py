@@ -41,6 +41,9 @@ DENSE = {
         ("SIGTERM", 0, 0, [["train", 5], ["val", 1]]),
     )
 }
+DENSE["segmentation, frozen backbone"] = (
+    {"task": "segmentation", "freeze_epochs": 1}, "SIGKILL", [["train", 7], ["train", 21]],
+)  # fmt: skip
 CODES = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
 
 

@@ -28,6 +28,7 @@ from vitgraft.weights import files as checkpoint_files
 __all__ = ["Checkpoints", "Interrupted", "VerifiedCheckpointIO"]
 
 PREFIX = "model."
+STATE = ("best_score", "best_step", "validations_since_best")
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -111,6 +112,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
             averaged weights where they are evaluated (`val/acc_ema`), and no `best` where there is neither.
         mode: Whether a larger ("max") or smaller ("min") value is better.
         every_n_steps: Updates between two saves inside an epoch; 0: at its end only.
+        early_stopping: Validations without a new best after which the run ends, at the end of the epoch; 0: never. The
+            learning rate still follows the schedule of all epochs.
         handle_signals: Save on SIGTERM, SIGUSR1 and Ctrl-C.
         enabled: Whether anything is saved at all.
     """
@@ -122,15 +125,17 @@ class Checkpoints(pl.callbacks.Checkpoint):
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
         every_n_steps: WholeNumber = 0,
+        early_stopping: WholeNumber = 0,
         handle_signals: bool = True,
         enabled: bool = True,
     ):
         super().__init__()
         self.folder, self.monitor, self.mode = folder, monitor, mode
-        self.every_n_steps, self.enabled = every_n_steps, enabled
+        self.every_n_steps, self.early_stopping, self.enabled = every_n_steps, early_stopping, enabled
         self.handle_signals = handle_signals and enabled
         self.best_score: float | None = None
         self.best_step: int | None = None
+        self.validations_since_best = 0
         self._improved = False
         self._validation_pending = False
         self._flush_loggers = False
@@ -150,10 +155,11 @@ class Checkpoints(pl.callbacks.Checkpoint):
         return str(Path(self.folder or ".") / "best.ckpt") if self.best_score is not None else ""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_step": self.best_step}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        for name in STATE:
+            setattr(self, name, state_dict.get(name, getattr(self, name)))
 
     # when to save
 
@@ -178,6 +184,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _begin_next_epoch(trainer)
+        self._stop_early(trainer)  # a resumed run that had been stopped
         # after Lightning's own handlers, which in a batch of several processes wait for each other inside the handler
         if self.handle_signals and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -227,6 +234,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return
         if not trainer.enable_validation:
             self._note_best(trainer)
+        self._stop_early(trainer)
         self._save(trainer)  # a signal ends the run after the next update, when the epoch's metrics have been logged
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -268,6 +276,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return
         if name not in metrics:
             raise TrainingError(f"monitor={name!r}: no such metric; there are {', '.join(sorted(metrics))}")
+        self.validations_since_best += 1
         score = float(metrics[name])
         best = self.best_score
         if score != score:
@@ -276,6 +285,18 @@ class Checkpoints(pl.callbacks.Checkpoint):
             )
         elif best is None or (score > best if self.mode == "max" else score < best):
             self.best_score, self.best_step, self._improved = score, trainer.global_step, True
+            self.validations_since_best = 0
+
+    def _stop_early(self, trainer: pl.Trainer) -> None:
+        epochs = trainer.fit_loop.epoch_progress.current.processed
+        if not 0 < self.early_stopping <= self.validations_since_best or epochs < (trainer.min_epochs or 0):
+            return
+        trainer.should_stop = True
+        best = "none so far" if self.best_score is None else f"{self.best_score:.4g} at step {self.best_step}"
+        rank_zero_only(note)(
+            f"early stopping after {epochs} epochs: nothing better in {self.validations_since_best} validations (best: "
+            f"{best}; checkpoints.early_stopping: {self.early_stopping})"
+        )
 
     def _interrupt_validation(self, trainer: pl.Trainer, number: int) -> None:
         if number:
