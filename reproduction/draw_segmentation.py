@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitgraft.data.digits import DigitScenePixels
 from vitgraft.data.label_maps import LabelRule, find_pairs
-from vitgraft.predict.draw import draw_classes, overlay, palette, resized
+from vitgraft.metrics.draw import draw_classes, overlay, palette, resized
 from vitgraft.predict.load import open_model
 
 

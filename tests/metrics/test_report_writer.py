@@ -67,7 +67,7 @@ def test_files_of_classification(tmp_path):
     logits, labels = logits_and_labels(400, 8)
     report = classified(logits, labels.clamp(max=6))
     files, values, rows = written(tmp_path / "val", report, names(8))
-    assert files == {"metrics.json", "classes.csv", "classes.md", "confusion.png", "calibration.png"}
+    assert files == {"metrics.json", "classes.csv", "classes.md", "confusion.png", "calibration.png", "report.html"}
     assert values["metrics"]["top1"] == report.top1 and values["absent_classes"] == ["class 7"]
     assert values["counts"]["class_counts"] == report.class_counts.tolist()
     confusion = np.zeros((8, 8), dtype=int)
@@ -84,7 +84,7 @@ def test_files_of_segmentation(tmp_path):
     report = segmented((PREDICTED, LABELS))
     class_names = ["road", "car | van", "sky", "boat"]
     files, values, rows = written(tmp_path, report, class_names)
-    assert files == {"metrics.json", "classes.csv", "classes.md", "confusion.png"}
+    assert files == {"metrics.json", "classes.csv", "classes.md", "confusion.png", "report.html"}
     assert values["metrics"]["miou"] == pytest.approx(5 / 9) and values["absent_classes"] == ["boat"]
     assert [2, 0, 1] in values["counts"]["confusion"]
     assert rows[3]["iou"] == "" and float(rows[1]["iou"]) == 2 / 3
@@ -100,8 +100,17 @@ def test_files_of_detection(tmp_path):
     report = detector_metric(*detections(10)).report()
     files, values, rows = written(tmp_path, report, NAMES)
     results = {"detections.bbox.json", "detections.segm.json"}
-    assert files == {"metrics.json", "classes.csv", "classes.md", "precision_recall.png", *results}
+    assert files == {
+        "metrics.json",
+        "classes.csv",
+        "classes.md",
+        "precision_recall.png",
+        "confusion.png",
+        "report.html",
+        *results,
+    }
     assert values["metrics"]["box_ap"] == report.values["box_ap"] and values["absent_classes"] == ["nail"]
+    assert values["confusion"] == report.confusion.tolist() and report.confusion[:3].sum() == report.num_objects
     assert values["classes"]["mask_ap"] == [row["mask_ap"] for row in report.classes]
     assert float(rows[0]["mask_ap"]) == report.classes[0]["mask_ap"]
     assert rows[2]["box_ap"] == "" and "| nail | 0 |" in (tmp_path / "classes.md").read_text()

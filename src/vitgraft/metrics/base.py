@@ -18,7 +18,9 @@ except ImportError as error:
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CountReport", "Report", "ReportingMetric"]
+__all__ = ["BACKGROUND", "CountReport", "Report", "ReportingMetric"]
+
+BACKGROUND = "background"
 
 
 class Report:
@@ -31,7 +33,8 @@ class Report:
         count_column: Column of `class_rows` that is 0 for a class that is absent from the dataset.
         weakest_by: Column of `class_rows` by which classes are sorted.
         headings: Columns of `class_rows` that tables show -> their headings.
-        confusion: (C, C or more) counts, rows are the true classes; None where there are none.
+        confusion: (C, C or more) counts, rows are the true classes; (C + 1, C + 1) with the background, of detectors;
+            None where there are none.
     """
 
     kind: ClassVar[str]

@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from vitgraft.data.detection_targets import Objects, encode_mask, to_rle
 from vitgraft.errors import MissingExtraError
-from vitgraft.metrics.base import Report, ReportingMetric, percent
-from vitgraft.metrics.figures import precision_recall_figure
+from vitgraft.metrics.base import BACKGROUND, Report, ReportingMetric, percent
+from vitgraft.metrics.figures import confusion_figure, precision_recall_figure
+from vitgraft.metrics.matching import SCORE, confusion_of
 
 try:
     from faster_coco_eval import COCO, COCOeval_faster
@@ -59,6 +61,8 @@ class DetectionReport(Report):
         classes: Of each class a row: class, name, objects, detections, box_ap, box_ap50, box_ar, and for masks alike.
         detections: COCO's results, "bbox" and "segm".
         curves: Of "box" and "mask" the mean precision of the classes, float64 (10 IoUs, 101 recalls).
+        confusion: int64 (C + 1, C + 1), of detections with a score of at least 0.5: rows are the true classes, columns
+            the detected ones, by boxes that overlap with an IoU of at least 0.5; the last ones are the background.
     """
 
     num_images: int
@@ -70,6 +74,7 @@ class DetectionReport(Report):
     classes: list[dict[str, Any]]
     detections: dict[str, list[dict[str, Any]]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
+    confusion: np.ndarray = field(repr=False)
 
     kind: ClassVar = "detection evaluation"
     labels: ClassVar = {
@@ -83,7 +88,6 @@ class DetectionReport(Report):
     hidden_at_zero: ClassVar = frozenset({"num_crowds", "num_nonfinite", "num_unreadable"})
     count_column: ClassVar = "objects"
     weakest_by: ClassVar = "box_ap"
-    confusion: ClassVar = None
 
     @property
     def headings(self) -> dict[str, str]:
@@ -106,12 +110,16 @@ class DetectionReport(Report):
         return [{**row, "name": name} for row, name in zip(self.classes, class_names, strict=True)]
 
     def figures(self, class_names: Sequence[str], title: str) -> dict[str, Any]:
-        """Precision against recall."""
-        return {"precision_recall.png": precision_recall_figure(self.curves, title)}
+        """Precision against recall, and the confusion matrix with the background."""
+        return {
+            "precision_recall.png": precision_recall_figure(self.curves, title),
+            "confusion.png": confusion_figure(self.confusion, [*class_names, BACKGROUND], title, "objects"),
+        }
 
     def details(self) -> dict[str, Any]:
-        """The columns of the classes."""
-        return {"classes": {column: [row[column] for row in self.classes] for column in self.headings}}
+        """The columns of the classes, and the confusion matrix."""
+        columns = {column: [row[column] for row in self.classes] for column in self.headings}
+        return {"classes": columns, "confusion": self.confusion.tolist()}
 
     def files(self) -> dict[str, str]:
         """COCO's results, of boxes and of masks: COCO's own code would take the areas of boxes for those of masks in a
@@ -249,7 +257,15 @@ class DetectionMetrics(ReportingMetric):
             classes=rows,
             detections=detections,
             curves=curves,
+            confusion=sum(map(self._confusion, images.values()), np.zeros(2 * (len(self.class_names) + 1,), np.int64)),
         )
+
+    def _confusion(self, image: dict[str, Any]) -> np.ndarray:
+        objects: Objects = image["objects"]
+        shown = sorted((one for one in image["bbox"] if one["score"] >= SCORE), key=lambda one: -one["score"])
+        boxes = torch.tensor([one["bbox"] for one in shown], dtype=torch.float64).reshape(-1, 4)
+        labels = [objects.category_ids.index(one["category_id"]) + 1 for one in shown]
+        return confusion_of(box_convert(boxes, "xywh", "xyxy"), labels, objects, len(self.class_names))
 
     def _truth(self, images: dict[int, dict[str, Any]]) -> dict[str, Any]:
         """The objects of these images, as a COCO json."""

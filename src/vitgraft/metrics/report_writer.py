@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vitgraft.atomic import atomic_write
 from vitgraft.html_page import escaped, inline_image, page, table
-from vitgraft.metrics.base import Report, most_confused, percent
+from vitgraft.metrics.base import BACKGROUND, Report, most_confused, percent
 from vitgraft.metrics.figures import png_of
 from vitgraft.terminal import csv_cell, markdown_table, markdown_text, print_table, printable
 
@@ -36,11 +37,12 @@ def write_report(
     title: str = "",
     metadata: dict[str, Any] | None = None,
     unreadable: Sequence[str] = (),
+    worst: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[Path]:
     """Writes metrics.json, classes.csv, classes.md, report.html, and the figures and further files of the task.
 
     Of classification these are calibration.png and, where pairs of classes are counted, confusion.png; of segmentation
-    confusion.png; of detection precision_recall.png and COCO's results, detections.*.json.
+    confusion.png; of detection both of it and precision_recall.png, and COCO's results, detections.*.json.
 
     Args:
         folder: Made where it is missing; files of an evaluation before are replaced.
@@ -49,6 +51,7 @@ def write_report(
         title: Of table and figures, such as "validation, epoch 12".
         metadata: What was evaluated (model, checkpoint, data ...), for metrics.json.
         unreadable: "name: reason" of the images that could not be counted.
+        worst: PNG files of the images with the most mistakes, by name.
 
     Returns:
         The files.
@@ -79,7 +82,8 @@ def write_report(
         **report.files(),
     }
     figures = {name: png_of(figure) for name, figure in report.figures(class_names, title).items()}
-    texts["report.html"] = report_page(title, report, class_names, figures, unreadable)
+    texts["report.html"] = report_page(title, report, class_names, figures, unreadable, worst)
+    figures |= worst
     for name, text in texts.items():
         with atomic_write(folder / name) as file:
             file.write(text)
@@ -94,6 +98,7 @@ def report_page(
     class_names: Sequence[str],
     figures: Mapping[str, bytes],
     unreadable: Sequence[str] = (),
+    worst: Mapping[str, bytes] = MappingProxyType({}),
 ) -> str:
     """One HTML file with everything inside: numbers, figures, classes.
 
@@ -103,6 +108,7 @@ def report_page(
         class_names: Of each class.
         figures: Content of PNG files by their names.
         unreadable: "name: reason" of the images that could not be counted.
+        worst: PNG files of the images with the most mistakes, by name.
     """
     parts = [f"<h1>{escaped(title or 'Evaluation')}</h1>\n"]
     drawn = [f"<p>{inline_image(content, name)}</p>\n" for name, content in figures.items()]
@@ -118,6 +124,9 @@ def report_page(
     parts += [f"<p>{escaped(line)}</p>\n" for line in _absent_note(report, rows, SHOWN_NAMES)]
     if pairs := _confused_table(report, rows):
         parts += ["<h2>Most confused pairs</h2>\n", _html_table(*pairs)]
+    if worst:
+        parts.append("<h2>Images with the most mistakes</h2>\n")
+        parts += [f"<p>{inline_image(content, name)}</p>\n" for name, content in worst.items()]
     if unreadable:
         lines = "".join(f"<li>{escaped(one)}</li>\n" for one in unreadable[:SHOWN_UNREADABLE])
         more = len(unreadable) - SHOWN_UNREADABLE
@@ -175,8 +184,9 @@ def _confused_table(report: Report, rows: list[dict[str, Any]]) -> tuple[list[st
     """Headings and rows of the pairs of classes that are confused most often; None where they are not counted."""
     if report.confusion is None:
         return None
-    pairs = most_confused(report.confusion[:, : report.num_classes], 25)
-    cells = [[rows[true]["name"], rows[predicted]["name"], f"{n:,}"] for true, predicted, n in pairs]
+    names = [*(row["name"] for row in rows), BACKGROUND]
+    pairs = most_confused(report.confusion[:, : len(report.confusion)], 25)
+    cells = [[names[true], names[predicted], f"{n:,}"] for true, predicted, n in pairs]
     return ["true class", "predicted as", report.count_column], cells
 
 

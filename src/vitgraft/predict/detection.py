@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from vitgraft.data.detection_transforms import DetectionPreprocessing, eval_transform
+from vitgraft.metrics.draw import draw_detections
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options
-from vitgraft.predict.draw import draw_detections
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detector"]

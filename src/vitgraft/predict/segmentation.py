@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitgraft.data.segmentation_transforms import EvalTransform, SegmentationPreprocessing, resize_labels
+from vitgraft.metrics.draw import draw_classes
 from vitgraft.models.feature_pyramid import pyramid
 from vitgraft.models.sliding_window import infer, infer_rows, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.predict.base import Prediction, Predictor, class_names_of, preprocessing_options
-from vitgraft.predict.draw import draw_classes
 from vitgraft.terminal import short_name
 from vitgraft.weights.create import build_backbone
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import torch
+from PIL import Image
 from torch import nn
 
 from vitgraft.config import GraftOptions
@@ -37,7 +38,10 @@ try:
 except ImportError as error:
     raise MissingExtraError("pytorch-lightning", "train") from error
 
-__all__ = ["Task"]
+__all__ = ["Mistake", "Task"]
+
+Mistake = tuple[float, Any]
+"""How large it is, 0 for none, and what drawing it needs of the prediction."""
 
 print_once = rank_zero_only(print)  # also before there is a trainer, which `Task.print` needs
 
@@ -219,8 +223,22 @@ class Task(pl.LightningModule):
         """A torchmetrics metric with `report()`, over all processes, whose result has `numbers()`."""
         raise NotImplementedError
 
-    def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> None:
-        """Counts one batch of a validation or a test."""
+    def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> list[Mistake]:
+        """Counts one batch of a validation or a test.
+
+        Returns:
+            Of each image how large the mistake is, 0 for none, and what `draw_mistake` needs of the prediction.
+        """
+        raise NotImplementedError
+
+    def draw_mistake(self, loaded: Any, predicted: Any, title: str) -> Image.Image:
+        """A picture of a mistake.
+
+        Args:
+            loaded: What the source of the data loads: the image, and in dense tasks its annotation.
+            predicted: Of `evaluate`.
+            title: A line above.
+        """
         raise NotImplementedError
 
     # model
@@ -409,10 +427,10 @@ class Task(pl.LightningModule):
             metric.reset()
         self.reports: dict[str, Any] = {}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Counts a batch."""
-        for weights, model in self.evaluated_models().items():
-            self.evaluate(model, self.metrics[weights], batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[Mistake]]:
+        """Counts a batch; of each kind of weights the mistakes in it."""
+        models = self.evaluated_models().items()
+        return {weights: self.evaluate(model, self.metrics[weights], batch) for weights, model in models}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the whole dataset, each sample counted once."""

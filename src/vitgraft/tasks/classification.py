@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from PIL import Image
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from vitgraft.errors import RecipeError
 from vitgraft.metrics.classification import ClassificationMetrics
+from vitgraft.metrics.draw import resized, with_legend
 from vitgraft.options import BelowOne, Count, Fraction, Model, NonNegative, WholeNumber
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Mistake, Task
 from vitgraft.tasks.losses import ClassWeights, cross_entropy, focal_loss
+from vitgraft.terminal import short_name
 from vitgraft.weights.create import build_model
 
 __all__ = ["Classification"]
@@ -131,11 +134,29 @@ class Classification(Task):
         """Accuracy in all, by class and by pair of classes, and calibration."""
         return ClassificationMetrics(self.hparams.num_classes)
 
-    def evaluate(self, model: nn.Module, metric: ClassificationMetrics, batch: Sequence[Any]) -> None:
-        """Counts (images, labels, ...); unreadable images are left out of a batch, which may then be empty."""
+    def evaluate(self, model: nn.Module, metric: ClassificationMetrics, batch: Sequence[Any]) -> list[Mistake]:
+        """Counts (images, labels, ...); unreadable images are left out of a batch, which may then be empty.
+
+        A mistake is as large as the cross entropy of the sample.
+        """
         images, labels = batch[0], batch[1]
-        if len(labels):
-            metric.update(model(images), labels)
+        if not len(labels):
+            return []
+        logits = model(images)
+        metric.update(logits, labels)
+        probabilities = logits.float().softmax(1)
+        best, classes = probabilities.max(1)
+        right = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        wrong = (classes != labels) & (labels >= 0)
+        rows = torch.stack((-right.log() * wrong, labels, right, classes, best), 1).tolist()
+        return [(row[0], row[1:]) for row in rows]
+
+    def draw_mistake(self, loaded: Image.Image, predicted: Sequence[float], title: str) -> Image.Image:
+        """The image with the probabilities of the true and of the predicted class beside it."""
+        true, right, wrong, best = predicted
+        named = [("true", int(true), right), ("predicted", int(wrong), best)]
+        rows = [(None, f"{word}: {short_name(self.class_names[i], 26)}", f"{p:.1%}") for word, i, p in named]
+        return with_legend(resized(loaded), rows, title)
 
     def predict_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Probabilities (B, num_classes)."""

@@ -1,17 +1,20 @@
 """Training a detector: boxes, or boxes and masks, on any backbone."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from pydantic import ConfigDict
 from torch import nn
 from typing_extensions import TypedDict
 
 from vitgraft.errors import RecipeError
+from vitgraft.metrics.draw import draw_detections, side_by_side
 from vitgraft.models.feature_pyramid import PyramidOptions
 from vitgraft.models.mask_rcnn import MaskRCNN
 from vitgraft.options import Count, Fraction, Model, Positive, WholeNumber
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Mistake, Task
 from vitgraft.weights.create import build_backbone
 
 __all__ = ["Detection"]
@@ -101,11 +104,42 @@ class Detection(Task):
 
         return DetectionMetrics(self.class_names, self.hparams.masks is None or self.hparams.masks)
 
-    def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> None:
-        """Counts the detections in a batch, in the pixels of the image files; unreadable images are left out."""
-        if len(batch.images):
-            sizes = [target["orig_size"] for target in batch.targets]
-            metric.update(model(list(batch.images), sizes=sizes), list(batch.targets))
+    def evaluate(self, model: nn.Module, metric: Any, batch: Any) -> list[Mistake]:
+        """Counts the detections in a batch, in the pixels of the image files; unreadable images are left out.
+
+        A mistake is as large as the number of objects that were missed, and of detections of nothing or of another
+        class, at a score and an IoU of 0.5.
+        """
+        from vitgraft.metrics.matching import SCORE, confusion_of
+
+        if not len(batch.images):
+            return []
+        found = model(list(batch.images), sizes=[target["orig_size"] for target in batch.targets])
+        metric.update(found, list(batch.targets))
+        mistakes = []
+        for one, target in zip(found, batch.targets, strict=True):
+            shown = one["scores"] >= SCORE
+            boxes, labels, scores = (one[name][shown].cpu() for name in ("boxes", "labels", "scores"))
+            counts = confusion_of(boxes, labels.tolist(), target["objects"], self.hparams.num_classes)
+            mistakes.append((float(counts.sum() - counts.trace()), (boxes, labels, scores)))
+        return mistakes
+
+    def draw_mistake(
+        self, loaded: tuple[Image.Image, Any], predicted: Sequence[torch.Tensor], title: str
+    ) -> Image.Image:
+        """The detections beside the objects."""
+        from vitgraft.metrics.matching import labeled_boxes
+
+        image, objects = loaded
+        panels = []
+        for word, (boxes, labels, *scores) in (("detected", predicted), ("labeled", labeled_boxes(objects))):
+            scores = scores[0].tolist() if scores else None
+            panels.append(
+                draw_detections(
+                    image, boxes.numpy(), labels.tolist(), self.class_names, scores, title=f"{word}: {title}"
+                )
+            )
+        return side_by_side(panels)
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, torch.Tensor]]:
         """Detections of each image, in the pixels of its file."""

@@ -5,15 +5,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import MinLen
+from PIL import Image
 from torch import Tensor, nn
 
 from vitgraft.errors import RecipeError
+from vitgraft.metrics.draw import draw_classes, side_by_side
 from vitgraft.metrics.segmentation import SegmentationMetrics, predicted_classes
 from vitgraft.models.feature_pyramid import PyramidOptions, pyramid
 from vitgraft.models.sliding_window import infer, window_errors
 from vitgraft.models.upernet import UperNet
 from vitgraft.options import BelowOne, Count, Limits, Model, NonNegative, Positive
-from vitgraft.tasks.base import Task
+from vitgraft.tasks.base import Mistake, Task
 from vitgraft.tasks.losses import ClassWeights, cross_entropy, dice_loss, focal_loss
 from vitgraft.weights.create import build_backbone
 
@@ -138,10 +140,28 @@ class Segmentation(Task):
         """The matrix of labeled and predicted classes."""
         return SegmentationMetrics(self.hparams.num_classes)
 
-    def evaluate(self, model: nn.Module, metric: SegmentationMetrics, batch: Sequence[Any]) -> None:
-        """Counts images one by one, each resized to its label's size before the classes are taken."""
+    def evaluate(self, model: nn.Module, metric: SegmentationMetrics, batch: Sequence[Any]) -> list[Mistake]:
+        """Counts images one by one, each resized to its label's size before the classes are taken.
+
+        A mistake is as large as the fraction of the labeled pixels that is wrong.
+        """
+        mistakes = []
         for image, label in zip(batch[0], batch[1], strict=True):
-            metric.update(predicted_classes(self.probabilities(model, image[None], tuple(label.shape)))[0], label)
+            found = predicted_classes(self.probabilities(model, image[None], tuple(label.shape)))[0]
+            metric.update(found, label)
+            labeled = (label >= 0) & (label < self.hparams.num_classes)
+            wrong = ((found != label) & labeled).sum() / labeled.sum().clamp(min=1)
+            mistakes.append((float(wrong), (found.short().cpu(), label.short().cpu())))
+        return mistakes
+
+    def draw_mistake(self, loaded: Any, predicted: Sequence[Tensor], title: str) -> Image.Image:
+        """The predicted classes beside the labeled ones."""
+        maps = zip(("predicted", "labeled"), predicted, strict=True)
+        panels = [
+            draw_classes(loaded[0], classes.cpu().numpy(), self.class_names, f"{word}: {title}")
+            for word, classes in maps
+        ]
+        return side_by_side(panels)
 
     def probabilities(self, model: nn.Module, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(B, 3, H, W) to (B, K, h, w), inferred as the options are set; `size` (h, w), None: the images' own."""

@@ -18,6 +18,7 @@ options that most runs need (all of them: vitgraft {command} --help-all):
   --checkpoints.every_n_steps N save between the ends of epochs, too
   --checkpoints.early_stopping N
                                 end the run after N validations that bring nothing better
+  --worst_images N              images with the most mistakes in report.html (default: 8)
   --logger NAME                 beside metrics.csv: tensorboard, wandb, mlflow, or several: '[wandb,tensorboard]'
   --ema.decay D                 average the weights, e.g. 0.9998
   --smoke                       two steps on generated images, nothing written: does the recipe run here?

@@ -30,6 +30,7 @@ except ImportError as error:
     raise MissingExtraError(error.name or "pytorch-lightning", "train") from error
 
 from vitgraft.data.classification import ImageData
+from vitgraft.options import WholeNumber
 from vitgraft.terminal import note, printable
 from vitgraft.training import loggers, run_folder
 from vitgraft.training.callbacks.checkpoint import Checkpoints, Interrupted
@@ -38,6 +39,7 @@ from vitgraft.training.callbacks.epoch_loss import EpochLoss
 from vitgraft.training.callbacks.evaluation_files import EvaluationFiles
 from vitgraft.training.callbacks.guards import Guards, is_out_of_memory, lost_process
 from vitgraft.training.callbacks.run_report import RunReport
+from vitgraft.training.callbacks.worst_images import WorstImages
 from vitgraft.training.check_recipe import recipe_errors, resolve, with_class_paths
 from vitgraft.training.loggers import LoggerName
 from vitgraft.training.recipe import merge, parse_arguments, read_recipes, split_arguments, with_init_args
@@ -57,6 +59,7 @@ TOP = {
     "weights": WEIGHTS,
     "verbose": bool,
     "logger": LOGGERS,
+    "worst_images": WholeNumber,
     "weights_only": Literal[True] | None,
 }
 
@@ -126,6 +129,7 @@ class VitgraftCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--weights", type=WEIGHTS, default=None, help="Weights of the checkpoint: raw or ema.")
+        parser.add_argument("--worst_images", type=WholeNumber, default=8, help="Images in report.html; 0: none.")
         parser.add_argument(
             "--logger", type=LOGGERS, default=None, help="Beside metrics.csv: tensorboard, wandb, mlflow."
         )
@@ -156,7 +160,8 @@ class VitgraftCLI(LightningCLI):
             self.save_config_callback = None
             callbacks = [ChosenWeights(self._get(self.config, "weights"))]
         if not self.is_smoke:
-            callbacks.append(RunReport() if self.subcommand == "fit" else EvaluationFiles())
+            worst = WorstImages(self._get(self.config, "worst_images"))
+            callbacks += [worst, RunReport(worst) if self.subcommand == "fit" else EvaluationFiles(worst)]
         self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 

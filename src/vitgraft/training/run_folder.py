@@ -52,7 +52,7 @@ LOCK = ".lock"
 RUN_FILES = (RECORD, "*.ckpt", "*.pth", "*.pth.tar", "*.safetensors", "config.yaml", "metrics.csv", "lightning_logs")
 # What may differ when a run is resumed: it changes neither the weights nor what they are measured on
 FREE = (
-    "out", "ckpt_path", "weights", "verbose", "logger", "guards",
+    "out", "ckpt_path", "weights", "verbose", "logger", "worst_images", "guards",
     "checkpoints.every_n_steps", "checkpoints.early_stopping", "checkpoints.handle_signals",
     "data.root", "data.workers", "data.timeout", "data.cache", "data.cache_dir", "data.cache_gb",
     "data.eval_batch_size",

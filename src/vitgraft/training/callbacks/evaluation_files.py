@@ -10,6 +10,7 @@ import torch
 from vitgraft.machine import describe
 from vitgraft.metrics.report_writer import print_report, write_report
 from vitgraft.terminal import console, note
+from vitgraft.training.callbacks.worst_images import WorstImages
 
 __all__ = ["EvaluationFiles"]
 
@@ -20,9 +21,13 @@ class EvaluationFiles(pl.Callback):
     It goes to OUT/validate or OUT/test, that of averaged weights to OUT/validate_ema or OUT/test_ema, and that of a
     part of the dataset (`limit_val_batches`, `max_images`) to OUT/validate_part ..., which never replaces that of the
     whole dataset. Sliding windows go to OUT/validate_sliding, several scales or flips to OUT/validate_multi_scale.
+
+    Args:
+        worst: Draws the worst images, a callback before this one; None: none are drawn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worst: WorstImages | None = None) -> None:
+        self.worst = worst or WorstImages(0)
         self.bad: list[str] = []
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,7 +83,8 @@ class EvaluationFiles(pl.Callback):
             name = "_".join([stage + ("_ema" if weights == "ema" else "") + part, *parts])
             folder = Path(trainer.default_root_dir) / name
             title = ", ".join([stage, *(one.replace("_", " ") for one in parts)])
-            written = write_report(folder, report, pl_module.class_names, title, metadata, unreadable)
+            worst = self.worst.drawn(trainer, pl_module, weights)
+            written = write_report(folder, report, pl_module.class_names, title, metadata, unreadable, worst)
             note(f"written to {folder}: {', '.join(path.name for path in written)}\n")
 
 

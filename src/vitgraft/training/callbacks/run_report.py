@@ -11,6 +11,7 @@ from vitgraft.atomic import atomic_write
 from vitgraft.metrics.figures import png_of
 from vitgraft.metrics.report_writer import report_page
 from vitgraft.terminal import warn
+from vitgraft.training.callbacks.worst_images import WorstImages
 from vitgraft.training.curves import curves_figure, read_log
 from vitgraft.training.run_folder import RunLogger
 
@@ -26,9 +27,13 @@ class RunReport(pl.Callback):
 
     The curves are those of metrics.csv, so those of a resumed run begin where the run did. What goes wrong here is a
     warning, and ends no run.
+
+    Args:
+        worst: Draws the worst images, a callback before this one; None: none are drawn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worst: WorstImages | None = None) -> None:
+        self.worst = worst or WorstImages(0)
         self._next = 0.0  # time.monotonic() from which another report may be written
         self._failed = False
 
@@ -49,7 +54,7 @@ class RunReport(pl.Callback):
             return
         start = time.monotonic()
         try:
-            _write_report(trainer, pl_module)
+            _write_report(trainer, pl_module, self.worst)
         except Exception as error:  # a full disk, a missing library, a log of another program: the run matters more
             warn(f"no learning curves and report.html: {error}")
             self._failed = True
@@ -57,7 +62,7 @@ class RunReport(pl.Callback):
         self._next = end + max(SECONDS, (end - start) / MOST_TIME)
 
 
-def _write_report(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+def _write_report(trainer: pl.Trainer, pl_module: pl.LightningModule, worst: WorstImages) -> None:
     folder = Path(trainer.default_root_dir)
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger):
@@ -73,7 +78,8 @@ def _write_report(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         return
     title = f"{folder.name}: {trainer.global_step:,} updates, epoch {trainer.current_epoch}"
     title += ", averaged weights (ema)" if weights == "ema" else ""
-    page = report_page(title, report, pl_module.class_names, figures)
+    pictures = worst.drawn(trainer, pl_module, weights)
+    page = report_page(title, report, pl_module.class_names, figures, worst=pictures)
     for file_name, content in {**figures, "report.html": page.encode(errors="backslashreplace")}.items():
         with atomic_write(folder / file_name, "wb") as file:
             file.write(content)

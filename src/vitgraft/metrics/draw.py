@@ -13,7 +13,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from vitgraft.terminal import short_name
 
-__all__ = ["draw_classes", "draw_detections", "overlay", "palette", "resized"]
+__all__ = ["draw_classes", "draw_detections", "overlay", "palette", "resized", "side_by_side", "with_legend"]
 
 SHORTEST_SIDE = 480  # images are enlarged to this, or the names would be larger than the objects
 LONGEST_SIDE = 1600  # and shrunk to this
@@ -115,7 +115,7 @@ def draw_classes(image: Image.Image, classes: np.ndarray, class_names: Sequence[
     if ignored := pixels[len(class_names) :].sum():
         rows.append((IGNORED, "no class", ignored))
     texts = [(color, name, _percent(area / classes.size)) for color, name, area in rows]
-    return _with_legend(overlay(resized(image), classes, colors), texts, title)
+    return with_legend(overlay(resized(image), classes, colors), texts, title)
 
 
 def draw_detections(
@@ -123,7 +123,7 @@ def draw_detections(
     boxes: np.ndarray,
     labels: Sequence[int],
     class_names: Sequence[str],
-    scores: Sequence[float],
+    scores: Sequence[float] | None,
     masks: np.ndarray | None = None,
     title: str = "",
 ) -> Image.Image:
@@ -134,7 +134,7 @@ def draw_detections(
         boxes: (N, 4), x0, y0, x1, y1 in pixels of the image.
         labels: 1 to C, of each.
         class_names: Of the labels 1 to C.
-        scores: Of each, 0 to 1, descending.
+        scores: Of each, 0 to 1, descending; None of objects as they are labeled.
         masks: bool (N, H, W) of the image's size, or None.
         title: A line above.
     """
@@ -146,8 +146,9 @@ def draw_detections(
     if len(labels):
         # a single class is named beside the image
         names = ["" if len(class_names) == 1 else short_name(class_names[label - 1], LONGEST_NAME) for label in labels]
-        texts = [f"{name} {score:.0%}".strip() for name, score in zip(names, scores, strict=True)]
-        texts = [text if number < MOST_NAMED else None for number, text in enumerate(texts)]
+        if scores is not None:
+            names = [f"{name} {score:.0%}".strip() for name, score in zip(names, scores, strict=True)]
+        texts = [text if number < MOST_NAMED else None for number, text in enumerate(names)]
         scale = [drawn.width / image.width, drawn.height / image.height] * 2
         # in reverse: the highest score lies on top
         pixels = draw_bounding_boxes(
@@ -166,7 +167,7 @@ def draw_detections(
     rows = [(None, name, str(count)) for name, count in counts[:MOST_CLASSES]]
     if more := counts[MOST_CLASSES:]:
         rows.append((None, f"{len(more)} more classes", str(sum(count for _, count in more))))
-    return _with_legend(drawn, rows or [(None, "nothing found", "")], title)
+    return with_legend(drawn, rows or [(None, "nothing found", "")], title)
 
 
 def _regions(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -178,7 +179,17 @@ def _regions(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return regions
 
 
-def _with_legend(image: Image.Image, rows: Sequence[tuple], title: str) -> Image.Image:
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Images in a row, on white."""
+    canvas = Image.new("RGB", (sum(one.width for one in images), max(one.height for one in images)), "white")
+    left = 0
+    for one in images:
+        canvas.paste(one, (left, 0))
+        left += one.width
+    return canvas
+
+
+def with_legend(image: Image.Image, rows: Sequence[tuple], title: str) -> Image.Image:
     """The image with its title above, and (color or None, name, text) of each row beside it."""
     size = int(np.clip(image.height / 24, 14, 28))
     font, line = _font(size), int(size * 1.5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitgraft.predict.draw import IGNORED, draw_classes, draw_detections, overlay, palette, resized
+from vitgraft.metrics.draw import IGNORED, draw_classes, draw_detections, overlay, palette, resized
 
 
 def test_colors_differ_and_do_not_depend_on_the_number_of_classes():
