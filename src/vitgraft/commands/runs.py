@@ -373,6 +373,52 @@ def _predict(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _add_visualize(commands) -> None:
+    parser = add_command(
+        commands,
+        "visualize",
+        _visualize,
+        "draw what a model looks at",
+        "One picture for each image: Grad-CAM of a class (classifiers; needs captum), attention rollout (ViTs with\n"
+        "attention over the whole image), and the graft's own scales: the norm of each level's tokens and of what the\n"
+        "graft adds to its block, of the first, a middle and the last graft. Without --method, all that the model has.",
+        [
+            "vitgraft visualize --ckpt runs/NAME photos/ --output pictures",
+            "vitgraft visualize --ckpt runs/NAME a.jpg --output pictures --method grad-cam --class cat",
+            "vitgraft visualize --ckpt deit_tiny_patch16_224 a.jpg --output pictures --method rollout",
+            "vitgraft visualize --ckpt runs/DETECTOR photos/ --output pictures --method scales",
+        ],
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or one tar")
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="MODEL",
+        help="folder of a run (its best.ckpt), checkpoint, exported folder, or a model's name with its options",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the pictures")
+    parser.add_argument(
+        "--method", nargs="+", default=[], choices=("grad-cam", "rollout", "scales"), help="default: what the model has"
+    )
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="grad-cam: a class (default: the predicted)",
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add_trust(parser)
+
+
+def _visualize(args: argparse.Namespace) -> int:
+    if args.output.is_file() or not args.output.parent.is_dir():
+        raise CommandError(f"--output {args.output}: not a folder that can be made")
+    check_writable(args.output if args.output.is_dir() else args.output.parent)
+    from vitgraft.tools.visualize import visualize
+
+    return visualize(args.ckpt, args.paths, args.output, args.method, args.class_name, args.device, args.trust)
+
+
 def _demo(args: argparse.Namespace) -> int:
     from vitgraft.tools.demo import DemoOptions, run_demo
 
@@ -382,5 +428,5 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_init, _add_check_data, _add_convert, _add_predict, _add_demo)
+COMMANDS = (_add_init, _add_check_data, _add_convert, _add_predict, _add_visualize, _add_demo)
 """What adds each command to the sub-commands of a parser, in the order of the help."""

@@ -23,7 +23,7 @@ from vitgraft.predict.load import PREDICTORS, open_model
 from vitgraft.predict.writers import WRITERS, HtmlWriter
 from vitgraft.terminal import Progress, console, note, print_table, printable
 
-__all__ = ["predictions", "run", "unused_stem"]
+__all__ = ["move", "predictions", "run", "unused_stem"]
 
 SHOWN = 40  # rows in the terminal
 ERRORS_SHOWN = 20
@@ -114,6 +114,19 @@ def predictions(
             yield Prediction(source.name(one.index), one.size[1], one.size[0], result, error, one.kept)
 
 
+def move(predictor: Predictor, device: str | None) -> None:
+    """Puts the model on a device; None: on the GPU where there is one.
+
+    Raises:
+        CommandError: There is no such device.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        predictor.model.to(device)
+    except (RuntimeError, AssertionError) as error:  # of PyTorch, also where it was built without CUDA
+        raise CommandError(f"--device {device}: not here ({str(error).splitlines()[0]}); --device cpu works") from error
+
+
 def run(args: argparse.Namespace) -> int:
     """Predicts, writes and shows; 0, or 1 where no image at all could be predicted.
 
@@ -135,11 +148,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--visualize is for segmentation and detection; --html FILE writes a page of thumbnails")
     if args.html and predictor.draws:
         raise CommandError("--html is for classifiers; --visualize DIR draws what was predicted")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        predictor.model.to(device)
-    except (RuntimeError, AssertionError) as error:  # of PyTorch, also where it was built without CUDA
-        raise CommandError(f"--device {device}: not here ({str(error).splitlines()[0]}); --device cpu works") from error
+    move(predictor, args.device)
     if args.visualize:
         args.visualize.mkdir(parents=True, exist_ok=True)
 
