@@ -195,6 +195,7 @@ class Loader:
         try:
             yield from self.batches
         except RuntimeError as error:
+            _forget(self.batches._iterator)
             workers = getattr(self.batches._iterator, "_workers", ())
             if reason := worker_failure(error, [worker.exitcode for worker in workers]):
                 _shut_down(self.batches, failed=True)
@@ -226,15 +227,21 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
+def _forget(iterator: Any) -> None:
+    """Or torch raises an error for each worker that ends from now on, and again for the one that has ended, wherever
+    the main process is at the time."""
+    if getattr(iterator, "_worker_pids_set", False):
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+
+
 def _shut_down(batches: DataLoader, failed: bool = False) -> None:
     """Ends the workers. Those of a loader that failed are not asked first: each that blocks would take 5 seconds."""
     _open.discard(batches)
     iterator, batches._iterator = batches._iterator, None
     if iterator is None or not hasattr(iterator, "_workers"):
         return
-    if failed and iterator._worker_pids_set:
-        _remove_worker_pids(id(iterator))  # or torch raises an error for each that is killed here
-        iterator._worker_pids_set = False
+    if failed:
         for worker in iterator._workers:
             worker.kill()
     iterator._shutdown_workers()
