@@ -271,3 +271,26 @@ def test_a_json_that_is_named_wrong_names_the_ones_there(fit, tmp_path):  # noqa
     assert code == 2 and f"name the json: data.train={JSON}" in text, text
     assert fit("detection", root, f"--data.train={JSON}")[0] == 0
     assert json.loads((root / JSON).read_text())["images"]
+
+
+@pytest.mark.parametrize("task", ["images", "detection", "segmentation"])
+def test_a_folder_with_nothing_but_a_tar(fit, check, tmp_path, task):  # noqa: F811
+    make = {"images": lambda root: classes(root, {"cat": 4, "dog": 4}), "detection": coco, "segmentation": maps}[task]
+    folder = tmp_path / "download"
+    folder.mkdir()
+    tar = packed(make(tmp_path / "set")).rename(folder / "set.tar")
+    hint = f"found set.tar: give {tar} instead of its folder"
+    more = ["--data.reduce_zero_label", "false"] if task == "segmentation" else []
+    code, text = fit(task, folder, *more)
+    assert code == 2 and text.count(hint) == 1, text
+    code, findings = check(folder)
+    assert code == 1 and hint in messages(findings, "warning")
+    code, text = fit(task, tar, *more)
+    assert code == 0, text
+
+
+def test_a_folder_with_nothing_but_a_zip(fit, tmp_path):  # noqa: F811
+    (tmp_path / "download").mkdir()
+    (tmp_path / "download" / "set.zip").write_bytes(b"PK")
+    code, text = fit("images", tmp_path / "download")
+    assert code == 2 and "found set.zip: unpack it" in text, text

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vitgraft.data.readers.base import SPLITS, is_image_name, split_names
-from vitgraft.data.readers.folder_or_tar import Files
+from vitgraft.data.readers.folder_or_tar import Files, archives_passed_over
 from vitgraft.errors import DataError, MissingSplitError
 
 __all__ = [
@@ -520,7 +520,7 @@ def passed_over(files: Files, used: Collection[str] = (), read: str = "") -> str
         if len(kinds[kind]) >= least:
             parts.append(f"{len(kinds[kind])} {words}")
     if not parts:
-        return ""
+        return archives_passed_over(files)
     *first, last = parts
     text = f"found {', '.join(first)}{' and ' if first else ''}{last}: not read"
     if kinds[".xml"] or len(kinds[".txt"]) > 2:

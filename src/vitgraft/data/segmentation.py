@@ -242,7 +242,7 @@ class SegmentationData(DataModule):
             return self.table.class_names
         found = self.given_names or (read_class_names(self.files) if self.root is not None else None) or numbered
         if not found:
-            raise DataError(unknown_classes(self.root))
+            raise DataError("; ".join(filter(None, [unknown_classes(self.root), self.passed_over()])))
         return found
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,8 @@ from vitgraft.data.readers.base import (
 from vitgraft.data.readers.tar import TAR_SUFFIXES, PlainTar, TarIndex, is_tar
 from vitgraft.errors import DataError, ImageError, MissingSplitError
 from vitgraft.untrusted import is_inside
+
+OTHER_ARCHIVES = (".zip", ".rar", ".7z")
 
 
 class Files:
@@ -189,6 +192,20 @@ class FileSource(ImageSource):
         if self.offsets[index] < 0:
             raise ImageError(name, "No such file in the tar")
         return self.tar.read_image(int(self.offsets[index]), int(self.sizes[index]), name)
+
+
+def archives_passed_over(files: Files) -> str:
+    """Archives in a folder that has no folders, and that are no split's and no shards; may be empty."""
+    if files.index is not None or files.folders():
+        return ""
+    usual = {word for names in SPLITS for word in names}
+    names = [name for name in files.listed() if name.lower().endswith((*TAR_SUFFIXES, *OTHER_ARCHIVES))]
+    whole = [one for one in names if one.split(".")[0].lower() not in usual and not re.search(r"-\d+\.", one)]
+    return "; ".join(
+        f"found {name}: "
+        + (f"give {files.root / name} instead of its folder" if is_tar(name) else "unpack it, or make a tar of it")
+        for name in whole[:3]
+    )
 
 
 def open_class_folders(
