@@ -79,3 +79,11 @@ def test_detections():
     assert empty[:, :600].max() == 0 and (empty[:, 605:] < 100).any()
     many = np.tile([[0, 0, 5, 5]], (1000, 1))
     assert draw_detections(image, many, [1] * 1000, ["nut"], [0.5] * 1000).size[1] == 480
+
+
+def test_names_with_line_breaks_and_control_characters():
+    """As names of folders may have them; Pillow refuses to draw either."""
+    image, names = Image.new("RGB", (40, 40)), ["a\nb", "\x1b[31mc"]
+    drawn = draw_classes(image, np.tile([0, 1], (40, 20)), names, "x\ny")
+    boxes = draw_detections(image, np.array([[2, 2, 20, 20]] * 2), [1, 2], names, [0.9, 0.8], title="x\ny")
+    assert drawn.width > 480 and boxes.width > 480

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from vitgraft.terminal import short_name
+from vitgraft.terminal import printable, short_name
 
 __all__ = ["draw_classes", "draw_detections", "overlay", "palette", "resized", "side_by_side", "with_legend"]
 
@@ -145,7 +145,8 @@ def draw_detections(
         drawn = overlay(drawn, _regions(masks, drawn.size), colors, alpha=0.45)
     if len(labels):
         # a single class is named beside the image
-        names = ["" if len(class_names) == 1 else short_name(class_names[label - 1], LONGEST_NAME) for label in labels]
+        known = [_one_line(short_name(name, LONGEST_NAME)) for name in class_names]
+        names = ["" if len(known) == 1 else known[label - 1] for label in labels]
         if scores is not None:
             names = [f"{name} {score:.0%}".strip() for name, score in zip(names, scores, strict=True)]
         texts = [text if number < MOST_NAMED else None for number, text in enumerate(names)]
@@ -191,6 +192,7 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 def with_legend(image: Image.Image, rows: Sequence[tuple], title: str) -> Image.Image:
     """The image with its title above, and (color or None, name, text) of each row beside it."""
+    title, rows = _one_line(title), [(color, _one_line(name), text) for color, name, text in rows]
     size = int(np.clip(image.height / 24, 14, 28))
     font, line = _font(size), int(size * 1.5)
     swatch = int(size * 1.1) if any(color for color, _, _ in rows) else 0
@@ -212,6 +214,11 @@ def with_legend(image: Image.Image, rows: Sequence[tuple], title: str) -> Image.
         draw.text((left + swatch + size // 2, middle), name, "black", font, anchor="lm")
         draw.text((width - size // 2, middle), text, "black", font, anchor="rm")
     return canvas
+
+
+def _one_line(text: str) -> str:
+    """Names come from elsewhere, and Pillow draws no control characters."""
+    return printable(text).replace("\n", "\\n")
 
 
 @functools.cache

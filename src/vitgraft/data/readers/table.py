@@ -188,7 +188,7 @@ def _read(files: Files, name: str, where: str) -> tuple[list[str], list[list[str
         delimiter = max(",;\t", key=first.count)
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{where}: no table in UTF-8 ({error})") from error
+        raise DataError(f"{where}: no table in UTF-8 ({error}); save it in UTF-8") from error
     if not rows:
         raise DataError(f"{where}: empty")
     return rows[0], rows[1:]
