@@ -35,7 +35,10 @@ class RunReport(pl.Callback):
     def __init__(self, worst: WorstImages | None = None) -> None:
         self.worst = worst or WorstImages(0)
         self._next = 0.0  # time.monotonic() from which another report may be written
-        self._failed = False
+        self._failed = self._trained = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._trained = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and time.monotonic() >= self._next:
@@ -45,7 +48,8 @@ class RunReport(pl.Callback):
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if (Path(trainer.default_root_dir) / "last.ckpt").is_file():  # others leave their folder as it was
+        # others leave their folder as it was
+        if self._trained and (Path(trainer.default_root_dir) / "last.ckpt").is_file():
             self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
