@@ -24,7 +24,15 @@ def start(waiting, class_folders):
         needs = waiting(split)
         words = [*words, *needs.words, "--data.root", class_folders, "--data.workers", "0"]
         command = [sys.executable, "-W", "ignore", "-m", "vitgraft", *map(str, words)]
-        processes.append(subprocess.Popen(command, env=needs.env, stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=needs.env,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "pytest &" ignores it
+            )
+        )
         end = time.monotonic() + 90
         while not held:
             try:
