@@ -41,6 +41,29 @@ def test_without_norm_and_with_another_family():
     assert hasattr(model.head, "weight")  # not pruned
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_swin_of_timm_takes_any_size(name):
+    small = {**SMALL, "depths": (2, 2, 2, 2)}
+    model = timm.create_model(name, img_size=64, **small).eval()
+    x = torch.randn(1, 3, 64, 64)
+    want = model.forward_intermediates(x, intermediates_only=True)
+    net = DenseFeatures(model, norm=False)
+    torch.testing.assert_close(net(x), want, rtol=0, atol=0)
+    free = timm.create_model(name, img_size=64, strict_img_size=False, **small).eval()
+    free.load_state_dict(model.state_dict(), strict=False)
+    other = torch.randn(1, 3, 96, 160)
+    want = free.forward_intermediates(other, intermediates_only=True)
+    torch.testing.assert_close(net(other), want, rtol=0, atol=0)
+    assert [tuple(m.shape[2:]) for m in net(torch.randn(1, 3, 70, 101))] == [(18, 26), (9, 13), (5, 7), (3, 4)]
+
+
+def test_a_model_of_one_size_names_it():
+    beit = timm.create_model("beit_base_patch16_224", img_size=64, embed_dim=32, depth=2, num_heads=2)
+    net = DenseFeatures(beit, (0, 1), norm=False)
+    with pytest.raises(ValueError, match="64 x 64 pixels only, not 96 x 64"):
+        net(torch.randn(1, 3, 96, 64))
+
+
 @pytest.mark.parametrize("indices", [(0, 4), (1, 0), (1, 1), (), (-5,)])
 def test_bad_indices(indices):
     model = small()

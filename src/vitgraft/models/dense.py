@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from timm.layers import get_device_dtype
+from timm.layers import Format, get_device_dtype
 from timm.models import FeatureInfo
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["DenseFeatures", "new_parts", "resize", "undecayed"]
+__all__ = ["DenseFeatures", "check_size", "new_parts", "resize", "undecayed"]
 
 
 def resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -30,6 +30,39 @@ def undecayed(features: nn.Module, prefix: str) -> set[str]:
     return {f"{prefix}.{name}" for name in names}
 
 
+def _free_size(model: nn.Module) -> tuple[int, int] | None:
+    """Switches a ViT or Swin of timm to images of any size, as its option would have made it: `dynamic_img_size` of
+    ViTs, `strict_img_size=False` of Swin. Its only size where it has no such, None where that is unknown.
+    """
+    embed = getattr(model, "patch_embed", None)
+    if not getattr(embed, "strict_img_size", False):
+        return None
+    rope = getattr(model, "rope", None)
+    cached = hasattr(rope, "bands") and not hasattr(rope, "_use_cached_embed")  # timm before 1.0.30: no way back
+    if getattr(model, "dynamic_img_size", None) is not False or (cached and rope.bands is None):
+        return tuple(embed.img_size)
+    model.dynamic_img_size = True
+    embed.strict_img_size = False
+    if getattr(embed, "flatten", False):
+        embed.flatten, embed.output_fmt = False, Format.NHWC
+    if hasattr(rope, "_use_cached_embed"):
+        rope._use_cached_embed = False
+    for module in model.modules():
+        if hasattr(module, "dynamic_mask"):  # Swin's blocks; their patches then may also be cut off by the border
+            module.dynamic_mask = embed.dynamic_img_pad = True
+    return None
+
+
+def check_size(model: nn.Module, size: tuple[int, int] | None, x: torch.Tensor) -> None:
+    """Refuses images (B, C, H, W) of another size than a model's only one; None: it takes any."""
+    height, width = x.shape[-2:]
+    if size is not None and (height, width) != tuple(size):
+        raise ValueError(
+            f"{type(model).__name__} takes images of {size[0]} x {size[1]} pixels only, not {height} x {width}: create "
+            "it for that size, or resize the images"
+        )
+
+
 class DenseFeatures(nn.Module):
     """What the Swin authors' detection and segmentation backbones give: a map per stage, after a LayerNorm of its own.
 
@@ -40,7 +73,7 @@ class DenseFeatures(nn.Module):
     Args:
         model: A timm model with `forward_intermediates` and `feature_info`. With `prune`, it loses what the maps do
             not need: stages behind the last, final norm, classifier (as with `features_only`), so that every parameter
-            has a gradient.
+            has a gradient. ViTs and Swins take images of any size afterwards.
         out_indices: Stages to return, from 0 in rising order; negative ones count from the end.
         norm: Without it the maps are the stages' own.
         eps: Of the norms (1e-5, the authors' value).
@@ -78,6 +111,7 @@ class DenseFeatures(nn.Module):
             if isinstance(module, SwinTransformerBlock):  # timm's too, for swin_padding="authors" later on
                 module.shift_single_window = True
         self.backbone = model
+        self.size = _free_size(model)
         self.out_indices = tuple(indices)
         self.feature_info = FeatureInfo(info, self.out_indices)
         self.norm = norm
@@ -86,7 +120,12 @@ class DenseFeatures(nn.Module):
             self.add_module(f"norm{i}", layer)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Images (B, in_chans, H, W) to one map (B, C_i, H_i, W_i) per index."""
+        """Images (B, in_chans, H, W) to one map (B, C_i, H_i, W_i) per index.
+
+        Raises:
+            ValueError: The model takes images of one size only, and these have another.
+        """
+        check_size(self.backbone, self.size, x)
         maps = self.backbone.forward_intermediates(x, indices=list(self.out_indices), intermediates_only=True)
         if not self.norm:
             return maps

@@ -22,7 +22,7 @@ from vitgraft.grafting.api import grafts
 from vitgraft.grafting.blocks import find_spec
 from vitgraft.grafting.inject import GridSource, TokenGrid
 from vitgraft.grafting.replace import WindowedAttention, replace_child
-from vitgraft.models.dense import DenseFeatures
+from vitgraft.models.dense import DenseFeatures, check_size
 from vitgraft.models.plain_vit import Collected, plain_map
 from vitgraft.options import Count, WholeNumber
 
@@ -137,12 +137,7 @@ class SimpleFeaturePyramid(nn.Module):
         """
         size = x.shape[-2:]
         x = _pad_to(x, self.patch)
-        if self.read.size is not None and tuple(x.shape[-2:]) != self.read.size:
-            height, width = self.read.size
-            raise ValueError(
-                f"{type(self.backbone).__name__} takes images of {height} x {width} pixels only, not {size[0]} x "
-                f"{size[1]}: create it for that size, or resize the images"
-            )
+        check_size(self.backbone, self.read.size, x)
         if self.grid is not None:
             self.grid.note((x.shape[-2] // self.patch, x.shape[-1] // self.patch), alone=True)
         for collected in self.collected:

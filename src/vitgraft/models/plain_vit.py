@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import Format, resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
@@ -95,26 +95,10 @@ class _TimmMap(PlainMap):
             )
         dense = DenseFeatures(model, out_indices=(-1,), norm=False)
         self.index = dense.out_indices[0]
-        super().__init__(dense.feature_info.channels()[0], dense.feature_info.reduction()[0], _free_size(model))
+        super().__init__(dense.feature_info.channels()[0], dense.feature_info.reduction()[0], dense.size)
 
     def __call__(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return model.forward_intermediates(x, indices=[self.index], intermediates_only=True)[0]
-
-
-def _free_size(model: nn.Module) -> Size | None:
-    """Switches a timm model to `dynamic_img_size`, as that option would have made it; its size where it has no such."""
-    embed = getattr(model, "patch_embed", None)
-    if not getattr(embed, "strict_img_size", False):
-        return None
-    rope = getattr(model, "rope", None)
-    cached = hasattr(rope, "bands") and not hasattr(rope, "_use_cached_embed")  # timm before 1.0.30: no way back
-    if getattr(model, "dynamic_img_size", None) is not False or (cached and rope.bands is None):
-        return tuple(embed.img_size)
-    model.dynamic_img_size = True
-    embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
-    if hasattr(rope, "_use_cached_embed"):
-        rope._use_cached_embed = False
-    return None
 
 
 class _TorchvisionMap(PlainMap):

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from vitgraft import grafting
 from vitgraft.errors import CheckpointError, ModelSpecError, VitgraftError
-from vitgraft.models.feature_pyramid import is_hierarchical
 from vitgraft.models.spec import ModelSpec, input_size_of
 from vitgraft.options import closest
 from vitgraft.weights.files import HUB_PREFIX, check_file, read_checkpoint
@@ -175,12 +174,11 @@ def build_backbone(
     patches = getattr(model, "patch_embed", None)
     size = getattr(patches, "img_size", None)
     strict = getattr(patches, "strict_img_size", False) and size is not None
-    switched = hasattr(model, "dynamic_img_size") and not is_hierarchical(model)  # by `pyramid`
+    switched = hasattr(model, "dynamic_img_size")  # by `pyramid`
     if strict and "img_size" not in options and not switched:
-        hint = "model_kwargs: {img_size: ...} gives it another"
-        if name.startswith("swin_"):
-            hint = f"graft_{name.split('.')[0]} with graft: {{blocks: []}} is that Swin without a graft, for every size"
-        raise ModelSpecError(f"{name} takes images of {size[0]} x {size[1]} pixels only; {hint}")
+        raise ModelSpecError(
+            f"{name} takes images of {size[0]} x {size[1]} pixels only; model_kwargs: {{img_size: ...}} sets another"
+        )
     return model
 
 
