@@ -127,6 +127,10 @@ def test_each_layout(init, run_command, tmp_path, layout):
         assert code == 0 and "smoke: 2 steps" in out, err
 
 
+def test_a_table_is_named_as_one(tmp_path):
+    assert "table" in inspect(str(table(tmp_path / "set"))).layout
+
+
 @pytest.mark.parametrize("export", [*SPLIT_EXPORTS, *WHOLE_EXPORTS.values()])
 def test_boxes_of_each_tool(tmp_path, export):
     data = inspect(str(export(tmp_path / "set")))

@@ -24,6 +24,7 @@ from vitgraft.data.label_maps import find_pairs, read_class_names
 from vitgraft.data.layout import OBJECT_FORMATS, layouts_of, semantic_splits
 from vitgraft.data.readers.folder_or_tar import Files
 from vitgraft.data.segmentation import SegmentationData
+from vitgraft.data.split import Part
 from vitgraft.errors import DataError, ImageError, MissingSplitError, RecipeError
 from vitgraft.training.check_recipe import recipe_errors
 
@@ -108,7 +109,8 @@ def inspect(root: str, task: str | None = None, given: Mapping[str, Any] | None 
     elif kind == "segmentation":
         layout, details = "label maps", {"sizes": sizes_of_source(source.images), "counts": ()}
     else:
-        layout = "a table" if hasattr(source, "tables") else "class folders"
+        whole = source.source if isinstance(source, Part) else source
+        layout = "a table" if hasattr(whole, "tables") else "class folders"
         counts = np.bincount(source.labels, minlength=len(source.class_names))
         details = {"sizes": sizes_of_source(source), "counts": tuple(counts.tolist())}
     if not len(details["sizes"]):
