@@ -110,6 +110,13 @@ def root(tmp_path):
     return write_set(tmp_path, coco_values(), "val", seed=1)
 
 
+def test_images_of_their_own_size_have_that_of_the_largest(root):
+    data = DetectionData(str(root), augmentation="native")
+    heights, widths = np.array(data.source("train").sizes).T
+    largest = (np.minimum(heights, widths).max(), np.maximum(heights, widths).max())
+    assert data.preprocessing.native and data.preprocessing.input_size == largest
+
+
 def test_batches_of_a_set(root):
     data = DetectionData(str(root), batch_size=2, workers=0, short_side=64, max_size=200, min_side=8)
     data.setup("fit")

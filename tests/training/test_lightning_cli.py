@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("pytorch_lightning")
 import pytorch_lightning as pl
+from exports import labelimg_yolo
 from small_run import difference
 
 from vitgraft.training.check_recipe import recipe_errors, resolve
@@ -340,7 +341,7 @@ def test_a_dataset_without_a_label_rule_is_one_error():
 
 SIZES = [
     ("detection.DetectionData", {"root": "set", "short_side": 64, "max_size": 96}),
-    ("detection.DetectionData", {"root": "set", "augmentation": "native"}),
+    ("detection.DetectionData", {"root": "boxes", "augmentation": "native", "val_fraction": 0.4}),
     ("detection.DetectionData", {"root": None}),
     ("detection.DetectionData", {"root": None, "augmentation": "single", "short_side": 70, "max_size": 80}),
     ("segmentation.SegmentationData", {"root": "set", "reduce_zero_label": False, "short_side": 180}),
@@ -353,6 +354,8 @@ def test_a_checkpoint_without_its_run_brings_the_image_sizes(name, options, tmp_
     """Moved, renamed or downloaded: what is measured are images as the run had them."""
     cls = resolve(f"vitgraft.data.{name}", pl.LightningDataModule)
     task = {"detection": "detection.Detection", "segmentation": "segmentation.Segmentation"}[name.partition(".")[0]]
+    if options["root"] == "boxes":
+        options = {**options, "root": str(labelimg_yolo(tmp_path / "boxes"))}
     data = cls(**options)
     saved = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(data.preprocessing).items()}
     saved["input_size"] = [3, *saved["input_size"]]  # as Task.setup stores it
@@ -360,7 +363,7 @@ def test_a_checkpoint_without_its_run_brings_the_image_sizes(name, options, tmp_
     section = with_data_of_run(recipe, str(tmp_path / "moved.ckpt"))["data"]
     assert "no run.json beside" in capsys.readouterr().out
     assert resolve(section["class_path"], pl.LightningDataModule) is cls
-    rest = {key: value for key, value in options.items() if key in ("root", "reduce_zero_label")}
+    rest = {key: value for key, value in options.items() if key in ("root", "val_fraction", "reduce_zero_label")}
     again = cls(**{**section["init_args"], **rest}).preprocessing
     assert {**asdict(again), "input_size": 0} == {**asdict(data.preprocessing), "input_size": 0}
     if not saved.get("native") and name.startswith("detection"):

@@ -267,3 +267,10 @@ def test_a_run_states_its_task_and_options(path):
         torch.save(content(1), path.with_name(other))
         with pytest.raises(CheckpointError, match=f"not a checkpoint of a vitgraft run.*checkpoint_path=.*{other}"):
             files.read_run(path.with_name(other))
+
+
+def test_a_model_for_another_program_names_it(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x08\x0a\x12\x07pytorch")
+    with pytest.raises(CheckpointError, match="onnxruntime"):
+        files.read_checkpoint(path)

@@ -242,7 +242,12 @@ class DetectionData(DataModule):
 
     def make_preprocessing(self) -> DetectionPreprocessing:
         native = self.is_smoke or self.augmentation.augmentation == "native"
-        size = (self.scene_size,) * 2 if self.root is None and native else self.size
+        size = self.size
+        if native and self.root is None:
+            size = (self.scene_size,) * 2
+        elif native and not self.is_smoke:  # the largest there are, for what needs one size, as an exported file does
+            sides = np.sort(self._any_source().sizes, axis=1)
+            size = tuple(sides.max(0).tolist())
         return DetectionPreprocessing(size, **self.of_model("mean", "std"), native=native)
 
     def open(self, split: str) -> ObjectSource:

@@ -36,7 +36,8 @@ class DetectionPreprocessing:
     """How images are prepared for a detector.
 
     Args:
-        input_size: (Short side, longest long side) in pixels that the images are resized to.
+        input_size: (Short side, longest long side) in pixels that the images are resized to; the largest that they
+            have, where they keep their size.
         mean: Per channel, 0 to 1.
         std: Per channel, 0 to 1.
         native: Images keep their size.

@@ -51,6 +51,16 @@ EMA_KEY = "state_dict_ema"
 """Of the averaged weights in a checkpoint, beside `state_dict`."""
 HUB_PREFIX = "local-dir:"
 RUN_FILES = ("best.ckpt", "last.ckpt")
+# endings of models without weights that could be loaded here
+FOR_OTHERS = {
+    ".onnx": "onnxruntime",
+    ".pt2": "torch.export.load",
+    ".engine": "TensorRT",
+    ".tflite": "TensorFlow Lite",
+    ".h5": "Keras",
+    ".keras": "Keras",
+    ".pdparams": "PaddlePaddle",
+}
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 # Of masks, which hold -inf by design
 MASK = re.compile(r"(^|[._])att[e]?n?_?mask\w*$|(^|[._])mask$")
@@ -305,11 +315,16 @@ def check_file(path: str | Path) -> bool:
 
     Raises:
         DamagedCheckpointError: It is empty, cut short, changed, or another file in its place.
+        CheckpointError: It is a model for another program, by its ending.
         MissingCheckpointError: No such file.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: no such file")
+    if path.suffix in FOR_OTHERS:
+        raise CheckpointError(
+            f"{path} is a file for {FOR_OTHERS[path.suffix]}: give the run or checkpoint it was made of"
+        )
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(1024)
