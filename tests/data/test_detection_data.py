@@ -110,6 +110,14 @@ def root(tmp_path):
     return write_set(tmp_path, coco_values(), "val", seed=1)
 
 
+def test_images_without_objects_are_found_where_they_are_left_out(root):
+    def kinds(split, **options):
+        return {finding.kind for finding in DetectionData(str(root), **options).check(split).learnable()}
+
+    assert "no objects" in kinds("train")
+    assert "no objects" not in kinds("val") | kinds("train", keep_empty=True)
+
+
 def test_images_of_their_own_size_have_that_of_the_largest(root):
     data = DetectionData(str(root), augmentation="native")
     heights, widths = np.array(data.source("train").sizes).T

@@ -333,6 +333,13 @@ def test_validate_finds_the_data_of_the_run(run_command, trained, class_folders,
     assert code == 0 and len({text[text.rindex("validate: ") :].splitlines()[0] for text in (one, two)}) == 1, err
 
 
+def test_a_run_without_a_validation_names_the_option(run_command, recipe, tmp_path):
+    words = ("--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 5)
+    code, out, err = run_command("fit", "--config", recipe, "--out", tmp_path / "run", *words)
+    assert code == 0 and "check_val_every_n_epoch=5" in out, err
+    assert not (tmp_path / "run" / "best.ckpt").exists()
+
+
 def test_a_dataset_without_a_label_rule_is_one_error():
     data = {"class_path": "vitgraft.data.segmentation.SegmentationData", "init_args": {"root": "somewhere"}}
     (error,) = recipe_errors({"data": data}, {}, {})

@@ -110,8 +110,8 @@ class CocoCheck(Check):
         return SetReport(self.where, len(self.json.sizes), self.json.per_class, "objects")
 
     def learnable(self) -> Iterator[Finding]:
-        json = self.json
-        yield from json.findings
+        json, leaves_out = self.json, self.min_side is not None and not self.keep_empty
+        yield from (finding for finding in json.findings if finding.kind != "no objects" or leaves_out)
         examples = {finding.kind: finding.items for finding in json.findings}
         yield from left_out_findings(self.where, json.per_class, json.left_out, json.total, self.max_left_out, examples)
         if self.min_side and any(json.per_class.values()) and not len(to_learn(json, self.min_side, self.keep_empty)):

@@ -369,6 +369,9 @@ def _print_summary(cli: VitgraftCLI) -> None:
         print(f"{cli.subcommand}: {values}")
         return
     print(", ".join(filter(None, [f"fit: {trainer.current_epoch} epochs, {trainer.global_step} updates", values])))
+    every = trainer.check_val_every_n_epoch
+    if not any(name.startswith("val/") for name in metrics) and every and trainer.current_epoch < every:
+        print(f"not validated, so there is no best.ckpt: trainer.check_val_every_n_epoch={every}")
     out = Path(cli._get(cli.config, "out"))
     if out.is_dir():
         files = sorted(path.name + "/" * path.is_dir() for path in out.iterdir())
