@@ -333,8 +333,8 @@ def test_validate_finds_the_data_of_the_run(run_command, trained, class_folders,
     assert code == 0 and len({text[text.rindex("validate: ") :].splitlines()[0] for text in (one, two)}) == 1, err
 
 
-def test_a_run_without_a_validation_names_the_option(run_command, recipe, tmp_path):
-    words = ("--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 5)
+def test_a_run_without_a_validation_names_the_option(run_command, recipe, class_folders, tmp_path):
+    words = ("--data.root", class_folders, "--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 5)
     code, out, err = run_command("fit", "--config", recipe, "--out", tmp_path / "run", *words)
     assert code == 0 and "check_val_every_n_epoch=5" in out, err
     assert not (tmp_path / "run" / "best.ckpt").exists()
