@@ -229,7 +229,7 @@ def _add_study(commands) -> None:
         "status: what is done and what is left. Datasets are in $VITGRAFT_SHARED, or in ../shared.",
         [
             "python -m reproduction study run --budget 60",
-            "python -m reproduction study run --jobs 2 --block R1",
+            "python -m reproduction study run --jobs 2 --block R1 --configurations windows grafted",
             "python -m reproduction study run --jobs 8 --device cuda",
             "python -m reproduction study page",
         ],
@@ -239,6 +239,9 @@ def _add_study(commands) -> None:
     add("--jobs", type=positive, default=1, metavar="N", help="of run: processes of one thread each (default: 1)")
     add("--budget", type=positive, metavar="MINUTES", help="of run: stop after so many minutes (default: never)")
     add("--block", metavar="BLOCK", help="of run: R0 (learning rates), R1 ... alone (default: all)")
+    add(
+        "--configurations", nargs="+", default=[], metavar="NAME", help="of run: some of the block alone (default: all)"
+    )
     add("--device", default="cpu", help="of run: cpu, cuda, cuda:1 (default: cpu)")
 
 
@@ -247,7 +250,7 @@ def _study(args: argparse.Namespace) -> int:
     from reproduction.study.grid import load_grid
 
     if args.action == "run":
-        return run.run_study(args.jobs, args.block, args.budget, args.device)
+        return run.run_study(args.jobs, args.block, args.configurations, args.budget, args.device)
     if args.action == "page":
         for path in page.write_page():
             print(path)

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,23 +72,28 @@ def options_of(grid: Grid, run: Run) -> dict[str, Any]:
     return options
 
 
-def runs(grid: Grid, block: str | None = None) -> Iterator[Run]:
+def runs(grid: Grid, block: str | None = None, only: Collection[str] = ()) -> Iterator[Run]:
     """The runs in order: of each block those that choose its learning rates (R0), then seed by seed.
 
     Args:
         grid: The grid.
         block: Those of this block alone, its choices of learning rates included; "R0": these choices of all blocks.
+        only: Some configurations of the block; none: all.
 
     Raises:
-        CommandError: There is no such block.
+        CommandError: There is no such block or configuration.
     """
     if block not in (None, "R0", *grid["blocks"]):
         raise CommandError(f"--block {block}: there are R0, {', '.join(grid['blocks'])}")
+    known = grid["blocks"].get(block, {}).get("configurations", {})
+    if unknown := [name for name in only if name not in known]:
+        named = f"there are {', '.join(known)}" if known else "name a --block other than R0"
+        raise CommandError(f"--configurations {' '.join(unknown)}: {named}")
     rule = grid["learning_rate"]
     for name, values in grid["blocks"].items():
         if block not in (None, "R0", name):
             continue
-        configurations = values["configurations"]
+        configurations = {c: options for c, options in values["configurations"].items() if not only or c in only}
         first = [c for c, options in configurations.items() if options.get("keep_weights")]
         if block != "R0":
             yield from (Run(name, c, seed) for c in first for seed in configurations[c]["seeds"])

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,13 @@ def write_record(path: Path, values: dict[str, Any]) -> None:
         file.write(f"{{\n{lines}\n}}\n")
 
 
-def work(study: Study, block: str | None = None, poll: float = 5.0) -> list[str]:
+def work(study: Study, block: str | None = None, only: Collection[str] = (), poll: float = 5.0) -> list[str]:
     """Makes all runs that are missing, in this process.
 
     Args:
         study: What and where.
         block: One block alone.
+        only: Some configurations of the block; none: all.
         poll: Seconds between two looks while other processes make the runs that are left.
 
     Returns:
@@ -162,7 +164,7 @@ def work(study: Study, block: str | None = None, poll: float = 5.0) -> list[str]
     check_writable(study.results)
     while True:
         waiting, locked = {}, False
-        for run in runs(study.grid, block):
+        for run in runs(study.grid, block, only):
             if study.done(run):
                 continue
             if time.monotonic() > study.deadline:
@@ -193,10 +195,11 @@ def work(study: Study, block: str | None = None, poll: float = 5.0) -> list[str]
             time.sleep(poll)
 
 
-def work_in_processes(jobs: int, block: str | None, budget: float | None, device: str) -> int:
+def work_in_processes(jobs: int, block: str | None, only: Collection[str], budget: float | None, device: str) -> int:
     """Runs `work` in several processes of one thread each; their highest exit code."""
     command = [sys.executable, "-m", "reproduction", "study", "run", "--device", device]
     command += ["--block", block] if block else []
+    command += ["--configurations", *only] if only else []
     command += ["--budget", str(budget)] if budget is not None else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
@@ -209,13 +212,13 @@ def work_in_processes(jobs: int, block: str | None, budget: float | None, device
             process.wait()
 
 
-def run_study(jobs: int, block: str | None, budget: float | None, device: str) -> int:
+def run_study(jobs: int, block: str | None, only: Collection[str], budget: float | None, device: str) -> int:
     """`python -m reproduction study run`."""
     if jobs > 1:
-        return work_in_processes(jobs, block, budget, device)
+        return work_in_processes(jobs, block, only, budget, device)
     torch.set_num_threads(1)
     deadline = math.inf if budget is None else time.monotonic() + 60 * budget
-    left = work(Study(load_grid(), device=device, deadline=deadline), block)
+    left = work(Study(load_grid(), device=device, deadline=deadline), block, only)
     print("\n".join(left) if left else "nothing is left to run")
     return 0
 

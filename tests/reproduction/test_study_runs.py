@@ -18,6 +18,7 @@ from reproduction.study import page, run
 from reproduction.study.data import Split, load_data, pad_crop_flip
 from reproduction.study.grid import Run, choose_multiplier, load_grid, options_of, runs
 from reproduction.study.models import build_model, count_trained
+from vitgraft.errors import CommandError
 from vitgraft.tools.count import count_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,15 @@ def test_the_order_is_that_of_the_blocks_with_learning_rates_first():
     assert [one.multiplier is None for one in first] == sorted(one.multiplier is None for one in first)
     rule = GRID["learning_rate"]
     assert all(rule["seed"] not in values["seeds"] for values in GRID["blocks"].values())
+
+
+def test_some_configurations_alone():
+    chosen = list(runs(GRID, "R3", ["windows", "grafted"]))
+    assert chosen == [one for one in runs(GRID, "R3") if one.configuration in ("windows", "grafted")]
+    assert {one.multiplier for one in chosen} == {None, 0.5, 1, 2}
+    for block in ("R3", "R0", None):
+        with pytest.raises(CommandError, match="graftd"):
+            list(runs(GRID, block, ["graftd"]))
 
 
 @pytest.mark.parametrize("block", ["R1", "R2", "R3", "R4", "R6", "R7"])
