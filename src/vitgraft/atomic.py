@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors of the disk that they are written to."""
+"""Files that are written whole or not at all, and errors of the disk that they are on."""
 
 import contextlib
 import errno
@@ -13,6 +13,7 @@ from typing import IO, Any
 from vitgraft.errors import RunFolderError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 @contextlib.contextmanager
@@ -83,4 +84,11 @@ def disk_error(error: BaseException) -> str | None:
             name = getattr(cause, "filename", None)
             return f"{f'{name}: ' if name else ''}{os.strerror(number)}"
         cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def path_error(error: BaseException) -> str | None:
+    """Which path cannot be used and why, where an error is of its permissions, length or kind; None for others."""
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}"
     return None

@@ -179,6 +179,34 @@ def test_disk_that_fills_in_the_middle(
     assert not [name for name in os.listdir(out) if name != "run"], "nothing half written"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", "--config", "{recipe}", "--data.root", "{long}"),
+        ("fit", "--config", "{recipe}", "--data.root", "{set}", "--out", "{long}"),
+        ("validate", "--ckpt_path", "{long}"),
+        ("predict", "--ckpt", "{run}", "{long}"),
+        ("predict", "--ckpt", "{long}", "{set}"),
+        ("export", "{run}", "{long}"),
+        ("check-data", "{long}"),
+        ("init", "{long}"),
+    ],
+)
+def test_paths_that_the_system_refuses(run_command, recipe, class_folders, trained, tmp_path, words):
+    paths = {"recipe": recipe, "set": class_folders, "run": trained, "long": tmp_path / ("a" * 300)}
+    code, _, err = run_command(*(word.format(**paths) for word in words))
+    assert code == 2 and "File name too long" in err and "Traceback" not in err, err
+
+
+def test_a_folder_without_permissions(run_command, monkeypatch, tmp_path):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    code, _, err = run_command("check-data", tmp_path)
+    assert code == 2 and f"{tmp_path}: Permission denied" in err, err
+
+
 @pytest.mark.parametrize("out", ["/dev/full", "/dev/full/run"])
 def test_an_output_folder_that_is_a_file(run_command, fit, out):
     code, _, err = run_command(*fit, "--out", out)

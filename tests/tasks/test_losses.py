@@ -175,6 +175,7 @@ def test_balanced_weights_of_pixels(capsys):
         (["--model.class_weights", "even"], "model.class_weights='even'"),
         (["--model.class_weights", "[1, 2]"], "2 weights for 3 classes"),
         (["--model.class_weights", "[1, -2, 1]"], "model.class_weights"),
+        (["--model.class_weights", "[0, 2, 0]"], "class_weights=[0.0, 2.0, 0.0]"),
         (["--model.class_weights", "balanced", "--model.loss", "bce"], "class_weights: not with loss='bce'"),
         (["--model.class_weights", "balanced", "--data.sampler", "balanced"], "data.sampler=balanced"),
         (["--model.loss", "dice"], "model.loss='dice'"),

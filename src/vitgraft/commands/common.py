@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from vitgraft.atomic import check_writable, disk_error
+from vitgraft.atomic import check_writable, disk_error, path_error
 from vitgraft.errors import CommandError, TrainingError, VitgraftError
 from vitgraft.terminal import console, printable, write, write_json
 
@@ -56,6 +56,9 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     except Exception as error:
         from vitgraft.data.loader import worker_failure
 
+        if unusable := path_error(error):
+            print(printable(f"{parser.prog} {args.command}: error: {unusable}"), file=sys.stderr)
+            return 2
         refused = disk_error(error)
         reason = f"could not write: {refused}" if refused else worker_failure(error)
         if reason is None:

@@ -111,12 +111,14 @@ def class_weights_of(data: Any, given: str | Sequence[float], classes: int) -> t
         classes: How many there are.
 
     Raises:
-        RecipeError: Balanced, of data that is drawn balanced already, or that does not count its classes; or another
-            number of weights than of classes.
+        RecipeError: Balanced, of data that is drawn balanced already, or that does not count its classes; not one
+            weight for each class, or fewer than two above 0.
     """
     if given != "balanced":
         if len(given) != classes:
             raise RecipeError(f"model.class_weights={list(given)}: {len(given)} weights for {classes} classes")
+        if sum(weight > 0 for weight in given) < 2:
+            raise RecipeError(f"model.class_weights={list(given)}: nothing to learn without two weights above 0")
         return list(given), None
     if getattr(data, "is_balanced", False):
         raise RecipeError(

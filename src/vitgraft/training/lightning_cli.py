@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vitgraft.atomic import check_writable, disk_error
+from vitgraft.atomic import check_writable, disk_error, path_error
 from vitgraft.data.loader import worker_failure
 from vitgraft.errors import MissingExtraError, RecipeError, TrainingError, VitgraftError
 from vitgraft.weights.files import read_run, resolve_checkpoint
@@ -250,6 +250,10 @@ def _main(argv: Sequence[str]) -> int:
         print(printable(f"vitgraft {command}: {head}" + "\n  ".join(lines)), file=sys.stderr)
         return 2
     except Exception as error:
+        # Lightning's own checks of its options
+        if refused := path_error(error) or (isinstance(error, MisconfigurationException) and str(error)):
+            print(printable(f"vitgraft {command}: error: {refused}"), file=sys.stderr)
+            return 2
         if is_out_of_memory(error):
             reason = "\n".join(getattr(error, "__notes__", [])) or "out of memory"
             reason += f"\n({str(error).splitlines()[0]})"
