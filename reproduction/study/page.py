@@ -250,7 +250,7 @@ def draw_forest(grid: Grid, records: Mapping[Run, Any], path: Path) -> bool:
     axis.set_xscale("symlog", linthresh=10)
     ticks = (-50, -20, -10, -5, 0, 5, 10, 20, 50)
     low, high = axis.get_xlim()
-    axis.set_xticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axis.set_xticks([tick for tick in ticks if low <= tick <= high])
     axis.xaxis.set_major_formatter("{x:+.0f}")
     axis.minorticks_off()
     axis.set_xlabel("points, 95 % interval; green decides")

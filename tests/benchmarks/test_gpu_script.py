@@ -25,8 +25,8 @@ def micro(monkeypatch):
     torch.set_float32_matmul_precision(precision)
 
 
-# without the kernels, which tests/benchmarks/test_kernels.py runs in a process of their own; of two pairs of models one
-PARTS = [name for name in gpu.PLAN if not name.startswith("kernel_") and "swin" not in name]
+# without the kernels, which tests/benchmarks/test_kernels.py runs in a process of their own
+PARTS = [name for name in gpu.PLAN if not name.startswith("kernel_")]
 QUICK = ("profile_deit_tiny", "infer_deit_tiny", "train_deit_tiny", "compiled_deit_tiny_bf16")
 
 

@@ -224,6 +224,9 @@ def test_process_of_a_distributed_run_that_is_killed(lost, recipe, class_folders
     code, text = ended(process, out)
     wait_for(lambda: not Path(f"/proc/{other}").exists(), 60)
     text = Path(f"{out}.log").read_text()
+    assert "Traceback" not in text and (out / "last.ckpt").exists()
+    if lost == "second" and code == -9:  # Lightning looks every 5 seconds and kills all when it is before the others
+        assert "terminated with code -9. Forcefully terminating all other processes" in text
+        return
     assert code == (-9 if lost == "first" else 1), text
-    assert "vitgraft fit: stopped: another process of this run ended" in text and "Traceback" not in text
-    assert "--resume" in text and (out / "last.ckpt").exists()
+    assert "vitgraft fit: stopped: another process of this run ended" in text and "--resume" in text

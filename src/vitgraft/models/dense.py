@@ -47,19 +47,32 @@ def _free_size(model: nn.Module) -> tuple[int, int] | None:
         embed.flatten, embed.output_fmt = False, Format.NHWC
     if hasattr(rope, "_use_cached_embed"):
         rope._use_cached_embed = False
-    for module in model.modules():
-        if hasattr(module, "dynamic_mask"):  # Swin's blocks; their patches then may also be cut off by the border
-            module.dynamic_mask = embed.dynamic_img_pad = True
+    swin_blocks = [module for module in model.modules() if hasattr(module, "dynamic_mask")]
+    for block in swin_blocks:
+        block.dynamic_mask = True
+    if swin_blocks:  # a ViT's images are padded by `SimpleFeaturePyramid`
+        embed.dynamic_img_pad = True
     return None
 
 
-def check_size(model: nn.Module, size: tuple[int, int] | None, x: torch.Tensor) -> None:
-    """Refuses images (B, C, H, W) of another size than a model's only one; None: it takes any."""
-    height, width = x.shape[-2:]
-    if size is not None and (height, width) != tuple(size):
+def check_size(
+    model: nn.Module, only: tuple[int, int] | None, size: Sequence[int], padded: Sequence[int] | None = None
+) -> None:
+    """Checks the size of images for a model that may take one size only.
+
+    Args:
+        model: The model.
+        only: The (height, width) that it takes, in pixels; None: any.
+        size: (height, width) of the images.
+        padded: Their size when the model gets them; None: as `size`.
+
+    Raises:
+        ValueError: They have another size.
+    """
+    if only is not None and tuple(padded or size) != tuple(only):
         raise ValueError(
-            f"{type(model).__name__} takes images of {size[0]} x {size[1]} pixels only, not {height} x {width}: create "
-            "it for that size, or resize the images"
+            f"{type(model).__name__} takes images of {only[0]} x {only[1]} pixels only, not {size[0]} x {size[1]}: "
+            "create it for that size, or resize the images"
         )
 
 
@@ -125,7 +138,7 @@ class DenseFeatures(nn.Module):
         Raises:
             ValueError: The model takes images of one size only, and these have another.
         """
-        check_size(self.backbone, self.size, x)
+        check_size(self.backbone, self.size, x.shape[-2:])
         maps = self.backbone.forward_intermediates(x, indices=list(self.out_indices), intermediates_only=True)
         if not self.norm:
             return maps

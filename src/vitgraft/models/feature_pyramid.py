@@ -137,7 +137,7 @@ class SimpleFeaturePyramid(nn.Module):
         """
         size = x.shape[-2:]
         x = _pad_to(x, self.patch)
-        check_size(self.backbone, self.read.size, x)
+        check_size(self.backbone, self.read.size, size, x.shape[-2:])
         if self.grid is not None:
             self.grid.note((x.shape[-2] // self.patch, x.shape[-1] // self.patch), alone=True)
         for collected in self.collected:
@@ -292,7 +292,8 @@ def pyramid(
         norm: A new LayerNorm on each stage's map, as in Swin's detectors; a plain ViT's pyramid always has its own.
 
     Returns:
-        A module, images (B, in_chans, H, W) -> list of maps (B, C_i, ceil(H / stride), ceil(W / stride)), finest first;
+        A module, images (B, in_chans, H, W) -> list of maps (B, C_i, ceil(H / stride), ceil(W / stride)), finest first
+        (hierarchical models round their own way, ConvNeXt and SwinV2-CR down);
         `feature_info.channels()` and `feature_info.reduction()` are known before the first image.
 
     Raises:

@@ -249,10 +249,12 @@ def _main(argv: Sequence[str]) -> int:
         head = "error: " if len(lines) == 1 else f"{len(lines)} errors:\n  "
         print(printable(f"vitgraft {command}: {head}" + "\n  ".join(lines)), file=sys.stderr)
         return 2
+    except MisconfigurationException as error:  # options that Lightning refuses when it has the data
+        print(printable(f"vitgraft {command}: error: {error}"), file=sys.stderr)
+        return 2
     except Exception as error:
-        # Lightning's own checks of its options
-        if refused := path_error(error) or (isinstance(error, MisconfigurationException) and str(error)):
-            print(printable(f"vitgraft {command}: error: {refused}"), file=sys.stderr)
+        if unusable := path_error(error):
+            print(printable(f"vitgraft {command}: error: {unusable}"), file=sys.stderr)
             return 2
         if is_out_of_memory(error):
             reason = "\n".join(getattr(error, "__notes__", [])) or "out of memory"
@@ -373,10 +375,11 @@ def _print_summary(cli: VitgraftCLI) -> None:
         print(f"{cli.subcommand}: {values}")
         return
     print(", ".join(filter(None, [f"fit: {trainer.current_epoch} epochs, {trainer.global_step} updates", values])))
-    every = trainer.check_val_every_n_epoch
-    if not any(name.startswith("val/") for name in metrics) and every and trainer.current_epoch < every:
-        print(f"not validated, so there is no best.ckpt: trainer.check_val_every_n_epoch={every}")
     out = Path(cli._get(cli.config, "out"))
+    if not any(name.startswith("val/") for name in metrics) and not (out / "best.ckpt").exists():
+        names = ("check_val_every_n_epoch", "limit_val_batches", "max_steps")
+        options = ", ".join(f"trainer.{name}={getattr(trainer, name)}" for name in names)
+        print(f"not validated, so there is no best.ckpt ({options})")
     if out.is_dir():
         files = sorted(path.name + "/" * path.is_dir() for path in out.iterdir())
         note(f"written to {out}: {', '.join(name for name in files if name != run_folder.LOCK)}")

@@ -321,10 +321,8 @@ def check_file(path: str | Path) -> bool:
     path = Path(path)
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: no such file")
-    if path.suffix in FOR_OTHERS:
-        raise CheckpointError(
-            f"{path} is a file for {FOR_OTHERS[path.suffix]}: give the run or checkpoint it was made of"
-        )
+    if program := FOR_OTHERS.get(path.suffix.lower()):
+        raise CheckpointError(f"{path} is a file for {program}: give the run or checkpoint it was made of")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(1024)
