@@ -13,7 +13,10 @@ from typing import IO, Any
 from vitgraft.errors import RunFolderError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.EXDEV),
+)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +116,19 @@ class Recorder(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_fewer_images_than_processes_are_refused_in_all_of_them(folder):
+    for rank in (0, 7):
+        data = ImageData(folder, batch_size=1, **FULL)
+        data.setup("validate")
+        cpu = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(world_size=8, global_rank=rank, strategy=cpu)
+        with pytest.raises(DataError, match=r"val set has 7 images.*8 processes.*at most 7"):
+            data.val_dataloader()
+    data.trainer.world_size = 7
+    data.trainer.global_rank = 6
+    assert len(data.val_dataloader()) == 1
 
 
 def fit(folder, tmp_path, ckpt=None, stop_at=None, workers=0, **options):

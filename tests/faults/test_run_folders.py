@@ -198,6 +198,12 @@ def test_paths_that_the_system_refuses(run_command, recipe, class_folders, train
     assert code == 2 and "File name too long" in err and "Traceback" not in err, err
 
 
+def test_an_output_folder_that_is_a_broken_link(run_command, trained, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    code, _, err = run_command("export", trained, tmp_path / "link")
+    assert code == 2 and f"{tmp_path / 'link'}: File exists" in err and "Traceback" not in err, err
+
+
 def test_a_folder_without_permissions(run_command, monkeypatch, tmp_path):
     def refuse(path, *_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

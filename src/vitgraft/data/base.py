@@ -403,7 +403,13 @@ class DataModule(pl.LightningDataModule):
 
     def _eval_loader(self, split: str) -> Loader:
         samples = self.samples(split, False)
-        return self._loader(samples, EvalOrder(len(samples), self.eval_batch_size, *self._process()), None)
+        world_size, rank = self._process()
+        if len(samples) < world_size:  # Lightning stops in the processes without a batch, the others wait for them
+            raise DataError(
+                f"the {split} set has {len(samples)} images, fewer than the {world_size} processes "
+                f"(trainer.devices x trainer.num_nodes): at most {len(samples)} processes"
+            )
+        return self._loader(samples, EvalOrder(len(samples), self.eval_batch_size, world_size, rank), None)
 
     def _loader(self, samples: Samples, order: TrainOrder | EvalOrder, position) -> Loader:
         on_gpu = torch.cuda.is_available() and (
