@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import nn
 
+from vitgraft.layers import pool_grid
 from vitgraft.layers.attention import attend_qkv
-from vitgraft.layers.downsample import pool_grid
 from vitgraft.layers.upsample import window_bilinear_upsample
 from vitgraft.layers.window import into_windows, out_of_windows, shift_mask
 from vitgraft.machine import record

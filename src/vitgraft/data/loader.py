@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing.connection
 import multiprocessing.queues
 import os
 import re
@@ -31,6 +32,7 @@ TIMEOUT = 600
 # Where batches of worker processes lie; with so many bytes free, it is not asked how many a batch takes
 SHARED_MEMORY, PLENTY = Path("/dev/shm"), 4 << 30
 PREFETCHED = 2  # batches of each worker, torch's default
+DEATH = 5  # seconds until the system reports a worker that ended its connection
 NOT_SHARED = 77  # exit code of a worker that can't hand over a batch
 
 
@@ -193,7 +195,18 @@ class Loader:
         if isinstance(self.order, TrainOrder) and self.position is not None:
             self.order.set_position(*self.position())
         try:
-            yield from self.batches
+            try:
+                yield from self.batches
+            except (EOFError, OSError) as error:
+                workers = getattr(self.batches._iterator, "_workers", ())
+                if not workers or str(error).startswith("Caught "):  # an error of the dataset
+                    raise
+                # a worker that dies while its batch is received ends the connection first; torch raises its own error
+                # as soon as the system reports the death, here if it is not too late
+                multiprocessing.connection.wait([worker.sentinel for worker in workers], DEATH)
+                if not any(worker.exitcode for worker in workers):
+                    raise
+                raise RuntimeError("DataLoader worker (pid unknown) exited unexpectedly") from error
         except RuntimeError as error:
             _forget(self.batches._iterator)
             workers = getattr(self.batches._iterator, "_workers", ())

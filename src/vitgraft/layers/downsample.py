@@ -9,21 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitgraft.layers.attention import WindowCrossAttention, init_linear
+from vitgraft.layers.norm_gelu import norm_gelu, pool_grid
 from vitgraft.layers.window import pad_grid
 
-__all__ = ["Downsample", "pool_grid"]
-
-
-def pool_grid(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
-    """Average over f x f tokens: (B, H, W, C) -> (B, ceil(H / f), ceil(W / f), C).
-
-    Where f does not divide the grid, the last row or column is averaged over the tokens that exist.
-    """
-    if factor == 1:
-        return x
-    # an NHWC grid seen as NCHW is in channels_last order, for which the kernel needs no copy
-    x = F.avg_pool2d(x.permute(0, 3, 1, 2), factor, ceil_mode=True, count_include_pad=False)
-    return x.permute(0, 2, 3, 1)
+__all__ = ["Downsample"]
 
 
 def resize_grid(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -88,13 +77,15 @@ class Downsample(nn.Module):
             x0: The block's own grid (B, H0, W0, C), which "cross_attention_x0" needs.
             size: Size of the coarser grid, which a `factor` of None needs.
         """
-        x = F.gelu(self.norm(x))
+        if self.factor is not None and self.proj is None and self.attn is None:
+            return norm_gelu(self.norm, x, self.factor)
+        x = norm_gelu(self.norm, x)
         if self.proj is not None:
             return self.proj(self._concatenate(x))
         pooled = resize_grid(x, size) if self.factor is None else pool_grid(x, self.factor)
         if self.attn is None:
             return pooled
-        return self.attn(pooled, x if self.x0_norm is None else F.gelu(self.x0_norm(x0)))
+        return self.attn(pooled, x if self.x0_norm is None else norm_gelu(self.x0_norm, x0))
 
     def _concatenate(self, x: torch.Tensor) -> torch.Tensor:
         """f x f tokens as one: (B, H, W, C) -> (B, ceil(H / f), ceil(W / f), f * f * C)."""

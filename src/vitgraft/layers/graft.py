@@ -23,13 +23,12 @@ Differences from the paper, which leaves these open:
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vitgraft.config import GraftConfig
 from vitgraft.errors import GraftError
 from vitgraft.layers.attention import WindowAttention, init_linear
-from vitgraft.layers.downsample import Downsample, pool_grid
+from vitgraft.layers.downsample import Downsample
 from vitgraft.layers.levels import (
     actual_sizes,
     level_factors,
@@ -38,6 +37,7 @@ from vitgraft.layers.levels import (
     plan_levels,
     step_factor,
 )
+from vitgraft.layers.norm_gelu import norm_gelu
 from vitgraft.layers.stripes import CrossShapedAttention
 from vitgraft.layers.upsample import Upsample
 
@@ -122,7 +122,7 @@ class LeftLevel(nn.Module):
         z = x + self.attn(self.norm(x))
         if len(finer):
             z = z + finer[0](x, finer[1:])
-        return pool_grid(F.gelu(self.down_norm(z)))
+        return norm_gelu(self.down_norm, z, 2)
 
 
 class GrafT(nn.Module):

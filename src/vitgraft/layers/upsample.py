@@ -10,6 +10,7 @@ from torch import nn
 
 from vitgraft.layers.attention import WindowCrossAttention, init_linear
 from vitgraft.layers.derived import derived
+from vitgraft.layers.norm_gelu import norm_gelu
 from vitgraft.layers.window import effective_window, window_partition, window_reverse
 
 __all__ = ["Upsample", "bilinear_upsample", "window_bilinear_upsample"]
@@ -135,7 +136,7 @@ class Upsample(nn.Module):
 
     def forward(self, z: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Level output z (B, h, w, C) and the next finer level's grid (B, H, W, C) -> (B, H, W, C)."""
-        z = self.proj(F.gelu(self.norm(z)))
+        z = self.proj(norm_gelu(self.norm, z))
         if self.anti_alias is not None:
             z = z * self.gate((z.shape[1], z.shape[2])).to(z.dtype)
         if self.attn is not None:
