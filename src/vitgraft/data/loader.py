@@ -197,14 +197,19 @@ class Loader:
         try:
             try:
                 yield from self.batches
-            except (EOFError, OSError) as error:
+            except RuntimeError:
+                raise
+            except Exception as error:  # EOFError, ConnectionResetError, AuthenticationError, UnpicklingError, ...
                 workers = getattr(self.batches._iterator, "_workers", ())
                 if not workers or str(error).startswith("Caught "):  # an error of the dataset
                     raise
                 # a worker that dies while its batch is received ends the connection first; torch raises its own error
                 # as soon as the system reports the death, here if it is not too late
-                multiprocessing.connection.wait([worker.sentinel for worker in workers], DEATH)
-                if not any(worker.exitcode for worker in workers):
+                ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], DEATH)
+                for worker in workers:
+                    if worker.sentinel in ended:
+                        worker.join(DEATH)
+                if not ended:
                     raise
                 raise RuntimeError("DataLoader worker (pid unknown) exited unexpectedly") from error
         except RuntimeError as error:
