@@ -1,7 +1,8 @@
 """LayerNorm, GELU and pooling that keep only their input for the backward pass (equation 1, and alpha in equation 2).
 
-PyTorch keeps the result of each of the three: for a graft that is a sixth of the memory that its block keeps. Here the
-LayerNorm is computed a second time in the backward pass instead, for well under a percent of a training step.
+PyTorch keeps the result of each of the three, a tenth of what a whole grafted DeiT-T keeps. Here the LayerNorm is
+computed a second time in the backward pass instead: 1 % of a training step in float32, 3 % under bfloat16 autocast
+(DeiT-T, batch of 8, one CPU thread).
 """
 
 import torch
