@@ -13,10 +13,7 @@ from typing import IO, Any
 from vitgraft.errors import RunFolderError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-UNUSABLE = (
-    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
-    *(errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.EXDEV),
-)
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 @contextlib.contextmanager

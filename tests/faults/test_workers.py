@@ -79,6 +79,38 @@ def test_worker_that_dies_or_blocks(fault, message):
     assert batches.batches._iterator is None, "the other workers are ended"
 
 
+class Broken:
+    """A torch loader whose connection to a worker ends while a batch is received."""
+
+    def __init__(self, error, code):
+        self.error = error
+        worker = multiprocessing.get_context("fork").Process(target=lambda: (time.sleep(0.3), os._exit(code)))
+        worker.start()
+        self._iterator = SimpleNamespace(_workers=[worker], _shutdown_workers=lambda: None)
+
+    def __iter__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset"), EOFError(), multiprocessing.AuthenticationError()]
+)
+def test_worker_that_dies_while_its_batch_is_received(error):
+    batches = Loader(Faulty(lambda: None), EvalOrder(8, 2))
+    batches.batches = Broken(error, loader.NOT_SHARED)
+    with pytest.raises(TrainingError, match="could not hand over a batch in shared memory"):
+        list(batches)
+
+
+def test_errors_of_the_dataset_are_not_taken_for_a_death(monkeypatch):
+    monkeypatch.setattr(loader, "DEATH", 0)
+    batches = Loader(Faulty(lambda: None), EvalOrder(8, 2))
+    for error in (OSError("Caught OSError in DataLoader worker process 0."), ValueError("another")):
+        batches.batches = Broken(error, 0)
+        with pytest.raises(type(error), match=str(error)):
+            list(batches)
+
+
 def test_sound_workers_are_not_disturbed():
     batches = Loader(Faulty(lambda: None), EvalOrder(8, 2), workers=2, timeout=60)
     for _ in range(2):
